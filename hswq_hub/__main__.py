@@ -1,0 +1,5 @@
+"""`python -m hswq_hub` is `hswq-hub`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""The model card: typed data from a finished folder, put into one template."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
+
+from .evaluate import ORIGINAL, Evaluation
+from .files import write_atomically
+from .quantize import Decision
+from .report import HEADINGS, Comparison, comparisons, megabytes, table
+from .targets import RECORD
+
+METRICS = "metrics.json"
+CARD = "README.md"
+IMAGES = "images"
+LICENCE_FILE = "LICENSE"
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the template needs; every figure comes from the folder's metrics.json and hswq.json."""
+
+    record: dict
+    evaluation: Evaluation
+    architecture: Architecture
+    images: list[str]
+    """Pictures to show, relative to the folder."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Card":
+        """Read a folder that `publish` made.
+
+        Raises:
+            FormatError: it lacks hswq.json or metrics.json, or they are not what `publish` writes.
+        """
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            evaluation = Evaluation.load(folder / METRICS)
+            architecture = ARCHITECTURES[record["architecture"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
+        images = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("compare-*.png"))
+        return cls(record, evaluation, architecture, images)
+
+    @property
+    def metadata(self) -> ModelCardData:
+        """The YAML front matter."""
+        base = self.record["base"]
+        return ModelCardData(
+            model_name=f"{self.record['name']}-hswq",
+            license=self.record["licence"],
+            base_model=[base] if base else None,
+            base_model_relation="quantized" if base else None,
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            tags=["hswq", "fp8", "quantized", "comfyui", self.architecture.name],
+            eval_results=[
+                EvalResult(
+                    task_type="text-to-image",
+                    dataset_type="held-out-prompts",
+                    dataset_name=f"{len(variant.pairs)} held-out prompt and seed pairs",
+                    metric_type="ssim",
+                    metric_name=f"SSIM against the original, {variant.label}",
+                    metric_value=round(variant.ssim_mean, 4),
+                )
+                for variant in self.evaluation.variants
+                if variant.label in {Format(name).label for name in self.record["files"]}
+            ],
+            widget=[
+                {"text": example["prompt"], "output": {"url": example["image"]}} for example in self.record["examples"]
+            ],
+        )
+
+    @property
+    def kept(self) -> list[Decision]:
+        """The layers that are in full precision in the last of the published files."""
+        rows = list(self.record["layers"].values())[-1]
+        return [decision for decision in (Decision(**row) for row in rows) if not decision.quantized]
+
+    @property
+    def verdict_lines(self) -> list[str]:
+        return verdict(comparisons(self.evaluation)).splitlines()
+
+    def render(self) -> str:
+        """The card as Markdown with its front matter."""
+        return (
+            _environment()
+            .get_template("card.md.j2")
+            .render(
+                card=self,
+                record=self.record,
+                architecture=self.architecture,
+                protocol=self.evaluation.protocol,
+                headings=HEADINGS,
+                rows=table(self.evaluation),
+                pairs=len(self.evaluation.variants[0].pairs),
+                formats=[format for format in Format if format.value in self.record["files"]],
+                original=ORIGINAL,
+            )
+        )
+
+
+def write_card(folder: Path) -> Path:
+    """Render README.md of a published folder from its own metrics.json and hswq.json; returns its path."""
+    card = Card.from_folder(folder)
+    write_atomically(folder / CARD, card.render().encode())
+    return folder / CARD
+
+
+def verdict(found: list[Comparison]) -> str:
+    """The comparisons in words, for the terminal: the same text that the card has."""
+    return _environment().get_template("verdict.j2").render(comparisons=found).strip()
+
+
+def licence_text(licence: str) -> str | None:
+    """The text of a licence by its Hub id, None if it does not ship with us."""
+    file = files("hswq_hub") / "licences" / f"{licence}.txt"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hswq_hub", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["megabytes"] = megabytes
+    return environment

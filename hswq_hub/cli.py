@@ -1,0 +1,293 @@
+"""The command line: a command parses, calls one function, prints. Nothing imports this module.
+
+Everything heavy is imported inside the commands, so that help is there at once.
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Format
+
+from . import __version__
+from .settings import (
+    DEVICES,
+    DTYPES,
+    RECIPES,
+    CalibrationSettings,
+    EvaluationSettings,
+    PublishSettings,
+    Recipe,
+)
+
+DEBUG_VARIABLE = "HSWQ_DEBUG"
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
+
+
+class _Group(click.Group):
+    """The one place where an error becomes a sentence on stderr and exit code 2."""
+
+    def invoke(self, context: click.Context):
+        try:
+            return super().invoke(context)
+        except HSWQError as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+
+def _options(*options):
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+base_option = click.option(
+    "--base", metavar="REPO|FOLDER", help="Hub repo or diffusers folder with text encoder, VAE and the rest."
+)
+compute_options = _options(
+    click.option("--device", type=click.Choice(DEVICES), default=CALIBRATION.device, show_default=True),
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), default=CALIBRATION.dtype, show_default=True, help="What to compute in."
+    ),
+)
+calibration_options = _options(
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        default=CALIBRATION.samples,
+        show_default=True,
+        help="Calibration pictures.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(1),
+        default=CALIBRATION.steps,
+        show_default=True,
+        help="Denoising steps of a calibration picture.",
+    ),
+    click.option("--seed", type=int, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
+)
+recipe_options = _options(
+    click.option("--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True),
+    click.option(
+        "--keep-ratio",
+        type=click.FloatRange(0, 1),
+        help="Share of the layers that stays in full precision.  [default: the architecture's; 0.1 for Z-Image]",
+    ),
+    click.option(
+        "--format",
+        "format_",
+        type=click.Choice([*(f.value for f in Format), "both"]),
+        default="both",
+        show_default=True,
+        help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original.",
+    ),
+)
+pairs_option = click.option(
+    "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hswq-hub")
+def main():
+    """Quantize diffusion checkpoints to HSWQ FP8, measure them against the original, publish them.
+
+    \b
+    hswq-hub publish demo                                   try it: offline, on the bundled model
+    hswq-hub publish model.safetensors --folder OUT         your own checkpoint
+    """
+
+
+@main.command()
+@click.argument("reference")
+@base_option
+@click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
+@recipe_options
+@calibration_options
+@pairs_option
+@compute_options
+def publish(reference, base, folder, recipe, keep_ratio, format_, samples, steps, seed, pairs, device, dtype):
+    """Do it all: a checkpoint in, a folder to upload out.
+
+    The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo" or a
+    safetensors file. A run that was stopped goes on where it was.
+
+    \b
+    hswq-hub publish demo
+    hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
+    """
+    from .card import verdict
+    from .publish import default_folder, publish
+    from .report import HEADINGS, comparisons, table, text_table
+    from .sources import resolve
+
+    _quiet()
+    source = resolve(reference, base)
+    settings = PublishSettings(
+        formats=_formats(format_),
+        recipe=Recipe(name=recipe, keep_ratio=keep_ratio),
+        calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, device=device, dtype=dtype),
+        evaluation=replace(EVALUATION, pairs=pairs, device=device, dtype=dtype),
+    )
+    published = publish(
+        source, folder or default_folder(source), settings, command=_command(click.get_current_context())
+    )
+    click.echo(text_table(HEADINGS, table(published.evaluation)))
+    click.echo(f"\n{verdict(comparisons(published.evaluation))}\n\n{published.folder}/")
+
+
+@main.command()
+@click.argument("file", type=EXISTING_FILE)
+def inspect(file):
+    """Say what a checkpoint is, from its header alone.
+
+    \b
+    hswq-hub inspect model.safetensors
+    """
+    from .inspect import inspect
+
+    found = inspect(file)
+    share = ", ".join(f"{dtype} {values / found.parameters:.0%}" for dtype, values in found.dtypes.items())
+    click.echo(f"{found.file}: {found.architecture}, {found.format}, {found.file_bytes / 1e6:.1f} MB")
+    click.echo(f"  parameters  {found.parameters / 1e6:.1f} million ({share})")
+    click.echo(f"  layers      {found.layers} linear or convolution, {found.quantized_layers} of them FP8")
+    click.echo(f"  prefix      {found.prefix or 'none'}")
+    click.echo("  config      " + ", ".join(f"{name} {value}" for name, value in found.config.items()))
+    for layer, reason in found.never_quantized.items():
+        click.echo(f"  never FP8   {layer}: {reason}")
+    for name, value in found.metadata.items():
+        click.echo(f"  metadata    {name}: {value[:80]}")
+
+
+@main.command()
+@click.argument("reference")
+@base_option
+@calibration_options
+@compute_options
+@click.option(
+    "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
+)
+def calibrate(reference, base, samples, steps, seed, device, dtype, output):
+    """Gather statistics while the original makes pictures.
+
+    \b
+    hswq-hub calibrate demo -o demo-calibration.safetensors
+    """
+    from .calibrate import calibrate
+    from .sources import resolve
+
+    _quiet()
+    settings = CalibrationSettings(samples=samples, steps=steps, seed=seed, device=device, dtype=dtype)
+    calibration = calibrate(resolve(reference, base), settings)
+    calibration.save(output)
+    skipped = sum(layer.skipped for layer in calibration.layers.values())
+    click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
+
+
+@main.command()
+@click.argument("reference")
+@base_option
+@click.option("--calibration", "statistics", type=EXISTING_FILE, required=True, help="What `calibrate` wrote.")
+@recipe_options
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
+def quantize(reference, base, statistics, recipe, keep_ratio, format_, output):
+    """Write the quantized files.
+
+    \b
+    hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
+    """
+    from .calibrate import Calibration
+    from .quantize import quantize
+    from .report import plan_table, text_table
+    from .sources import resolve
+
+    _quiet()
+    source, calibration = resolve(reference, base), Calibration.load(statistics)
+    for version in _formats(format_):
+        path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio))
+        click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
+        click.echo(text_table(*plan_table(plan)) + "\n")
+
+
+@main.command()
+@click.argument("reference")
+@click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
+@base_option
+@pairs_option
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]")
+@click.option("--seed", type=int, default=EVALUATION.seed, show_default=True, help="Seed of the first pair.")
+@compute_options
+@click.option("-o", "--output", type=NEW_FILE, help="Write the figures here as JSON.")
+def evaluate(reference, files, base, pairs, steps, seed, device, dtype, output):
+    """Measure quantized files against their original.
+
+    Every file makes the same pictures, from the same prompts and the same noise.
+
+    \b
+    hswq-hub evaluate demo out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    """
+    from .evaluate import evaluate
+    from .report import HEADINGS, table, text_table
+    from .sources import resolve
+
+    _quiet()
+    settings = EvaluationSettings(pairs=pairs, steps=steps, seed=seed, device=device, dtype=dtype)
+    evaluation = evaluate(resolve(reference, base), {file.stem: file for file in files}, settings)
+    if output is not None:
+        evaluation.save(output)
+    click.echo(text_table(HEADINGS, table(evaluation)))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def card(folder):
+    """Render a published folder's model card anew.
+
+    \b
+    hswq-hub card hswq-published/demo-hswq
+    """
+    from .card import write_card
+
+    click.echo(write_card(folder))
+
+
+def _formats(name: str) -> tuple[Format, ...]:
+    return tuple(Format) if name == "both" else (Format(name),)
+
+
+def _command(context: click.Context) -> str:
+    """The command line that does the same again: arguments and options that differ from their defaults.
+
+    Paths of this machine are cut to their last part, since it goes into the published card.
+    """
+    words = ["hswq-hub", context.info_name]
+    for parameter in context.command.params:
+        value = context.params[parameter.name]
+        if value is None or value == parameter.get_default(context) or parameter.name == "folder":
+            continue
+        word = Path(value).name if isinstance(value, Path) or Path(str(value)).exists() else str(value)
+        words += [word] if isinstance(parameter, click.Argument) else [parameter.opts[0], word]
+    return shlex.join(words)
+
+
+def _quiet() -> None:
+    """Keep other libraries' progress bars and notices out of our output; their warnings stay."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

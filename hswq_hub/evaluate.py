@@ -1,0 +1,188 @@
+"""Measure quantized files against the original: same prompts, same noise, same run.
+
+For every prompt and seed each variant makes the picture that the original made, and the two are compared. The
+prompts are never those of the calibration.
+"""
+
+import gc
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.loading import load_model
+
+from . import metrics
+from .files import write_atomically
+from .generate import Sample, default_settings, generate, open_pipeline
+from .hardware import describe, pick_device, pick_dtype, versions
+from .progress import progress
+from .settings import EvaluationSettings
+from .sources import Source
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """One variant's picture of one prompt and seed against the original's. `psnr` None: they are equal."""
+
+    prompt: str
+    seed: int
+    ssim: float
+    psnr: float | None
+    latent_mse: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What was measured of one file. `pairs` is in the order of the protocol's pairs.
+
+    file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear
+    and convolution layers that are not FP8, of `layers`.
+    """
+
+    label: str
+    file: str
+    file_bytes: int
+    weight_bytes: int
+    kept_layers: int
+    layers: int
+    pairs: list[PairResult]
+
+    @property
+    def ssim_mean(self) -> float:
+        return fmean(pair.ssim for pair in self.pairs)
+
+    @property
+    def ssim_worst(self) -> float:
+        return min(pair.ssim for pair in self.pairs)
+
+    @property
+    def psnr_mean(self) -> float | None:
+        """Mean in dB over the pairs that differ; None if none does."""
+        values = [pair.psnr for pair in self.pairs if pair.psnr is not None]
+        return fmean(values) if values else None
+
+    @property
+    def latent_mse_mean(self) -> float:
+        return fmean(pair.latent_mse for pair in self.pairs)
+
+    @property
+    def seconds_mean(self) -> float:
+        return fmean(pair.seconds for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All variants of one run, the original first, and the protocol they were measured by."""
+
+    protocol: dict
+    variants: list[VariantResult]
+    images: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    """Label -> pictures in the order of the pairs, uint8 [H, W, 3]. Not saved with the figures."""
+
+    def variant(self, label: str) -> VariantResult | None:
+        return next((v for v in self.variants if v.label == label), None)
+
+    def save(self, path: Path) -> None:
+        """Write the figures as JSON, with the means beside the pairs they are made of."""
+        document = {"protocol": self.protocol, "variants": [self._as_dict(v) for v in self.variants]}
+        write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+
+    @staticmethod
+    def _as_dict(variant: VariantResult) -> dict:
+        means = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "seconds_mean")
+        fields = asdict(variant)
+        pairs = fields.pop("pairs")
+        return fields | {name: getattr(variant, name) for name in means} | {"pairs": pairs}
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Read what :meth:`save` wrote; the means are computed anew from the pairs."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        names = VariantResult.__dataclass_fields__
+        variants = [
+            VariantResult(
+                **{k: v for k, v in row.items() if k in names} | {"pairs": [PairResult(**p) for p in row["pairs"]]}
+            )
+            for row in document["variants"]
+        ]
+        return cls(document["protocol"], variants)
+
+
+def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSettings | None = None) -> Evaluation:
+    """Measure each of `files` (label -> file) against the source.
+
+    Pair i has the i-th evaluation prompt (the list starts over when it ends) and the seed `seed + i`. One
+    denoiser is in memory at a time; the other components are loaded once.
+
+    Raises:
+        DeviceError: CUDA asked for and absent.
+        FormatError: a file does not fit.
+    """
+    settings = settings or EvaluationSettings()
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    prompts = source.prompts.evaluation
+    pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
+    pipeline, how, reference = None, None, []
+    variants, images = [], {}
+    for label, path in {ORIGINAL: source.path, **files}.items():
+        checkpoint = source.checkpoint if label == ORIGINAL else Checkpoint(path)
+        denoiser = load_model(checkpoint, dtype)
+        if pipeline is None:
+            pipeline = open_pipeline(source.checkpoint, denoiser, source.base, device)
+            how = default_settings(pipeline, source.checkpoint, settings.steps)
+        else:
+            pipeline.register_modules(**{checkpoint.architecture.component: denoiser.to(device)})
+        samples = [
+            generate(pipeline, prompt, seed, how)
+            for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
+        ]
+        reference = reference or samples
+        images[label] = [sample.image for sample in samples]
+        results = [
+            _compare(prompt, seed, original, sample)
+            for (prompt, seed), original, sample in zip(pairs, reference, samples, strict=True)
+        ]
+        variants.append(
+            VariantResult(
+                label=label,
+                file=path.name,
+                file_bytes=path.stat().st_size,
+                weight_bytes=checkpoint.weight_bytes,
+                kept_layers=len(checkpoint.layers) - len(checkpoint.quantized),
+                layers=len(checkpoint.layers),
+                pairs=results,
+            )
+        )
+        del denoiser
+        gc.collect()
+    return Evaluation(
+        protocol={
+            "settings": asdict(settings),
+            "generation": asdict(how),
+            "dtype": str(dtype).removeprefix("torch."),
+            "hardware": describe(device),
+            "versions": versions(),
+            "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
+        },
+        variants=variants,
+        images=images,
+    )
+
+
+def _compare(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
+    return PairResult(
+        prompt=prompt,
+        seed=seed,
+        ssim=metrics.ssim(original.image, sample.image),
+        psnr=metrics.psnr(original.image, sample.image),
+        latent_mse=metrics.latent_mse(original.latents, sample.latents),
+        seconds=sample.seconds,
+    )

@@ -1,0 +1,32 @@
+"""From a full-precision checkpoint and its statistics to HSWQ files: search · plan · writer."""
+
+from pathlib import Path
+
+from hswq_runtime.formats import Format
+
+from ..calibrate import Calibration
+from ..settings import Recipe
+from ..sources import Source
+from .plan import Decision, Plan, plan_hswq, plan_naive
+from .writer import write_quantized
+
+__all__ = ["Decision", "Plan", "plan_hswq", "plan_naive", "quantize", "write_quantized"]
+
+
+def quantize(
+    source: Source, calibration: Calibration, version: Format, folder: Path, recipe: Recipe | None = None
+) -> tuple[Path, Plan]:
+    """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns its path and the plan.
+
+    Raises:
+        FormatError: the calibration is of another model.
+    """
+    plan = plan_hswq(source.checkpoint, calibration, version, recipe or Recipe())
+    path = folder / quantized_name(source, version)
+    write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base)
+    return path, plan
+
+
+def quantized_name(source: Source, version: Format) -> str:
+    """What the quantized file of `source` is called."""
+    return f"{source.name}-hswq-{version.value}.safetensors"

@@ -1,0 +1,103 @@
+"""The table that every report shows, and what it says about which file is the better one."""
+
+import itertools
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+
+from .evaluate import ORIGINAL, Evaluation, VariantResult
+from .quantize import Plan
+
+HEADINGS = ("format", "size", "weights", "SSIM mean", "SSIM worst", "PSNR", "latent MSE", "kept layers")
+
+
+def megabytes(size: int) -> str:
+    """A size as people read it: "9.3 MB", "6.16 GB"."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """A row of cells for each variant, under `HEADINGS`."""
+    return [_row(variant) for variant in evaluation.variants]
+
+
+def _row(variant: VariantResult) -> tuple[str, ...]:
+    if variant.label == ORIGINAL:
+        fidelity = ("1 (reference)", "1", "∞", "0")
+    else:
+        psnr = "∞" if variant.psnr_mean is None else f"{variant.psnr_mean:.1f} dB"
+        fidelity = (f"{variant.ssim_mean:.4f}", f"{variant.ssim_worst:.4f}", psnr, f"{variant.latent_mse_mean:.2e}")
+    kept = f"{variant.kept_layers} of {variant.layers}"
+    return (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes), *fidelity, kept)
+
+
+def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Aligned columns for a terminal: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells):
+        first, *others = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether `better` really is closer to the original than `worse`, pair by pair in one run.
+
+    difference: mean of the SSIM differences, better − worse. standard_error: of that mean; None for one pair.
+    wins: pairs in which `better` has the higher SSIM, of `pairs`. latent_ratio: its latent MSE over the other's.
+    """
+
+    better: str
+    worse: str
+    difference: float
+    standard_error: float | None
+    wins: int
+    pairs: int
+    latent_ratio: float | None
+
+    @property
+    def holds(self) -> bool:
+        return self.difference > 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether the difference exceeds twice its standard error."""
+        return self.standard_error is not None and abs(self.difference) > 2 * self.standard_error
+
+
+def comparisons(evaluation: Evaluation) -> list[Comparison]:
+    """Each variant against the one before it, from the baseline upwards: V1 over naive, V2 over V1."""
+    ranked = [variant for variant in evaluation.variants if variant.label != ORIGINAL]
+    return [_compare(better, worse) for worse, better in itertools.pairwise(ranked)]
+
+
+def _compare(better: VariantResult, worse: VariantResult) -> Comparison:
+    differences = [b.ssim - w.ssim for b, w in zip(better.pairs, worse.pairs, strict=True)]
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
+    ratio = better.latent_mse_mean / worse.latent_mse_mean if worse.latent_mse_mean else None
+    wins = sum(d > 0 for d in differences)
+    return Comparison(better.label, worse.label, fmean(differences), error, wins, len(differences), ratio)
+
+
+def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row for each weight of `plan`: what happens to it, and why.
+
+    "range" is the found amax over max|w|.
+    """
+    rows = [
+        (
+            d.layer,
+            d.number_format,
+            "" if d.sensitivity is None else f"{d.sensitivity:.3g}",
+            f"{d.amax / d.maximum:.4f}" if d.maximum else "",
+            f"{d.scale:.3g}" if d.scale is not None else "",
+            d.reason,
+        )
+        for d in plan.decisions
+    ]
+    return ("layer", "stored as", "output variance", "range", "scale", "why"), rows
