@@ -1,0 +1,84 @@
+"""The dual monitor against cases computed by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from hswq_hub.calibrate import Calibration, LayerStatistics, monitor
+from hswq_runtime.errors import FormatError
+
+
+def watch(module: nn.Module, *inputs: torch.Tensor) -> LayerStatistics:
+    model = nn.ModuleDict({"layer": module})
+    with monitor(model) as layers, torch.no_grad():
+        for value in inputs:
+            model["layer"](value)
+    return layers["layer"]
+
+
+def doubling() -> nn.Linear:
+    """y = (2·x0, 2·x1): small enough to follow by hand."""
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = 2 * torch.eye(2)
+    return layer
+
+
+def test_sensitivity_and_importance_over_two_calls():
+    # Call 1: outputs 2, -4, 6, 8: mean 3, mean square 30. Call 2: outputs 0, 2: mean 1, mean square 2.
+    found = watch(doubling(), torch.tensor([[[1.0, -2.0], [3.0, 4.0]]]), torch.tensor([[[0.0, 1.0]]]))
+    assert found.calls == 2
+    assert found.output_variance == pytest.approx((30 + 2) / 2 - ((3 + 1) / 2) ** 2)
+    # Channel 0: mean of |1|, |3| is 2, then 0. Channel 1: mean of |-2|, |4| is 3, then 1.
+    assert found.importance.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (1, 1, 2), (1, 1, 1, 2)], ids=lambda s: f"{len(s)}-D")
+def test_linear_channels_are_the_last_dimension_whatever_the_others(shape):
+    assert watch(doubling(), torch.tensor([3.0, -5.0]).reshape(shape)).importance.tolist() == [3.0, 5.0]
+
+
+def test_convolution_channels_are_the_second_dimension():
+    convolution = nn.Conv2d(2, 1, 1, bias=False)
+    pictures = torch.stack([torch.full((2, 2), -3.0), torch.tensor([[1.0, 2.0], [3.0, 6.0]])]).unsqueeze(0)
+    assert watch(convolution, pictures).importance.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_calls_are_left_out_and_counted(bad):
+    found = watch(doubling(), torch.tensor([[1.0, 1.0]]), torch.tensor([[bad, 1.0]]))
+    assert (found.calls, found.skipped) == (1, 1)
+    assert found.importance.tolist() == [1.0, 1.0]
+
+
+def test_half_precision_values_are_summed_without_overflow():
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float16)
+    layer.weight.data.fill_(1)
+    found = watch(layer, torch.full((4096, 1), 300.0, dtype=torch.float16))
+    assert found.output_variance == 0
+    assert found.output_square == 90_000, "beyond float16, whose largest value is 65504"
+
+
+def test_hooks_are_gone_afterwards():
+    layer = doubling()
+    found = watch(layer, torch.ones(1, 2))
+    layer(torch.ones(1, 2))
+    assert found.calls == 1
+
+
+def test_save_and_load_keep_every_bit(tmp_path):
+    layers = {"a.b": watch(doubling(), torch.randn(4, 2)), "c": watch(doubling(), torch.randn(4, 2))}
+    path = tmp_path / "calibration.safetensors"
+    Calibration(layers, {"settings": {"samples": 2}}).save(path)
+    loaded = Calibration.load(path)
+    assert loaded.made_by == {"settings": {"samples": 2}}
+    for name, statistics in layers.items():
+        assert torch.equal(loaded.layers[name].importance, statistics.importance)
+        assert loaded.layers[name].output_variance == statistics.output_variance
+    assert '"samples": 2' in path.with_suffix(".json").read_text()
+
+
+def test_other_files_are_no_calibration(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nothing")
+    with pytest.raises(FormatError, match="not a calibration file"):
+        Calibration.load(path)

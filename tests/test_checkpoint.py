@@ -1,0 +1,96 @@
+"""Opening checkpoints: what is found in them, and what is said of those that cannot be opened."""
+
+import accelerate
+import diffusers
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from hswq_runtime import Checkpoint, load_model
+from hswq_runtime.architectures import PREFIXES, Z_IMAGE
+from hswq_runtime.errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix or "none")
+def test_full_precision_file_is_the_model_it_was_made_from(tmp_path, prefix):
+    path = tiny.checkpoint(tmp_path, prefix)
+    checkpoint = Checkpoint(path)
+    assert (checkpoint.architecture, checkpoint.prefix) == (Z_IMAGE, prefix)
+    assert checkpoint.config == tiny.CONFIG
+    loaded, expected = load_model(checkpoint).state_dict(), tiny.model().state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_fused_tensor_is_traced_to_its_three_modules(tmp_path):
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    fused = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
+    assert checkpoint.modules[fused] == [f"layers.0.attention.to_{part}.weight" for part in "qkv"]
+    (piece,) = checkpoint.parameters["layers.0.attention.to_k.weight"]
+    assert (piece.key, piece.start, piece.stop) == (fused, 96, 192)
+
+
+def test_configuration_of_the_published_model_follows_from_its_shapes():
+    with accelerate.init_empty_weights():
+        full = diffusers.ZImageTransformer2DModel()
+    shapes = {name: tuple(t.shape) for name, t in tiny.original_layout(full.state_dict(), prefix="").items()}
+    found = Z_IMAGE.config(shapes)
+    assert found == {name: full.config[name] for name in found}
+
+
+def test_only_linear_and_convolution_weights_are_layers(tmp_path):
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    names = {checkpoint.layer(key) for key in checkpoint.layers}
+    linear = {name for name, module in tiny.model().named_modules() if isinstance(module, torch.nn.Linear)}
+    assert len(names) == len(linear) - 2 * 3, "each of the three fused attentions is one layer, not three"
+    assert not any("norm" in name for name in names)
+    forbidden = {checkpoint.layer(key) for key in checkpoint.layers if checkpoint.why_never_quantized(key)}
+    assert forbidden == {"t_embedder.mlp.0", "t_embedder.mlp.2"}
+
+
+def test_not_a_safetensors_file(tmp_path):
+    path = tmp_path / "notes.safetensors"
+    path.write_text("hello " * 100)
+    with pytest.raises(FormatError, match="not a complete safetensors file"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_truncated_file(tmp_path, share):
+    path = tiny.checkpoint(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(FormatError, match="not a complete safetensors file"):
+        Checkpoint(path)
+
+
+def test_unknown_architecture_shows_what_the_keys_look_like(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"double_blocks.0.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(UnknownArchitectureError, match=r"double_blocks\.0\.weight.*Z-Image"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantized_source_is_refused(tmp_path, dtype):
+    def quantize(tensors):
+        key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
+        tensors[key] = tensors[key].to(dtype)
+
+    with pytest.raises(AlreadyQuantizedError, match="quantized already"):
+        Checkpoint(tiny.checkpoint(tmp_path, change=quantize)).require_full_precision()
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path):
+    def spoil(tensors):
+        del tensors[f"{tiny.PREFIX}x_pad_token"]
+        tensors[f"{tiny.PREFIX}stranger"] = torch.zeros(1)
+        tensors[f"{tiny.PREFIX}cap_embedder.0.weight"] = torch.zeros(7)
+
+    with pytest.raises(FormatError) as error:
+        load_model(tiny.checkpoint(tmp_path, change=spoil))
+    message = str(error.value)
+    assert "missing x_pad_token" in message
+    assert "unexpected stranger" in message
+    assert "cap_embedder.0.weight has shape [7] instead of [32]" in message

@@ -1,0 +1,192 @@
+"""Plan and writer: what is kept, what is written, and that reading it back gives just that."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from hswq_hub.calibrate import Calibration, monitor
+from hswq_hub.quantize import plan_hswq, plan_naive, write_quantized
+from hswq_hub.settings import Recipe
+from hswq_runtime import Checkpoint, Format, dequantize_, load_model, weight_bytes
+from hswq_runtime.errors import FormatError
+from hswq_runtime.fp8 import FP8, quantize
+
+QKV = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Checkpoint:
+    return Checkpoint(tiny.checkpoint(tmp_path_factory.mktemp("source"), metadata={"modelspec.title": "tiny"}))
+
+
+@pytest.fixture(scope="module")
+def calibration(source) -> Calibration:
+    model = load_model(source, torch.float32)
+    with monitor(model) as layers:
+        tiny.run(model)
+    return Calibration(layers)
+
+
+def written(source, plan, folder, name="out.safetensors", **arguments):
+    path = folder / name
+    write_quantized(source, plan, path, source_sha256="0" * 64, **arguments)
+    return path
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0, 0), (0.1, 2), (0.25, 5), (1, 21)])
+def test_the_most_sensitive_share_of_the_layers_is_kept(source, calibration, ratio, kept):
+    plan = plan_hswq(source, calibration, Format.V1, Recipe(keep_ratio=ratio))
+    ranked = [d for d in plan.decisions if not d.reason.startswith("never")]
+    chosen = [d.sensitivity for d in ranked if not d.quantized]
+    assert len(ranked) == 21 and len(chosen) == kept
+    assert sorted(chosen, reverse=True) == sorted((d.sensitivity for d in ranked), reverse=True)[:kept]
+
+
+def test_forbidden_layers_are_kept_and_the_plan_says_why(source, calibration):
+    plan = plan_hswq(source, calibration, Format.V2, Recipe(keep_ratio=0))
+    assert {d.layer for d in plan.kept} == {"t_embedder.mlp.0", "t_embedder.mlp.2"}
+    assert all("casts the timestep" in d.reason for d in plan.kept)
+
+
+def test_sensitivity_of_a_fused_layer_is_the_variance_over_all_its_outputs(source, calibration):
+    """One module's variance is about its own mean; that of all three together is about the common one."""
+    parts = [calibration.layers[f"layers.0.attention.to_{p}"] for p in "qkv"]
+    mean = sum(p.output_mean for p in parts) / 3
+    expected = sum(p.output_square for p in parts) / 3 - mean**2
+    plan = plan_hswq(source, calibration, Format.V1, Recipe())
+    assert next(d.sensitivity for d in plan.decisions if d.key == QKV) == pytest.approx(expected)
+
+
+def test_calibration_of_another_model_is_refused(source, calibration):
+    with pytest.raises(FormatError, match="made from another model"):
+        plan_hswq(source, Calibration({}), Format.V1, Recipe())
+
+
+@pytest.mark.parametrize("version", list(Format))
+def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, version):
+    plan = plan_hswq(source, calibration, version, Recipe())
+    with safe_open(written(source, plan, tmp_path, base="owner/base"), framework="pt") as file:
+        found = {k: (file.get_slice(k).get_dtype(), tuple(file.get_slice(k).get_shape())) for k in file.keys()}
+        metadata = file.metadata()
+    expected = {key: (info.dtype, info.shape) for key, info in source.tensors.items()}
+    for decision in (d for d in plan.decisions if d.quantized):
+        layer = decision.key.removesuffix(".weight")
+        expected[decision.key] = ("F8_E4M3", source.tensors[decision.key].shape)
+        expected[f"{layer}.weight_scale"] = ("F32", ())
+        expected[f"{layer}.comfy_quant"] = ("U8", found[f"{layer}.comfy_quant"][1])
+        if version is Format.V2:
+            expected[f"{layer}.scale"] = ("F32", (1,))
+    assert found == expected
+    assert metadata["hswq_format"] == version.value
+    assert metadata["hswq_base"] == "owner/base"
+    assert metadata["modelspec.title"] == "tiny", "what the source's header said is kept"
+
+
+@pytest.mark.parametrize("version", list(Format))
+def test_values_of_the_file(source, calibration, tmp_path, version):
+    plan = plan_hswq(source, calibration, version, Recipe())
+    original, stored = load_file(source.path), load_file(written(source, plan, tmp_path))
+    quantized = {d.key: d for d in plan.decisions if d.quantized}
+    for key, tensor in original.items():
+        if key not in quantized:
+            assert torch.equal(stored[key], tensor), f"{key} was to be kept as it is"
+            continue
+        scale = stored[key.removesuffix(".weight") + ".weight_scale"]
+        clipped = tensor.float().clamp(-quantized[key].amax, quantized[key].amax)
+        expected = quantize(clipped, scale if version.scaled else None)
+        assert torch.equal(stored[key].view(torch.uint8), expected.view(torch.uint8))
+        if version.scaled:
+            assert scale.item() == pytest.approx(quantized[key].amax / 448, rel=1e-6)
+            assert torch.equal(stored[key.removesuffix(".weight") + ".scale"], scale.reshape(1))
+            assert stored[key].float().abs().max() == 448, "the range is used to its end"
+
+
+@pytest.mark.parametrize("version", list(Format))
+def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration, tmp_path, version):
+    path = written(source, plan_hswq(source, calibration, version, Recipe()), tmp_path)
+    loaded = load_model(path, torch.float32)
+    assert sum(p.dtype == FP8 for p in loaded.parameters()) > 20
+    stored, reference = load_file(path), tiny.model().float()
+    state = reference.state_dict()
+    checkpoint = Checkpoint(path)
+    for name, pieces in checkpoint.parameters.items():  # W·S, put together without the loader
+        rows = torch.cat([stored[p.key][p.start : p.stop].float() for p in pieces])
+        scale = stored.get(pieces[0].key.removesuffix(".weight") + ".scale") if version.scaled else None
+        state[name] = rows if scale is None else rows * scale
+    reference.load_state_dict(state)
+    expected = tiny.run(reference)
+    assert torch.equal(tiny.run(loaded), expected)
+    assert not torch.equal(expected, tiny.run(tiny.model().float())), "quantizing must have changed something"
+    assert torch.equal(tiny.run(dequantize_(loaded)), expected)
+    assert torch.equal(tiny.run(load_model(path, torch.float32, dequantize=True)), expected)
+
+
+@pytest.mark.parametrize("version", list(Format))
+def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, version):
+    path = written(source, plan_hswq(source, calibration, version, Recipe(keep_ratio=0)), tmp_path)
+    held = weight_bytes(load_model(path))
+    assert held == Checkpoint(path).weight_bytes
+    assert weight_bytes(load_model(source)) == source.weight_bytes
+    forbidden = sum(torch.Size(source.tensors[d.key].shape).numel() for d in plan_naive(source).kept)
+    assert held < 0.5 * source.weight_bytes + forbidden + 0.02 * source.weight_bytes
+
+
+def test_same_input_same_bytes(source, calibration, tmp_path):
+    plan = plan_hswq(source, calibration, Format.V2, Recipe())
+    one, two = written(source, plan, tmp_path, "one"), written(source, plan, tmp_path, "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_naive_plan_is_a_plain_cast_of_all_that_can_be_fp8(source, tmp_path):
+    plan = plan_naive(source)
+    assert len(plan.kept) == 2
+    stored, original = load_file(written(source, plan, tmp_path)), load_file(source.path)
+    assert torch.equal(stored[QKV].view(torch.uint8), original[QKV].to(FP8).view(torch.uint8))
+
+
+def test_every_tensor_is_aligned_to_its_size(source, calibration, tmp_path):
+    path = written(source, plan_hswq(source, calibration, Format.V2, Recipe()), tmp_path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(data[8 : 8 + length])
+    sizes = {"F32": 4, "BF16": 2}
+    assert all(e["data_offsets"][0] % sizes.get(e["dtype"], 1) == 0 for n, e in header.items() if n != "__metadata__")
+
+
+def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkeypatch):
+    plan = plan_hswq(source, calibration, Format.V1, Recipe())
+    monkeypatch.setattr("hswq_hub.quantize.writer.quantize", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        written(source, plan, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("problem", ["missing", "zero", "nan"])
+def test_v2_scale_that_is_missing_or_impossible_is_refused(source, calibration, tmp_path, problem):
+    from safetensors.torch import save_file
+
+    path = written(source, plan_hswq(source, calibration, Format.V2, Recipe()), tmp_path)
+    tensors, metadata = load_file(path), Checkpoint(path).metadata
+    key = QKV.removesuffix(".weight") + ".scale"
+    if problem == "missing":
+        del tensors[key]
+    else:
+        tensors[key] = torch.tensor([0.0 if problem == "zero" else float("nan")])
+    spoiled = tmp_path / "spoiled.safetensors"
+    save_file(tensors, spoiled, metadata=metadata)
+    with pytest.raises(FormatError, match=r"layers\.0\.attention\.qkv.*scale"):
+        load_model(spoiled)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_rounding_on_cuda_gives_the_same_file(source, calibration, tmp_path):
+    plan = plan_hswq(source, calibration, Format.V2, Recipe())
+    on_cpu = written(source, plan, tmp_path, "cpu")
+    on_gpu = written(source, plan, tmp_path, "gpu", device=torch.device("cuda"))
+    assert on_cpu.read_bytes() == on_gpu.read_bytes()

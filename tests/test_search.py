@@ -1,0 +1,86 @@
+"""The amax search against slow and plain ways to do the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from hswq_hub.quantize.search import search_amax, search_error, weighted_histogram
+from hswq_hub.settings import SearchSettings
+from hswq_runtime.fp8 import FP8_MAX, grid
+
+SETTINGS = SearchSettings(bins=512, candidates=40, refinements=2)
+
+
+def weight(seed=0, shape=(64, 32)):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * 0.02, torch.rand(shape[1], generator=generator)
+
+
+def slow_error(histogram, delta: float, scaled: bool) -> float:
+    """The formula, one candidate and one bin at a time, on the grid values."""
+    values, scale, total = grid().double().numpy(), delta / FP8_MAX if scaled else 1.0, 0.0
+    for x, mass in zip(histogram.middles.tolist(), histogram.mass.tolist(), strict=True):
+        total += mass * (values[np.abs(values - min(x, delta) / scale).argmin()] * scale - x) ** 2
+    return total
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["v1", "v2"])
+def test_errors_of_all_candidates_at_once_are_those_of_the_formula(scaled):
+    histogram = weighted_histogram(*weight(), bins=256)
+    candidates = torch.linspace(0.5, 1.0, 7, dtype=torch.float64) * histogram.maximum
+    found = search_error(histogram, candidates, scaled)
+    expected = [slow_error(histogram, delta, scaled) for delta in candidates.tolist()]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_histogram_is_numpys():
+    values, importance = weight()
+    histogram = weighted_histogram(values, importance, bins=64)
+    mass, edges = np.histogram(
+        values.abs().numpy(), bins=64, range=(0, values.abs().max().item()), weights=importance.expand(64, -1).numpy()
+    )
+    assert histogram.mass.tolist() == pytest.approx((mass / mass.sum()).tolist(), abs=1e-3)
+    assert histogram.middles.tolist() == pytest.approx(((edges[1:] + edges[:-1]) / 2).tolist())
+    assert histogram.mass.sum().item() == pytest.approx(1)
+
+
+def test_importance_of_a_convolution_goes_by_input_channel():
+    values = torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1).expand(3, 2, 2, 2)
+    mass = weighted_histogram(values, torch.tensor([3.0, 1.0]), bins=2).mass
+    assert mass.tolist() == [0, 1], "both values fall into the upper half, [1, 2]"
+    mass = weighted_histogram(values, torch.tensor([3.0, 1.0]), bins=4).mass
+    assert mass.tolist() == [0, 0, 0.75, 0.25]
+
+
+def test_importance_of_a_grouped_convolution_goes_by_its_own_channels():
+    values = torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1)  # group 0 reads channel 0, group 1 channel 1
+    assert weighted_histogram(values, torch.tensor([3.0, 1.0]), bins=4).mass.tolist() == [0, 0, 0.75, 0.25]
+
+
+def test_search_finds_the_best_of_all_candidates():
+    histogram = weighted_histogram(*weight(3), bins=512)
+    found = search_error(histogram, torch.tensor([search_amax(histogram, True, SETTINGS)]), True).item()
+    coarse = torch.linspace(0.5, 1.0, SETTINGS.candidates, dtype=torch.float64) * histogram.maximum
+    assert found <= search_error(histogram, coarse, True).min().item()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_a_scale_clipping_never_pays(seed):
+    """The grid of V1 does not move, so Δ* is max|w| up to the width of a bin."""
+    histogram = weighted_histogram(*weight(seed), bins=4096)
+    found = search_amax(histogram, False, SearchSettings())
+    assert found == pytest.approx(histogram.maximum, rel=1 / 4096)
+
+
+def test_clipping_pays_for_a_lone_outlier_in_a_channel_that_carries_nothing():
+    values, importance = torch.full((8, 2), 0.9), torch.tensor([1.0, 0.0])
+    values[0, 1] = 1.0
+    histogram = weighted_histogram(values, importance, bins=4096)
+    amax = search_amax(histogram, True, SearchSettings())
+    assert search_error(histogram, torch.tensor([amax]), True) < 1e-9
+    assert search_error(histogram, torch.tensor([1.0]), True) > 1e-5
+
+
+def test_weight_of_zeros():
+    histogram = weighted_histogram(torch.zeros(4, 4), torch.ones(4), bins=16)
+    assert search_amax(histogram, True, SETTINGS) == 0
