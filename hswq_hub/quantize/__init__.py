@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..calibrate import Calibration
@@ -19,8 +20,12 @@ def quantize(
     """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns its path and the plan.
 
     Raises:
-        FormatError: the calibration is of another model.
+        FormatError: the calibration was made from another file.
     """
+    if calibration.made_by.get("source_sha256") != source.sha256:
+        raise FormatError(
+            f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
+        )
     plan = plan_hswq(source.checkpoint, calibration, version, recipe or Recipe())
     path = folder / quantized_name(source, version)
     write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base)

@@ -11,6 +11,8 @@ from torch import nn
 
 from .fp8 import FP8, dequantize
 
+SCALE_BUFFER = "scale"
+
 
 class _FP8Weight:
     """What both layers share: an FP8 `weight`, an optional float32 `scale`, and a `compute_dtype`.
@@ -23,7 +25,7 @@ class _FP8Weight:
     def _hold_fp8(self, scaled: bool, compute_dtype: torch.dtype, device) -> None:
         self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=FP8, device=device), requires_grad=False)
-        self.register_buffer("scale", torch.empty(1, dtype=torch.float32, device=device) if scaled else None)
+        self.register_buffer(SCALE_BUFFER, torch.empty(1, dtype=torch.float32, device=device) if scaled else None)
 
     def dequantized_weight(self) -> torch.Tensor:
         """The weight in `compute_dtype`, a new tensor of the plain layer's shape."""
@@ -39,11 +41,11 @@ class _FP8Weight:
     def _apply(self, fn, recurse=True):
         # `.to(dtype)`, `.half()` and the like change what we compute in, never the stored FP8 bytes or their
         # scale. `fn` is opaque, so an empty tensor tells where it moves things and into which dtype.
-        weight, scale = self._parameters.pop("weight"), self._buffers.pop("scale")
+        weight, scale = self._parameters.pop("weight"), self._buffers.pop(SCALE_BUFFER)
         try:
             super()._apply(fn, recurse)
         finally:
-            self._parameters["weight"], self._buffers["scale"] = weight, scale
+            self._parameters["weight"], self._buffers[SCALE_BUFFER] = weight, scale
         probe = fn(torch.empty(0, dtype=self.compute_dtype, device=weight.device))
         move = torch.empty_like if weight.is_meta and not probe.is_meta else torch.Tensor.to
         self.compute_dtype = probe.dtype

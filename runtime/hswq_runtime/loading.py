@@ -11,21 +11,21 @@ import torch
 from . import formats
 from .checkpoint import Checkpoint, Piece
 from .errors import FormatError
-from .layers import dequantize_, quantized_twin
+from .layers import SCALE_BUFFER, dequantize_, quantized_twin
 
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_model(
-    checkpoint: Checkpoint | str | Path, torch_dtype: torch.dtype | None = None, *, dequantize: bool = False
+    checkpoint: Checkpoint | str | Path, dtype: torch.dtype | None = None, *, dequantize: bool = False
 ) -> torch.nn.Module:
     """The diffusers model of a HSWQ V1, V2, plain FP8 or full-precision checkpoint, on the CPU, in eval mode.
 
     Args:
         checkpoint: the file, or its opened view.
-        torch_dtype: what the model computes in, and the dtype of everything that is not FP8. None: the dtype
+        dtype: what the model computes in, and the dtype of everything that is not FP8. None: the dtype
             that most of the file's unquantized values have.
-        dequantize: give the plain model with `weight · scale` in `torch_dtype` instead of FP8 layers.
+        dequantize: give the plain model with `weight · scale` in `dtype` instead of FP8 layers.
 
     Raises:
         FormatError: missing, unexpected or wrongly shaped keys, all of them named; a bad scale.
@@ -33,7 +33,7 @@ def load_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    dtype = torch_dtype or _own_dtype(checkpoint)
+    dtype = dtype or _own_dtype(checkpoint)
     model = checkpoint.empty_model()
     checkpoint.check_fits(model)
 
@@ -49,7 +49,9 @@ def load_model(
         state[name] = _assemble(checkpoint, pieces)
         if weight.scale_key is not None:
             # `modules` lists several layers for a fused tensor: they all take its one scale.
-            state[f"{module}.scale"] = formats.check_scale(weight.scale_key, checkpoint.tensor(weight.scale_key))
+            state[f"{module}.{SCALE_BUFFER}"] = formats.check_scale(
+                weight.scale_key, checkpoint.tensor(weight.scale_key)
+            )
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
     if dequantize:
@@ -65,7 +67,7 @@ def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
         sizes[info.dtype] = sizes.get(info.dtype, 0) + torch.Size(info.shape).numel()
     full = {dtype: size for dtype, size in sizes.items() if dtype in _TORCH_DTYPES}
     if not full:
-        raise FormatError(f"{checkpoint.path} holds nothing in full precision; say what to compute in with torch_dtype")
+        raise FormatError(f"{checkpoint.path} holds nothing in full precision; say what to compute in with dtype")
     return _TORCH_DTYPES[max(full, key=full.get)]
 
 

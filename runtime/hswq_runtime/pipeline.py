@@ -29,13 +29,14 @@ class HSWQPipeline:
         variant: str | None = None,
         weight_name: str | None = None,
         base: str | Path | None = None,
+        dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         **pipeline_arguments,
     ):
         """A diffusers pipeline (`ZImagePipeline` for Z-Image) whose denoiser holds FP8 weights.
 
         The denoiser's output equals, bit for bit, that of the plain model with `weight · scale` in
-        `torch_dtype`. The size of its weights is printed to stderr.
+        `dtype`. The size of its weights is printed to stderr.
 
         Args:
             path: a published folder, or one safetensors file (HSWQ V1, V2, plain FP8 or full precision).
@@ -44,7 +45,8 @@ class HSWQPipeline:
             weight_name: which of a folder's files, by name.
             base: diffusers folder or Hub repo with the other components. None: `path`'s folder if it has a
                 model_index.json, else the repo named in the file's header, else the architecture's.
-            torch_dtype: what to compute in. None: the dtype of the file's own unquantized weights.
+            dtype: what to compute in. None: the dtype of the file's own unquantized weights.
+            torch_dtype: the older name of `dtype`, which diffusers takes as well.
             **pipeline_arguments: passed on to the diffusers class's `from_pretrained`, components included.
 
         Raises:
@@ -55,7 +57,7 @@ class HSWQPipeline:
         checkpoint = Checkpoint(_choose(Path(path), variant, weight_name))
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
-        denoiser = load_model(checkpoint, torch_dtype)
+        denoiser = load_model(checkpoint, dtype or torch_dtype)
         pipeline = assemble_pipeline(checkpoint, denoiser, base, **pipeline_arguments)
         _report(checkpoint, denoiser)
         return pipeline
@@ -72,7 +74,7 @@ def assemble_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base=No
     base = find_base(checkpoint, base)
     pipeline_class = getattr(diffusers, architecture.pipeline_class)
     check_components(base, architecture.component, given=pipeline_arguments)
-    arguments = {architecture.component: denoiser, "torch_dtype": denoiser.dtype, **pipeline_arguments}
+    arguments = {architecture.component: denoiser, "dtype": denoiser.dtype, **pipeline_arguments}
     try:
         return pipeline_class.from_pretrained(str(base), **arguments)
     except OSError as error:

@@ -1,0 +1,129 @@
+"""The command line: each step on files, and one sentence for everything that cannot be done."""
+
+import shutil
+
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from hswq_hub.cli import main
+from hswq_hub.evaluate import Evaluation
+from hswq_hub.sources import resolve
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_each_step_alone(run, tmp_path):
+    result = run("calibrate", "demo", "--samples", 1, "--steps", 2, "-o", "statistics.safetensors")
+    assert result.exit_code == 0 and (tmp_path / "statistics.json").is_file(), result.output
+    result = run("quantize", "demo", "--calibration", "statistics.safetensors", "-o", "out", "--keep-ratio", 0.25)
+    assert result.exit_code == 0, result.output
+    assert "within the keep ratio 0.25" in result.output
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["demo-hswq-v1.safetensors", "demo-hswq-v2.safetensors"]
+    result = run("evaluate", "demo", *files, "--pairs", 1, "--steps", 2, "-o", "metrics.json")
+    assert result.exit_code == 0, result.output
+    evaluation = Evaluation.load(tmp_path / "metrics.json")
+    assert [v.label for v in evaluation.variants] == ["original", "demo-hswq-v1", "demo-hswq-v2"]
+    assert f"{evaluation.variants[1].ssim_mean:.4f}" in result.output
+    result = run("inspect", files[1])
+    assert result.exit_code == 0 and "Z-Image, V2" in result.output
+
+
+def write_text(path):
+    path.write_text("no tensors here")
+
+
+def write_truncated(path):
+    path.write_bytes(resolve("demo").path.read_bytes()[:100_000])
+
+
+def write_unknown(path):
+    save_file({"mystery.weight": torch.zeros(4, 4)}, path)
+
+
+def write_quantized(path):
+    tensors = tiny.original_layout(tiny.model().state_dict())
+    key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
+    save_file(tensors | {key: tensors[key].to(torch.float8_e4m3fn)}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (write_text, "is not a complete safetensors file"),
+        (write_truncated, "is not a complete safetensors file"),
+        (write_unknown, "unknown architecture"),
+        (write_quantized, "is quantized already"),
+    ],
+    ids=["text", "truncated", "unknown", "quantized"],
+)
+def test_bad_files(run, tmp_path, write, sentence):
+    write(tmp_path / "bad.safetensors")
+    refused(run("publish", "bad.safetensors", "--base", resolve("demo").base), sentence)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+def refused(result, sentence):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert sentence in result.stderr
+    assert result.stderr.startswith("Error: ") and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_unknown_reference(run):
+    refused(run("publish", "nowhere.safetensors"), "neither a file nor 'demo'")
+
+
+def test_missing_text_encoder(run, tmp_path):
+    shutil.copytree(resolve("demo").base, "base")
+    shutil.rmtree("base/text_encoder")
+    shutil.copyfile(resolve("demo").path, "model.safetensors")
+    refused(run("publish", "model.safetensors", "--base", "base"), "lacks text_encoder")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "model.safetensors"}
+
+
+def test_base_that_is_nowhere(run, tmp_path):
+    """No network here: a Hub repo that is not cached cannot be read."""
+    shutil.copyfile(resolve("demo").path, "model.safetensors")
+    refused(run("publish", "model.safetensors", "--base", "nobody/nothing", "--samples", 1), "nobody/nothing")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
+
+
+def test_target_that_holds_something_else(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.png").write_bytes(b"meow")
+    refused(run("publish", "demo", "--folder", "photos"), "did not make")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.png"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", [("publish",), ("calibrate", "-o", "x.safetensors")], ids=lambda c: c[0])
+def test_cuda_that_is_not_there_is_never_replaced_by_the_cpu(run, tmp_path, command):
+    name, *rest = command
+    refused(run(name, "demo", "--device", "cuda", *rest), "CUDA was asked for")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--keep-ratio", "1.5"), ("--samples", "0"), ("--format", "v3"), ("--device", "tpu")],
+    ids=lambda o: o[0],
+)
+def test_impossible_options(run, options):
+    result = run("publish", "demo", *options)
+    assert result.exit_code == 2 and "Invalid value" in result.stderr
+
+
+def test_statistics_of_another_model(run, tmp_path):
+    run("calibrate", "demo", "--samples", 1, "--steps", 1, "-o", "statistics.safetensors")
+    path = tiny.checkpoint(tmp_path)
+    result = run("quantize", path, "--calibration", "statistics.safetensors", "-o", "out")
+    refused(result, "made from another file than tiny.safetensors")
+    assert not (tmp_path / "out").exists()
