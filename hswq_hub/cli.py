@@ -57,8 +57,9 @@ def _options(*options):
 base_option = click.option(
     "--base", metavar="REPO|FOLDER", help="Hub repo or diffusers folder with text encoder, VAE and the rest."
 )
+device_option = click.option("--device", type=click.Choice(DEVICES), default=CALIBRATION.device, show_default=True)
 compute_options = _options(
-    click.option("--device", type=click.Choice(DEVICES), default=CALIBRATION.device, show_default=True),
+    device_option,
     click.option(
         "--dtype", type=click.Choice(DTYPES), default=CALIBRATION.dtype, show_default=True, help="What to compute in."
     ),
@@ -203,8 +204,9 @@ def calibrate(reference, base, samples, steps, seed, device, dtype, output):
 @base_option
 @click.option("--calibration", "statistics", type=EXISTING_FILE, required=True, help="What `calibrate` wrote.")
 @recipe_options
+@device_option
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
-def quantize(reference, base, statistics, recipe, keep_ratio, format_, output):
+def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, output):
     """Write the quantized files.
 
     \b
@@ -218,7 +220,7 @@ def quantize(reference, base, statistics, recipe, keep_ratio, format_, output):
     _quiet()
     source, calibration = resolve(reference, base), Calibration.load(statistics)
     for version in _formats(format_):
-        path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio))
+        path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio), device)
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         click.echo(text_table(*plan_table(plan)) + "\n")
 

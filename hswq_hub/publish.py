@@ -68,11 +68,16 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
     check_room(workspace.folder, size * (len(settings.formats) + 1))
     check_room(folder, size * len(settings.formats))
 
+    device = settings.calibration.device
     calibration = _calibrated(workspace, source, settings.calibration)
-    plans = [plan_hswq(source.checkpoint, calibration, version, settings.recipe) for version in settings.formats]
-    files = {NAIVE: _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors")}
+    plans = [
+        plan_hswq(source.checkpoint, calibration, version, settings.recipe, device) for version in settings.formats
+    ]
+    files = {
+        NAIVE: _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors", device)
+    }
     for plan in plans:
-        files[plan.version.label] = _quantized(workspace, source, plan, quantized_name(source, plan.version))
+        files[plan.version.label] = _quantized(workspace, source, plan, quantized_name(source, plan.version), device)
     measured = _measured(workspace, source, files, settings.evaluation)
 
     def fill(target: Path) -> None:
@@ -130,11 +135,11 @@ def _calibrated(workspace: Workspace, source: Source, settings: CalibrationSetti
     return Calibration.load(path)
 
 
-def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str) -> Path:
+def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str, device: str) -> Path:
     made_from = [__version__, plan.recipe, plan.version.value, plan.as_rows(), source.hub_base]
     path = workspace.product(plan.recipe, made_from, name)
     if not path.exists():
-        write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base)
+        write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=device)
     return path
 
 

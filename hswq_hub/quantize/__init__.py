@@ -6,6 +6,7 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..calibrate import Calibration
+from ..hardware import pick_device
 from ..settings import Recipe
 from ..sources import Source
 from .plan import Decision, Plan, plan_hswq, plan_naive
@@ -15,20 +16,27 @@ __all__ = ["Decision", "Plan", "plan_hswq", "plan_naive", "quantize", "write_qua
 
 
 def quantize(
-    source: Source, calibration: Calibration, version: Format, folder: Path, recipe: Recipe | None = None
+    source: Source,
+    calibration: Calibration,
+    version: Format,
+    folder: Path,
+    recipe: Recipe | None = None,
+    device: str = "auto",
 ) -> tuple[Path, Plan]:
     """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns its path and the plan.
 
     Raises:
         FormatError: the calibration was made from another file.
+        DeviceError: CUDA asked for and absent.
     """
     if calibration.made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
         )
-    plan = plan_hswq(source.checkpoint, calibration, version, recipe or Recipe())
+    where = pick_device(device)
+    plan = plan_hswq(source.checkpoint, calibration, version, recipe or Recipe(), where)
     path = folder / quantized_name(source, version)
-    write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base)
+    write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=where)
     return path, plan
 
 

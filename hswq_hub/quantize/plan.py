@@ -61,8 +61,14 @@ class Plan:
         return [asdict(decision) for decision in self.decisions]
 
 
-def plan_hswq(checkpoint: Checkpoint, calibration: Calibration, version: Format, recipe: Recipe) -> Plan:
-    """The published recipe: keep the most sensitive layers, search the range of the others.
+def plan_hswq(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    version: Format,
+    recipe: Recipe,
+    device: torch.device | str = "cpu",
+) -> Plan:
+    """The published recipe: keep the most sensitive layers, search the range of the others, on `device`.
 
     Of n quantizable layers the `round(keep_ratio · n)` with the largest output variance stay as they are.
 
@@ -92,7 +98,7 @@ def plan_hswq(checkpoint: Checkpoint, calibration: Calibration, version: Format,
             decisions.append(Decision(number_format=KEPT, reason=reason, **known))
             continue
         histogram = weighted_histogram(
-            checkpoint.tensor(key), _importance(checkpoint, calibration, key), recipe.search.bins
+            checkpoint.tensor(key).to(device), _importance(checkpoint, calibration, key), recipe.search.bins
         )
         amax = search_amax(histogram, version.scaled, recipe.search)
         decisions.append(

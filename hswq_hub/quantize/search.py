@@ -20,6 +20,8 @@ from hswq_runtime.fp8 import FP8_MAX, dequantize, quantize
 
 from ..settings import SearchSettings
 
+_CHANNELS_AT_ONCE = 1024
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -31,26 +33,34 @@ class Histogram:
 
 
 def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int) -> Histogram:
-    """H of one weight.
+    """H of one weight, on the weight's device.
 
     `weight`: [out, in] or [out, in / groups, kH, kW]. `importance`: I_c, [in]. The bins divide 0…max|w| evenly.
     An importance that is zero everywhere counts every weight alike.
+
+    The |w| of each channel are counted first and the counts then weighted: sums of integers come out the same in
+    whatever order a GPU makes them.
     """
-    magnitude = weight.to(torch.float32).abs()
+    magnitude = _by_input_channel(weight.to(torch.float32).abs(), groups=len(importance) // weight.shape[1])
+    importance = importance.to(weight.device, torch.float64)
+    if not importance.any():
+        importance = torch.ones_like(importance)
     maximum = magnitude.max().item()
-    per_group = importance.to(weight.device, torch.float64).reshape(-1, weight.shape[1])
-    if per_group.shape[0] > 1:  # a grouped convolution: output channels come in as many runs as there are groups
-        share = per_group.repeat_interleave(weight.shape[0] // per_group.shape[0], dim=0)
-    else:
-        share = per_group.expand(weight.shape[0], -1)
-    if not share.any():
-        share = torch.ones_like(share)
-    mass_of_each = share.reshape(*share.shape, *[1] * (weight.ndim - 2)).expand(weight.shape)
     width = maximum / bins if maximum > 0 else 1.0
-    index = (magnitude / width).long().clamp(max=bins - 1)
-    mass = torch.bincount(index.flatten(), weights=mass_of_each.flatten(), minlength=bins)
+    mass = torch.zeros(bins, dtype=torch.float64, device=weight.device)
+    for rows, weights in zip(magnitude.split(_CHANNELS_AT_ONCE), importance.split(_CHANNELS_AT_ONCE), strict=True):
+        bin_of_each = (rows / width).long().clamp_(max=bins - 1)
+        bin_of_each += torch.arange(len(rows), device=weight.device).unsqueeze(1) * bins
+        counts = torch.bincount(bin_of_each.flatten(), minlength=len(rows) * bins).view(len(rows), bins)
+        mass += weights @ counts.double()
     middles = (torch.arange(bins, dtype=torch.float64, device=weight.device) + 0.5) * width
     return Histogram(middles, mass / mass.sum(), maximum)
+
+
+def _by_input_channel(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """[out, in / groups, ...] -> [in, everything that reads that channel]."""
+    grouped = weight.reshape(groups, -1, weight.shape[1], *weight.shape[2:])
+    return grouped.transpose(1, 2).reshape(groups * weight.shape[1], -1)
 
 
 def search_error(histogram: Histogram, candidates: torch.Tensor, scaled: bool) -> torch.Tensor:

@@ -31,7 +31,7 @@ def write_quantized(
     *,
     source_sha256: str,
     base: str | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Write the file that `plan` describes: everything the source holds, under the same keys, with the planned
     weights in FP8 and their scales beside them.
@@ -42,7 +42,7 @@ def write_quantized(
         path: where to; it appears whole or not at all.
         source_sha256: digest of the source, for the header.
         base: Hub repo of the other components, for the header; None leaves it out.
-        device: where to round (None: the CPU).
+        device: where to round.
     """
     decisions = {d.key: d for d in plan.decisions if d.quantized}
     layout: dict[str, TensorInfo] = {}
@@ -68,7 +68,7 @@ def write_quantized(
 
 
 def _rounded(checkpoint: Checkpoint, decision: Decision, version: Format, device) -> torch.Tensor:
-    weight = checkpoint.tensor(decision.key).to(device or "cpu", torch.float32)
+    weight = checkpoint.tensor(decision.key).to(device, torch.float32)
     clipped = weight.clamp(-decision.amax, decision.amax)
     return quantize(clipped, torch.tensor(decision.scale, device=weight.device) if version.scaled else None).cpu()
 
