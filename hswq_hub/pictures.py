@@ -7,15 +7,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _TILE = 256
-_GAP, _MARGIN, _LABEL = 8, 12, 26
+_GAP, _MARGIN, _LABEL = 10, 14, 28
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 @dataclass(frozen=True)
 class Tile:
+    """A labelled picture, uint8 [H, W, 3]."""
+
     label: str
     image: np.ndarray
-    """uint8 [H, W, 3]."""
 
 
 def amplification(reference: np.ndarray, images: list[np.ndarray]) -> int:
@@ -30,27 +31,31 @@ def difference(reference: np.ndarray, image: np.ndarray, factor: int) -> np.ndar
     return np.clip(np.abs(reference.astype(np.int16) - image) * factor, 0, 255).astype(np.uint8)
 
 
-def comparison(images: Mapping[str, np.ndarray]) -> list[Tile]:
-    """The pictures as they are, then each one's difference from the first, all amplified alike."""
-    (first, reference), *others = images.items()
+def comparison(images: Mapping[str, np.ndarray]) -> Image.Image:
+    """A sheet of two rows: the pictures as they are, and under each its difference from the first.
+
+    The differences are amplified alike, by the factor that their labels name. Small pictures are enlarged by a whole
+    factor, pixel for pixel. `images`: label -> uint8 [H, W, 3], at least two, all of one shape.
+    """
+    (_, reference), *others = images.items()
     factor = amplification(reference, [image for _, image in others])
-    tiles = [Tile(first, reference), *(Tile(label, image) for label, image in others)]
-    return tiles + [
-        Tile(f"|{label} − {first}| ×{factor}", difference(reference, image, factor)) for label, image in others
-    ]
+    differences = [Tile(f"difference x{factor}", difference(reference, image, factor)) for _, image in others]
+    return _sheet([[Tile(label, image) for label, image in images.items()], [None, *differences]])
 
 
-def sheet(tiles: list[Tile], columns: int) -> Image.Image:
-    """Labelled tiles in rows of `columns`. Small pictures are enlarged by a whole factor, pixel for pixel."""
-    height, width = tiles[0].image.shape[:2]
-    factor = max(1, _TILE // max(height, width))
-    cell_w, cell_h = width * factor + _GAP, height * factor + _LABEL + _GAP
-    rows = -(-len(tiles) // columns)
-    page = Image.new("RGB", (2 * _MARGIN + columns * cell_w - _GAP, 2 * _MARGIN + rows * cell_h - _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=16)
-    for i, tile in enumerate(tiles):
-        x, y = _MARGIN + i % columns * cell_w, _MARGIN + i // columns * cell_h
-        draw.text((x, y), tile.label, fill=_INK, font=font)
-        picture = Image.fromarray(tile.image).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-        page.paste(picture, (x, y + _LABEL))
+def _sheet(rows: list[list[Tile | None]]) -> Image.Image:
+    height, width = rows[0][0].image.shape[:2]
+    zoom = max(1, round(_TILE / max(height, width)))
+    cell_w, cell_h = width * zoom + _GAP, height * zoom + _LABEL + _GAP
+    size = (2 * _MARGIN + len(rows[0]) * cell_w - _GAP, 2 * _MARGIN + len(rows) * cell_h - _GAP)
+    page = Image.new("RGB", size, _PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=max(15, zoom * width // 20))
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            if tile is None:
+                continue
+            x, y = _MARGIN + column * cell_w, _MARGIN + row * cell_h
+            draw.text((x, y + _LABEL - 4), tile.label, fill=_INK, font=font, anchor="ls")
+            picture = Image.fromarray(tile.image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            page.paste(picture, (x, y + _LABEL))
     return page

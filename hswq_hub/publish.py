@@ -21,7 +21,7 @@ from .card import IMAGES, LICENCE_FILE, METRICS, licence_text, write_card
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .hardware import pick_device, pick_dtype
-from .pictures import comparison, sheet
+from .pictures import comparison
 from .quantize import Plan, plan_hswq, plan_naive, quantized_name, write_quantized
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
@@ -168,7 +168,7 @@ def _save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     examples = []
     for number, i in enumerate(shown, start=1):
         pictures = {label: images[i] for label, images in evaluation.images.items()}
-        sheet(comparison(pictures), columns=len(pictures)).save(folder / IMAGES / f"compare-{number:02}.png")
+        comparison(pictures).save(folder / IMAGES / f"compare-{number:02}.png")
         single = f"{IMAGES}/example-{number:02}.png"
         Image.fromarray(pictures[best.label]).save(folder / single)
         pair = best.pairs[i]

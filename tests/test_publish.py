@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_b
 from hswq_runtime.errors import ComponentError, FormatError
 from hswq_runtime.fp8 import FP8
 
+ROOT = Path(__file__).parents[1]
 QUICK = PublishSettings(
     calibration=CalibrationSettings(samples=2, steps=3), evaluation=EvaluationSettings(pairs=3, steps=4)
 )
@@ -243,6 +245,16 @@ def test_card_command_renders_what_publish_wrote(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy/README.md").unlink()
     assert write_card(tmp_path / "copy").read_text() == (folder / "README.md").read_text()
+
+
+def test_readme_snippet_runs(folder, tmp_path, monkeypatch):
+    (tmp_path / "hswq-published").mkdir()
+    (tmp_path / "hswq-published/demo-hswq").symlink_to(folder)
+    snippet = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(snippet.replace("num_inference_steps=9", "num_inference_steps=1"), names)
+    assert names["image"].size == (96, 96)
 
 
 def test_card_snippet_runs(folder, monkeypatch):
