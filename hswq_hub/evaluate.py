@@ -156,7 +156,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
                 file=path.name,
                 file_bytes=path.stat().st_size,
                 weight_bytes=checkpoint.weight_bytes,
-                kept_layers=len(checkpoint.layers) - len(checkpoint.quantized),
+                kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
                 layers=len(checkpoint.layers),
                 pairs=results,
             )

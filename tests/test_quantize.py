@@ -148,6 +148,27 @@ def test_naive_plan_is_a_plain_cast_of_all_that_can_be_fp8(source, tmp_path):
     assert torch.equal(stored[QKV].view(torch.uint8), original[QKV].to(FP8).view(torch.uint8))
 
 
+def test_a_foreign_cast_of_everything_is_loaded_as_far_as_it_can_be(source, tmp_path):
+    """Scripts that cast all tensors exist: norms, biases and the timestep embedder cannot compute in FP8."""
+
+    def cast_all(tensors):
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.to(FP8)
+
+    path = tiny.checkpoint(tmp_path, change=cast_all)
+    model = load_model(path, torch.float32)
+    held = {name for name, parameter in model.named_parameters() if parameter.dtype == FP8}
+    assert "layers.0.attention.to_q.weight" in held
+    assert not any("norm" in name or "bias" in name or "t_embedder" in name for name in held)
+    expected = tiny.model()
+    expected.load_state_dict(
+        {name: value.to(FP8).float() for name, value in expected.state_dict().items()}, assign=True
+    )
+    assert torch.equal(tiny.run(model), tiny.run(expected))
+    with pytest.raises(FormatError, match="nothing in full precision"):
+        load_model(path)
+
+
 def test_every_tensor_is_aligned_to_its_size(source, calibration, tmp_path):
     path = written(source, plan_hswq(source, calibration, Format.V2, Recipe()), tmp_path)
     data = path.read_bytes()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from . import formats
 from .architectures import recognise
 from .errors import AlreadyQuantizedError, FormatError
+from .fp8 import FP8
 
 _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
@@ -40,7 +41,7 @@ class Piece:
     stop: int
 
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, formats.DTYPE_FP8: 1}
+_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Checkpoint:
@@ -196,17 +197,39 @@ class Checkpoint:
         return found
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the denoiser's full-precision values have.
+
+        Raises:
+            FormatError: it has none.
+        """
+        sizes: dict[str, int] = {}
+        for pieces in self.parameters.values():
+            name = self.tensors[pieces[0].key].dtype
+            if name in _TORCH_DTYPES:
+                sizes[name] = sizes.get(name, 0) + torch.Size(self._shape(pieces)).numel()
+        if not sizes:
+            raise FormatError(f"{self.path} holds nothing in full precision; say what to compute in with dtype")
+        return _TORCH_DTYPES[max(sizes, key=sizes.get)]
+
+    def held_as_fp8(self, key: str) -> bool:
+        """Whether the loaded model holds the stored tensor `key` in FP8: an FP8 weight of a layer that allows it."""
+        return key in self.quantized and key in self.layers and self.why_never_quantized(key) is None
+
+    @cached_property
     def weight_bytes(self) -> int:
-        """Bytes that the loaded denoiser takes when everything keeps the dtype it is stored in, scales included.
+        """Bytes that the loaded denoiser takes in its own `dtype`, scales included.
 
         A fused tensor's scale counts once for each of the layers that take it.
         """
         total = 0
         for pieces in self.parameters.values():
-            key = pieces[0].key
-            total += torch.Size(self._shape(pieces)).numel() * _ITEM_BYTES[self.tensors[key].dtype]
-            if key in self.quantized and self.quantized[key].scale_key is not None:
-                total += torch.float32.itemsize
+            values = torch.Size(self._shape(pieces)).numel()
+            if not self.held_as_fp8(pieces[0].key):
+                total += values * self.dtype.itemsize
+                continue
+            scaled = self.quantized[pieces[0].key].scale_key is not None
+            total += values * FP8.itemsize + scaled * torch.float32.itemsize
         return total
 
     def why_never_quantized(self, key: str) -> str | None:

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import torch
 
-from . import formats
+from . import formats, fp8
 from .checkpoint import Checkpoint, Piece
-from .errors import FormatError
 from .layers import SCALE_BUFFER, dequantize_, quantized_twin
-
-_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_model(
@@ -23,8 +20,8 @@ def load_model(
 
     Args:
         checkpoint: the file, or its opened view.
-        dtype: what the model computes in, and the dtype of everything that is not FP8. None: the dtype
-            that most of the file's unquantized values have.
+        dtype: what the model computes in, and the dtype of everything that is not FP8. None: the
+            file's own, see `Checkpoint.dtype`.
         dequantize: give the plain model with `weight · scale` in `dtype` instead of FP8 layers.
 
     Raises:
@@ -33,25 +30,23 @@ def load_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    dtype = dtype or _own_dtype(checkpoint)
+    dtype = dtype or checkpoint.dtype
     model = checkpoint.empty_model()
     checkpoint.check_fits(model)
 
     state = {}
     for name, pieces in checkpoint.parameters.items():
-        weight = checkpoint.quantized.get(pieces[0].key)
-        if weight is None:
-            state[name] = _assemble(checkpoint, pieces).to(dtype)
+        values, scale = _assemble(checkpoint, pieces), _scale(checkpoint, pieces[0].key)
+        if not checkpoint.held_as_fp8(pieces[0].key):
+            # Full precision, or something that foreign files cast although it cannot compute in FP8.
+            state[name] = fp8.dequantize(values, scale, dtype)
             continue
         module = formats.layer_of(name)
-        twin = quantized_twin(model.get_submodule(module), scaled=weight.scale_key is not None, compute_dtype=dtype)
+        twin = quantized_twin(model.get_submodule(module), scaled=scale is not None, compute_dtype=dtype)
         model.set_submodule(module, twin)
-        state[name] = _assemble(checkpoint, pieces)
-        if weight.scale_key is not None:
-            # `modules` lists several layers for a fused tensor: they all take its one scale.
-            state[f"{module}.{SCALE_BUFFER}"] = formats.check_scale(
-                weight.scale_key, checkpoint.tensor(weight.scale_key)
-            )
+        state[name] = values
+        if scale is not None:
+            state[f"{module}.{SCALE_BUFFER}"] = scale
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
     if dequantize:
@@ -59,16 +54,12 @@ def load_model(
     return model.eval()
 
 
-def _own_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most of the values that the file holds in full precision."""
-    sizes: dict[str, int] = {}
-    for pieces in checkpoint.parameters.values():
-        info = checkpoint.tensors[pieces[0].key]
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + torch.Size(info.shape).numel()
-    full = {dtype: size for dtype, size in sizes.items() if dtype in _TORCH_DTYPES}
-    if not full:
-        raise FormatError(f"{checkpoint.path} holds nothing in full precision; say what to compute in with dtype")
-    return _TORCH_DTYPES[max(full, key=full.get)]
+def _scale(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
+    """The checked scale of the stored tensor `key`; all layers of a fused tensor take its one scale."""
+    weight = checkpoint.quantized.get(key)
+    if weight is None or weight.scale_key is None:
+        return None
+    return formats.check_scale(weight.scale_key, checkpoint.tensor(weight.scale_key))
 
 
 def _assemble(checkpoint: Checkpoint, pieces: list[Piece]) -> torch.Tensor:
