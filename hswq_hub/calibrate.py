@@ -20,7 +20,7 @@ from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
 
 from .files import write_atomically
-from .generate import default_settings, generate, open_pipeline
+from .generate import generate, generation_settings, open_pipeline
 from .hardware import describe, pick_device, pick_dtype, versions
 from .progress import progress
 from .settings import CalibrationSettings
@@ -163,10 +163,11 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     settings = settings or CalibrationSettings()
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
-    checkpoint = source.checkpoint
-    denoiser = load_model(checkpoint, dtype)
-    pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
-    how = default_settings(pipeline, checkpoint, settings.steps)
+    source.check_components()
+    architecture = source.checkpoint.architecture
+    denoiser = load_model(source.checkpoint, dtype)
+    pipeline = open_pipeline(architecture, denoiser, source.base, device)
+    how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     with (
         monitor(denoiser) as layers,

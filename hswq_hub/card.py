@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
@@ -22,6 +22,7 @@ METRICS = "metrics.json"
 CARD = "README.md"
 IMAGES = "images"
 LICENCE_FILE = "LICENSE"
+_LICENCE_TEXTS = ("apache-2.0",)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Card:
         """The YAML front matter."""
         base = self.record["base"]
         return ModelCardData(
-            model_name=f"{self.record['name']}-hswq",
+            model_name=self.record["repo"],
             license=self.record["licence"],
             base_model=[base] if base else None,
             base_model_relation="quantized" if base else None,
@@ -109,9 +110,16 @@ class Card:
 
 
 def write_card(folder: Path) -> Path:
-    """Render README.md of a published folder from its own metrics.json and hswq.json; returns its path."""
-    card = Card.from_folder(folder)
-    write_atomically(folder / CARD, card.render().encode())
+    """Render README.md of a published folder from its own metrics.json and hswq.json; returns its path.
+
+    Raises:
+        FormatError: it lacks them, or something in them.
+    """
+    try:
+        text = Card.from_folder(folder).render()
+    except (KeyError, IndexError, TypeError, UndefinedError) as error:
+        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({error})") from error
+    write_atomically(folder / CARD, text.encode())
     return folder / CARD
 
 
@@ -120,10 +128,11 @@ def verdict(found: list[Comparison]) -> str:
     return _environment().get_template("verdict.j2").render(comparisons=found).strip()
 
 
-def licence_text(licence: str) -> str | None:
+def licence_text(licence: str | None) -> str | None:
     """The text of a licence by its Hub id, None if it does not ship with us."""
-    file = files("hswq_hub") / "licences" / f"{licence}.txt"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    if licence not in _LICENCE_TEXTS:
+        return None
+    return (files("hswq_hub") / "licences" / f"{licence}.txt").read_text(encoding="utf-8")
 
 
 def _environment() -> Environment:

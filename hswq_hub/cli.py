@@ -6,7 +6,6 @@ Everything heavy is imported inside the commands, so that help is there at once.
 import os
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,6 +27,7 @@ from .settings import (
 DEBUG_VARIABLE = "HSWQ_DEBUG"
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
 
@@ -38,10 +38,11 @@ class _Group(click.Group):
     def invoke(self, context: click.Context):
         try:
             return super().invoke(context)
-        except HSWQError as error:
-            if os.environ.get(DEBUG_VARIABLE):
+        except (HSWQError, OSError) as error:
+            if os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
                 raise
-            click.echo(f"Error: {error}", err=True)
+            sentence = " ".join(str(error).split())
+            click.echo(f"Error: {sentence}", err=True)
             sys.exit(2)
 
 
@@ -79,7 +80,7 @@ calibration_options = _options(
         show_default=True,
         help="Denoising steps of a calibration picture.",
     ),
-    click.option("--seed", type=int, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
+    click.option("--seed", type=SEED, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
 )
 recipe_options = _options(
     click.option("--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True),
@@ -97,6 +98,13 @@ recipe_options = _options(
         help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original.",
     ),
 )
+picture_options = _options(
+    click.option(
+        "--guidance", type=click.FloatRange(0), help="Guidance scale of all pictures.  [default: the model's]"
+    ),
+    click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]"),
+)
+licence_option = click.option("--licence", metavar="ID", help="Hub licence id of a local checkpoint, for its card.")
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
 )
@@ -120,8 +128,30 @@ def main():
 @recipe_options
 @calibration_options
 @pairs_option
+@click.option(
+    "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
+)
+@picture_options
+@licence_option
 @compute_options
-def publish(reference, base, folder, recipe, keep_ratio, format_, samples, steps, seed, pairs, device, dtype):
+def publish(
+    reference,
+    base,
+    folder,
+    recipe,
+    keep_ratio,
+    format_,
+    samples,
+    steps,
+    seed,
+    pairs,
+    picture_steps,
+    guidance,
+    size,
+    licence,
+    device,
+    dtype,
+):
     """Do it all: a checkpoint in, a folder to upload out.
 
     The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo" or a
@@ -137,12 +167,13 @@ def publish(reference, base, folder, recipe, keep_ratio, format_, samples, steps
     from .sources import resolve
 
     _quiet()
-    source = resolve(reference, base)
+    source = resolve(reference, base, licence)
+    pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
         recipe=Recipe(name=recipe, keep_ratio=keep_ratio),
-        calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, device=device, dtype=dtype),
-        evaluation=replace(EVALUATION, pairs=pairs, device=device, dtype=dtype),
+        calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
+        evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
     )
     published = publish(
         source, folder or default_folder(source), settings, command=_command(click.get_current_context())
@@ -178,21 +209,24 @@ def inspect(file):
 @click.argument("reference")
 @base_option
 @calibration_options
+@picture_options
 @compute_options
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
-def calibrate(reference, base, samples, steps, seed, device, dtype, output):
+def calibrate(reference, base, samples, steps, seed, guidance, size, device, dtype, output):
     """Gather statistics while the original makes pictures.
 
     \b
     hswq-hub calibrate demo -o demo-calibration.safetensors
     """
-    from .calibrate import calibrate
+    from .calibrate import Calibration, calibrate
     from .sources import resolve
+    from .targets import check_replaceable
 
     _quiet()
-    settings = CalibrationSettings(samples=samples, steps=steps, seed=seed, device=device, dtype=dtype)
+    check_replaceable(output, ".safetensors", Calibration.load)
+    settings = CalibrationSettings(samples, steps, seed, guidance, size, device, dtype)
     calibration = calibrate(resolve(reference, base), settings)
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
@@ -231,10 +265,11 @@ def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, o
 @base_option
 @pairs_option
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]")
-@click.option("--seed", type=int, default=EVALUATION.seed, show_default=True, help="Seed of the first pair.")
+@click.option("--seed", type=SEED, default=EVALUATION.seed, show_default=True, help="Seed of the first pair.")
+@picture_options
 @compute_options
-@click.option("-o", "--output", type=NEW_FILE, help="Write the figures here as JSON.")
-def evaluate(reference, files, base, pairs, steps, seed, device, dtype, output):
+@click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
+def evaluate(reference, files, base, pairs, steps, seed, guidance, size, device, dtype, output):
     """Measure quantized files against their original.
 
     Every file makes the same pictures, from the same prompts and the same noise.
@@ -242,13 +277,16 @@ def evaluate(reference, files, base, pairs, steps, seed, device, dtype, output):
     \b
     hswq-hub evaluate demo out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
     """
-    from .evaluate import evaluate
+    from .evaluate import Evaluation, evaluate, label_files
     from .report import HEADINGS, table, text_table
     from .sources import resolve
+    from .targets import check_replaceable
 
     _quiet()
-    settings = EvaluationSettings(pairs=pairs, steps=steps, seed=seed, device=device, dtype=dtype)
-    evaluation = evaluate(resolve(reference, base), {file.stem: file for file in files}, settings)
+    if output is not None:
+        check_replaceable(output, ".json", Evaluation.load)
+    settings = EvaluationSettings(pairs, steps, seed, guidance, size, device, dtype)
+    evaluation = evaluate(resolve(reference, base), label_files(files), settings)
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))

@@ -6,6 +6,7 @@ prompts are never those of the calibration.
 
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +14,12 @@ from statistics import fmean
 import numpy as np
 
 from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.errors import FormatError
 from hswq_runtime.loading import load_model
 
 from . import metrics
 from .files import write_atomically
-from .generate import Sample, default_settings, generate, open_pipeline
+from .generate import Sample, generate, generation_settings, open_pipeline
 from .hardware import describe, pick_device, pick_dtype, versions
 from .progress import progress
 from .settings import EvaluationSettings
@@ -92,7 +94,7 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Write the figures as JSON, with the means beside the pairs they are made of."""
         document = {"protocol": self.protocol, "variants": [self._as_dict(v) for v in self.variants]}
-        write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+        write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def _as_dict(variant: VariantResult) -> dict:
@@ -103,8 +105,19 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
-        """Read what :meth:`save` wrote; the means are computed anew from the pairs."""
-        document = json.loads(path.read_text(encoding="utf-8"))
+        """Read what :meth:`save` wrote; the means are computed anew from the pairs.
+
+        Raises:
+            FormatError: the file is something else.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return cls._from_dict(document)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{path} holds no figures of ours") from error
+
+    @classmethod
+    def _from_dict(cls, document: dict) -> "Evaluation":
         names = VariantResult.__dataclass_fields__
         variants = [
             VariantResult(
@@ -124,43 +137,36 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     Raises:
         DeviceError: CUDA asked for and absent.
         FormatError: a file does not fit.
+        ComponentError: the base lacks a component.
+        HSWQError: a picture is not finite.
     """
     settings = settings or EvaluationSettings()
+    if ORIGINAL in files:
+        raise ValueError(f"{ORIGINAL!r} is the source's own label")
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
+    source.check_components()
+    architecture = source.checkpoint.architecture
     prompts = source.prompts.evaluation
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
-    pipeline, how, reference = None, None, []
-    variants, images = [], {}
+    pipeline, how = None, None
+    samples: dict[str, list[Sample]] = {}
+    variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
-        checkpoint = source.checkpoint if label == ORIGINAL else Checkpoint(path)
+        checkpoint = Checkpoint(path)
         denoiser = load_model(checkpoint, dtype)
         if pipeline is None:
-            pipeline = open_pipeline(source.checkpoint, denoiser, source.base, device)
-            how = default_settings(pipeline, source.checkpoint, settings.steps)
+            pipeline = open_pipeline(architecture, denoiser, source.base, device)
+            how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
         else:
-            pipeline.register_modules(**{checkpoint.architecture.component: denoiser.to(device)})
-        samples = [
+            pipeline.register_modules(**{architecture.component: denoiser.to(device)})
+        samples[label] = [
             generate(pipeline, prompt, seed, how)
             for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
         ]
-        reference = reference or samples
-        images[label] = [sample.image for sample in samples]
-        results = [
-            _compare(prompt, seed, original, sample)
-            for (prompt, seed), original, sample in zip(pairs, reference, samples, strict=True)
-        ]
-        variants.append(
-            VariantResult(
-                label=label,
-                file=path.name,
-                file_bytes=path.stat().st_size,
-                weight_bytes=checkpoint.weight_bytes,
-                kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
-                layers=len(checkpoint.layers),
-                pairs=results,
-            )
-        )
+        variants.append(_result(label, checkpoint, pairs, samples[ORIGINAL], samples[label]))
+        # The next one is loaded when this one is gone: a GPU need not hold two.
+        pipeline.register_modules(**{architecture.component: None})
         del denoiser
         gc.collect()
     return Evaluation(
@@ -173,7 +179,30 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
             "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
         },
         variants=variants,
-        images=images,
+        images={label: [sample.image for sample in made] for label, made in samples.items()},
+    )
+
+
+def label_files(files: Sequence[Path]) -> dict[str, Path]:
+    """Each file under its name without suffix, or under its whole path where several share that."""
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 and file.stem != ORIGINAL else str(file): file for file in files}
+
+
+def _result(
+    label: str, checkpoint: Checkpoint, pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]
+) -> VariantResult:
+    return VariantResult(
+        label=label,
+        file=checkpoint.path.name,
+        file_bytes=checkpoint.path.stat().st_size,
+        weight_bytes=checkpoint.weight_bytes,
+        kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
+        layers=len(checkpoint.layers),
+        pairs=[
+            _compare(prompt, seed, original, sample)
+            for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
+        ],
     )
 
 

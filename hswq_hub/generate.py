@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.architectures import Architecture
+from hswq_runtime.errors import HSWQError
 from hswq_runtime.pipeline import assemble_pipeline
 
 
@@ -32,18 +33,28 @@ class Sample:
     seconds: float
 
 
-def open_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, device: torch.device):
+def open_pipeline(architecture: Architecture, denoiser: torch.nn.Module, base: str, device: torch.device):
     """The diffusers pipeline around `denoiser`, on `device`, without progress bars of its own."""
-    pipeline = assemble_pipeline(checkpoint, denoiser, base)
+    pipeline = assemble_pipeline(architecture, denoiser, base)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def default_settings(pipeline, checkpoint: Checkpoint, steps: int | None = None) -> GenerationSettings:
-    """The architecture's defaults, at the picture size that the VAE was made for if that is smaller."""
-    row = checkpoint.architecture
+def generation_settings(
+    pipeline,
+    architecture: Architecture,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+) -> GenerationSettings:
+    """What is given, and the architecture's defaults for the rest.
+
+    The default size is the one that the VAE's configuration says it was made for, if that is smaller.
+    """
     return GenerationSettings(
-        steps=steps or row.steps, guidance=row.guidance, size=min(row.size, pipeline.vae.config.sample_size)
+        steps=steps or architecture.steps,
+        guidance=architecture.guidance if guidance is None else guidance,
+        size=size or min(architecture.size, pipeline.vae.config.sample_size),
     )
 
 
@@ -53,6 +64,9 @@ def generate(
     """One picture. The noise is drawn on the CPU, so a seed means the same noise on every device.
 
     `on_step` is called with the number of each finished denoising step, from 0.
+
+    Raises:
+        HSWQError: the latents are not finite; a black picture would pass for a result otherwise.
     """
     final = {}
 
@@ -74,5 +88,8 @@ def generate(
         output_type="np",
     ).images[0]
     seconds = time.perf_counter() - start
+    latents = final["latents"][0].to("cpu", torch.float32)
+    if not latents.isfinite().all():
+        raise HSWQError(f"the picture of {prompt!r} came out as NaN or infinity; try --dtype bfloat16 or float32")
     pixels = (image * 255).round().astype(np.uint8)
-    return Sample(final["latents"][0].to("cpu", torch.float32), pixels, seconds)
+    return Sample(latents, pixels, seconds)

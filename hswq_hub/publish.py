@@ -11,27 +11,29 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from hswq_runtime.pipeline import MODEL_INDEX
+from hswq_runtime.pipeline import MODEL_INDEX, component_folders
 
 from . import __version__
 from .calibrate import Calibration, calibrate
-from .card import IMAGES, LICENCE_FILE, METRICS, licence_text, write_card
+from .card import CARD, IMAGES, LICENCE_FILE, METRICS, licence_text, write_card
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
-from .hardware import pick_device, pick_dtype
+from .hardware import describe, pick_device, pick_dtype, versions
 from .pictures import comparison
 from .quantize import Plan, plan_hswq, plan_naive, quantized_name, write_quantized
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
 from .sources.source import file_sha256
-from .targets import RECORD, check_room, check_target, replace_folder
-from .workspace import Workspace
+from .targets import CONTENTS, RECORD, check_room, check_target, list_contents, replace_folder
+from .workspace import Workspace, code_digest, home
 
 NAIVE = "naive FP8"
 _SHOWN = 4
 _EXAMPLES = "examples.json"
+_PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 
 
 @dataclass(frozen=True)
@@ -57,58 +59,69 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         command: the command line that does the same, for the card.
 
     Raises:
-        TargetError: the folder holds something else, or the disk has no room.
+        TargetError: the folder holds something else or cannot be made, or the disk has no room.
+        ComponentError: the base lacks a component.
         DeviceError: CUDA asked for and absent.
         HSWQError: whatever the steps raise; the folder is then as it was.
     """
-    check_target(folder)
     settings = _settle(settings or PublishSettings(), source)
+    _preflight(source, folder, settings)
     workspace = Workspace(source.name, source.sha256)
-    size = source.path.stat().st_size
-    check_room(workspace.folder, size * (len(settings.formats) + 1))
-    check_room(folder, size * len(settings.formats))
-
     device = settings.calibration.device
     calibration = _calibrated(workspace, source, settings.calibration)
-    plans = [
-        plan_hswq(source.checkpoint, calibration, version, settings.recipe, device) for version in settings.formats
-    ]
+    plans = [plan_hswq(source.checkpoint, calibration, format, settings.recipe, device) for format in settings.formats]
+    naive = _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors", device)
     files = {
-        NAIVE: _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors", device)
+        plan.version: _quantized(workspace, source, plan, quantized_name(source, plan.version), device)
+        for plan in plans
     }
-    for plan in plans:
-        files[plan.version.label] = _quantized(workspace, source, plan, quantized_name(source, plan.version), device)
-    measured = _measured(workspace, source, files, settings.evaluation)
-
-    def fill(target: Path) -> None:
-        for plan in plans:
-            shutil.copyfile(files[plan.version.label], target / files[plan.version.label].name)
-        shutil.copytree(measured, target, dirs_exist_ok=True)
-        examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
-        (target / _EXAMPLES).unlink()
-        record = {
-            "tool": f"hswq-hub {__version__}",
-            "name": source.name,
-            "architecture": source.checkpoint.architecture.name,
-            "base": source.hub_base,
-            "licence": source.licence,
-            "source": {"origin": source.origin, "file": source.path.name, "sha256": source.sha256},
-            "command": command,
-            "recipe": asdict(settings.recipe),
-            "calibration": calibration.made_by,
-            "files": {plan.version.value: _file_facts(files[plan.version.label], plan) for plan in plans},
-            "examples": examples,
-            "layers": {plan.version.value: plan.as_rows() for plan in plans},
-        }
-        write_atomically(target / RECORD, (json.dumps(record, indent=2) + "\n").encode())
-        if (text := licence_text(source.licence)) is not None:
-            write_atomically(target / LICENCE_FILE, text.encode())
-        if source.hub_base is None:
-            _copy_components(Path(source.base), target, source.checkpoint.architecture.component)
-        write_card(target)
-
-    replace_folder(folder, fill)
+    candidates = {NAIVE: naive, **{version.label: path for version, path in files.items()}}
+    measured = _measured(workspace, source, candidates, settings.evaluation)
+    facts = {
+        "tool": f"hswq-hub {__version__}",
+        "name": source.name,
+        "repo": folder.resolve().name,
+        "architecture": source.checkpoint.architecture.name,
+        "base": source.hub_base,
+        "licence": source.licence,
+        "source": {"origin": source.origin, "file": source.path.name, "sha256": source.sha256},
+        "command": command,
+        "recipe": asdict(settings.recipe),
+        "calibration": calibration.made_by,
+        "files": {plan.version.value: _file_facts(files[plan.version], plan) for plan in plans},
+        "layers": {plan.version.value: plan.as_rows() for plan in plans},
+    }
+    replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, facts))
     return Published(folder, Evaluation.load(folder / METRICS))
+
+
+def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
+    """Everything that can be known to fail, before anything costs time."""
+    check_target(folder)
+    source.check_components()
+    size = source.path.stat().st_size
+    components = sum(file.stat().st_size for file in _files(_local_components(source)))
+    check_room(home(), size * (len(settings.formats) + 1))
+    check_room(folder, size * len(settings.formats) + components)
+
+
+def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts: dict) -> None:
+    """Put the products together as they are uploaded."""
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    shutil.copytree(measured, target, dirs_exist_ok=True)
+    examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
+    (target / _EXAMPLES).unlink()
+    if (text := licence_text(source.licence)) is not None:
+        write_atomically(target / LICENCE_FILE, text.encode())
+    components = _local_components(source)
+    if components:
+        shutil.copyfile(Path(source.base) / MODEL_INDEX, target / MODEL_INDEX)
+    for component in components:
+        shutil.copytree(component, target / component.name, ignore=_ignore_foreign)
+    record = facts | {"examples": examples, CONTENTS: sorted([*list_contents(target), CARD])}
+    write_atomically(target / RECORD, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    write_card(target)
 
 
 def _settle(settings: PublishSettings, source: Source) -> PublishSettings:
@@ -127,8 +140,13 @@ def _settle(settings: PublishSettings, source: Source) -> PublishSettings:
     )
 
 
+def _maker(device: str) -> list:
+    """What a computed product depends on besides its inputs: our code, the libraries, the hardware."""
+    return [code_digest(), versions(), describe(torch.device(device))]
+
+
 def _calibrated(workspace: Workspace, source: Source, settings: CalibrationSettings) -> Calibration:
-    made_from = [__version__, asdict(settings), source.prompts.calibration, source.base]
+    made_from = [_maker(settings.device), asdict(settings), source.prompts.calibration, _base_identity(source)]
     path = workspace.product("calibration", made_from, "calibration.safetensors")
     if not path.exists():
         calibrate(source, settings).save(path)
@@ -136,7 +154,7 @@ def _calibrated(workspace: Workspace, source: Source, settings: CalibrationSetti
 
 
 def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str, device: str) -> Path:
-    made_from = [__version__, plan.recipe, plan.version.value, plan.as_rows(), source.hub_base]
+    made_from = [code_digest(), plan.recipe, plan.version.value, plan.as_rows(), source.hub_base]
     path = workspace.product(plan.recipe, made_from, name)
     if not path.exists():
         write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=device)
@@ -146,10 +164,10 @@ def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str, devi
 def _measured(workspace: Workspace, source: Source, files: dict[str, Path], settings: EvaluationSettings) -> Path:
     """A folder with metrics.json, the pictures and the list of what they show."""
     made_from = [
-        __version__,
+        _maker(settings.device),
         asdict(settings),
         source.prompts.evaluation,
-        source.base,
+        _base_identity(source),
         {label: path.parent.name for label, path in files.items()},
     ]
     folder = workspace.product("evaluation", made_from, "measured")
@@ -186,10 +204,31 @@ def _file_facts(path: Path, plan: Plan) -> dict:
     }
 
 
-def _copy_components(base: Path, target: Path, denoiser: str) -> None:
-    """Everything of a diffusers folder but its denoiser, so that the published folder is complete by itself."""
-    shutil.copyfile(base / MODEL_INDEX, target / MODEL_INDEX)
-    names = [name for name, value in json.loads((base / MODEL_INDEX).read_text()).items() if isinstance(value, list)]
-    for name in names:
-        if name != denoiser and (base / name).is_dir():
-            shutil.copytree(base / name, target / name)
+def _local_components(source: Source) -> list[Path]:
+    """Component folders that go into the published one: those of a local base. A Hub base is only named."""
+    return [] if source.hub_base else component_folders(Path(source.base), source.checkpoint.architecture)
+
+
+def _files(folders: list[Path]) -> list[Path]:
+    """All files of component folders that are published."""
+    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and _publishable(path)]
+
+
+def _publishable(path: Path) -> bool:
+    """Weights, configurations and vocabularies; no pickles, caches or anything else that lies about."""
+    return path.suffix in _PUBLISHED_SUFFIXES and not path.name.startswith(".")
+
+
+def _ignore_foreign(folder: str, names: list[str]) -> list[str]:
+    """For `shutil.copytree`: what of `folder` stays behind."""
+    paths = [Path(folder) / name for name in names]
+    return [path.name for path in paths if path.name.startswith(".") or not (path.is_dir() or _publishable(path))]
+
+
+def _base_identity(source: Source):
+    """What tells this base from another: a Hub repo's name, or name, size and time of each of a folder's files."""
+    if source.hub_base is not None:
+        return source.hub_base
+    base = Path(source.base)
+    files = [base / MODEL_INDEX, *_files(_local_components(source))]
+    return [[str(file.relative_to(base)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -14,11 +14,16 @@ RECIPES = ("hswq",)
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first."""
+    """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first.
+
+    `guidance` (scale) and `size` (pixels a side) None: the model's defaults.
+    """
 
     samples: int = 32
     steps: int = 25
     seed: int = 0
+    guidance: float | None = None
+    size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
 
@@ -44,11 +49,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How files are measured: prompt and seed pairs, steps (None: the architecture's), seed of the first pair."""
+    """How files are measured: prompt and seed pairs, seed of the first pair, and how each picture is made.
+
+    `steps`, `guidance` and `size` None: the model's defaults.
+    """
 
     pairs: int = 16
     steps: int | None = None
     seed: int = 1000
+    guidance: float | None = None
+    size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
 

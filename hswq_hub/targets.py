@@ -1,5 +1,7 @@
 """Where a finished model goes: for now a local folder, laid out as a Hub repo would be."""
 
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -8,23 +10,49 @@ from pathlib import Path
 from hswq_runtime.errors import HSWQError
 
 RECORD = "hswq.json"
-"""Every folder that we make holds this file; a folder without it is somebody else's."""
+CONTENTS = "contents"
+"""Every folder that we make holds RECORD, whose CONTENTS lists all its files; anything else is somebody else's."""
 
 
 class TargetError(HSWQError):
-    """The target holds something that is not ours to replace, or has no room."""
+    """The target holds something that is not ours to replace, cannot be written, or has no room."""
 
 
 def check_target(folder: Path) -> None:
-    """Check that `folder` is free, empty, or one that this tool made.
+    """Check that `folder` can be made, is empty, or holds nothing but what this tool put there.
 
     Raises:
-        TargetError: it holds something else.
+        TargetError: it cannot, or it holds something else.
     """
+    folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise TargetError(f"{folder} is a file; choose another --folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECORD).is_file():
-        raise TargetError(f"{folder} holds something that hswq-hub did not make; choose another --folder, or empty it")
+    if folder == Path.cwd() or os.path.ismount(folder):
+        raise TargetError(f"{folder} cannot be replaced as a whole; give a folder below it as --folder")
+    parent = _nearest_existing(folder.parent)
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise TargetError(f"{parent} cannot be written to; choose another --folder")
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    foreign = present - _own_contents(folder)
+    if foreign:
+        raise TargetError(
+            f"{folder} holds something that hswq-hub did not make ({sorted(foreign)[0]}); choose another --folder"
+        )
+
+
+def _own_contents(folder: Path) -> set[str]:
+    """What the record in `folder` lists; nothing if it is no record of ours."""
+    try:
+        listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))[CONTENTS]
+        return {RECORD, *listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def list_contents(folder: Path) -> list[str]:
+    """All files of `folder` but the record, relative to it, for the record."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in files if str(path) != RECORD)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -33,25 +61,53 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         TargetError: it has not.
     """
-    place = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
+    place = _nearest_existing(folder.absolute())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise TargetError(f"{place} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed; free some room")
 
 
+def check_replaceable(path: Path, suffix: str, is_ours: Callable[[Path], object]) -> None:
+    """Check that a product may be written to `path`: the right suffix, a folder one can write to, and nothing there
+    but an earlier product, which `is_ours` reads without raising.
+
+    Raises:
+        TargetError: one of these is not so.
+    """
+    if path.suffix != suffix:
+        raise TargetError(f"{path} must end in {suffix}")
+    parent = _nearest_existing(path.absolute().parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise TargetError(f"{parent} cannot be written to; choose another --output")
+    if path.exists():
+        try:
+            is_ours(path)
+        except HSWQError as error:
+            raise TargetError(f"{path} is there already and is not ours to replace; choose another --output") from error
+
+
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a new folder and give that the name `folder` when it is complete.
 
-    If `fill` fails, what was under the name stays as it was and nothing is left beside it.
+    If anything fails, what was under the name stays as it was and nothing is left beside it. A link is followed.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    fresh, old = staging / "new", staging / "old"
     try:
-        fresh = staging / "new"
         fresh.mkdir()
         fill(fresh)
         if folder.exists():
-            folder.rename(staging / "old")
+            folder.rename(old)
         fresh.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
     finally:
         shutil.rmtree(staging)
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in [path, *path.parents] if place.exists())

@@ -9,6 +9,9 @@ import json
 import os
 from pathlib import Path
 
+import hswq_hub
+import hswq_runtime
+
 HOME_VARIABLE = "HSWQ_HOME"
 
 
@@ -20,6 +23,15 @@ def home() -> Path:
 def fingerprint(made_from) -> str:
     """Twelve hex digits of the SHA-256 of `made_from` as canonical JSON."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def code_digest() -> str:
+    """Twelve hex digits of the project's own source: a product of other code is another product."""
+    digest = hashlib.sha256()
+    for package in (hswq_hub, hswq_runtime):
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Workspace:

@@ -94,3 +94,40 @@ def test_every_key_that_does_not_fit_is_named(tmp_path):
     assert "missing x_pad_token" in message
     assert "unexpected stranger" in message
     assert "cap_embedder.0.weight has shape [7] instead of [32]" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("layers.0.attention.q_norm.weight", ()),
+        ("layers.0.attention.q_norm.weight", (50,)),
+        ("layers.0.attention.q_norm.weight", (7,)),
+        ("cap_embedder.1.weight", (32,)),
+        ("x_embedder.weight", (96,)),
+        ("x_pad_token", (0,)),
+        ("norm_final.weight", (1 << 50, 0)),
+        ("layers.0.attention.q_norm.weight", (0,)),
+    ],
+    ids=lambda value: "x".join(map(str, value)) or "scalar" if isinstance(value, tuple) else value.split(".")[-2],
+)
+def test_impossible_shapes_are_refused_in_a_sentence(tmp_path, key, shape):
+    def misshape(tensors):
+        tensors[tiny.PREFIX + key] = torch.zeros(shape, dtype=torch.bfloat16)
+
+    with pytest.raises(FormatError, match=r"tiny\.safetensors"):
+        load_model(tiny.checkpoint(tmp_path, change=misshape))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_integers_are_not_taken_for_weights(tmp_path, dtype):
+    key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
+    path = tiny.checkpoint(tmp_path, change=lambda tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(FormatError, match=r"feed_forward\.w1\.weight is"):
+        load_model(path)
+
+
+def test_other_components_in_an_unprefixed_file_are_left_alone(tmp_path):
+    path = tiny.checkpoint(
+        tmp_path, prefix="", change=lambda tensors: tensors.update({"vae.x.weight": torch.zeros(2, 2)})
+    )
+    assert torch.equal(tiny.run(load_model(path, torch.float32)), tiny.run(tiny.model().float()))

@@ -1,6 +1,8 @@
 """The command line: each step on files, and one sentence for everything that cannot be done."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from hswq_hub.cli import main
 from hswq_hub.evaluate import Evaluation
 from hswq_hub.sources import resolve
+
+DEMO_FILE = str(resolve("demo").path)
 
 
 @pytest.fixture
@@ -81,6 +85,40 @@ def test_unknown_reference(run):
     refused(run("publish", "nowhere.safetensors"), "neither a file nor 'demo'")
 
 
+def test_statistics_never_replace_a_checkpoint(run, tmp_path):
+    shutil.copyfile(resolve("demo").path, "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    refused(run("calibrate", "demo", "-o", "model.safetensors"), "not ours to replace")
+    refused(run("calibrate", "demo", "-o", "statistics.json"), "must end in .safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_files_of_one_name_are_told_apart(run, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copyfile(resolve("demo").path, tmp_path / folder / "x.safetensors")
+    shutil.copyfile(resolve("demo").path, "original.safetensors")
+    result = run("evaluate", "demo", "a/x.safetensors", "b/x.safetensors", "original.safetensors", "--pairs", 1,
+                 "--steps", 1, "-o", "metrics.json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    labels = [variant.label for variant in Evaluation.load(tmp_path / "metrics.json").variants]
+    assert labels == ["original", "a/x.safetensors", "b/x.safetensors", "original.safetensors"]
+
+
+def test_no_path_of_this_machine_is_published(run, tmp_path):
+    (tmp_path / "alice").mkdir()
+    shutil.copyfile(resolve("demo").path, tmp_path / "alice/model.safetensors")
+    shutil.copytree(resolve("demo").base, tmp_path / "alice/base")
+    result = run("publish", tmp_path / "alice/model.safetensors", "--base", tmp_path / "alice/base", "--folder",
+                 tmp_path / "alice/out", "--samples", 1, "--steps", 1, "--pairs", 1, "--picture-steps", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    published = b"".join(path.read_bytes() for path in (tmp_path / "alice/out").rglob("*") if path.is_file())
+    for trace in (str(tmp_path), "alice", str(Path.home()), os.environ["HSWQ_HOME"]):
+        assert trace.encode() not in published
+    assert b"hswq-hub publish model.safetensors --base base --samples 1 --steps 1" in published
+    assert b"one pair decides nothing" in published
+
+
 def test_missing_text_encoder(run, tmp_path):
     shutil.copytree(resolve("demo").base, "base")
     shutil.rmtree("base/text_encoder")
@@ -104,16 +142,18 @@ def test_target_that_holds_something_else(run, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("command", [("publish",), ("calibrate", "-o", "x.safetensors")], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [("publish",), ("calibrate", "-o", "x.safetensors"), ("evaluate", DEMO_FILE)], ids=lambda c: c[0]
+)
 def test_cuda_that_is_not_there_is_never_replaced_by_the_cpu(run, tmp_path, command):
     name, *rest = command
-    refused(run(name, "demo", "--device", "cuda", *rest), "CUDA was asked for")
+    refused(run(name, "demo", *rest, "--device", "cuda"), "CUDA was asked for")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "options",
-    [("--keep-ratio", "1.5"), ("--samples", "0"), ("--format", "v3"), ("--device", "tpu")],
+    [("--keep-ratio", "1.5"), ("--samples", "0"), ("--format", "v3"), ("--device", "tpu"), ("--seed", "9" * 20)],
     ids=lambda o: o[0],
 )
 def test_impossible_options(run, options):

@@ -41,7 +41,8 @@ def test_what_is_written_is_read_back(version):
     dtypes = {"a.weight": "F8_E4M3", "a.bias": "BF16", **dict.fromkeys(beside, "F32")}
     weights, companions = formats.find_weights(dtypes, version)
     assert companions == set(beside)
-    assert weights == {"a.weight": formats.StoredWeight("a.weight", "a.scale" if version.scaled else None)}
+    scale_key = "a.scale" if version.scaled else None
+    assert weights == {"a.weight": formats.StoredWeight("a.weight", scale_key, "a.weight_scale")}
 
 
 def test_a_file_without_metadata_is_read_by_its_keys():

@@ -56,6 +56,14 @@ def test_changing_dtype_changes_what_is_computed_in_and_nothing_stored(scaled):
         assert layer.scale.dtype == torch.float32 and torch.equal(layer.scale, SCALE)
 
 
+def test_moving_keeps_the_parameter_and_the_order_of_the_state():
+    """Optimizers and offload hooks hold on to the parameter object; nn.Linear keeps it, so do we."""
+    layer = fp8_layer(plain_layer("linear")[0], scaled=True)
+    weight, names = layer.weight, list(layer.state_dict())
+    layer.to(torch.bfloat16).to("cpu")
+    assert layer.weight is weight and list(layer.state_dict()) == names
+
+
 def test_weights_take_a_quarter_of_float32():
     plain = nn.Linear(256, 256, bias=False)
     layer = quantized_twin(plain, scaled=True, compute_dtype=torch.float32).to_empty(device="cpu")

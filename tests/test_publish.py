@@ -1,6 +1,7 @@
 """The main job, end to end, on the demo model; and what a stranger does with the folder afterwards."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.utils.logging import enable_progress_bar
+from safetensors.torch import load_file, save_file
 
 from hswq_hub.card import Card, write_card
-from hswq_hub.generate import default_settings, generate
+from hswq_hub.generate import generate, generation_settings
 from hswq_hub.publish import publish
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from hswq_hub.sources import resolve
 from hswq_hub.targets import TargetError
 from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_bytes
-from hswq_runtime.errors import ComponentError, FormatError
+from hswq_runtime.errors import ComponentError, FormatError, HSWQError
 from hswq_runtime.fp8 import FP8
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +53,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def picture(pipeline, seed=5):
-    how = default_settings(pipeline, resolve("demo").checkpoint, steps=3)
+    how = generation_settings(pipeline, resolve("demo").checkpoint.architecture, steps=3)
     return generate(pipeline, "a large red ring at the left on a blue background", seed, how)
 
 
@@ -95,8 +98,8 @@ def test_figures_are_those_of_the_files(folder):
 def test_a_second_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
     """From nothing, in a workspace of its own. Times and the card, which shows none, are what they are."""
     monkeypatch.setenv("HSWQ_HOME", str(tmp_path / "home"))
-    publish(resolve("demo"), tmp_path / "again", QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
-    one, two = contents(folder), contents(tmp_path / "again")
+    publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
+    one, two = contents(folder), contents(tmp_path / folder.name)
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] in ([], ["metrics.json"])
     for document in (one, two):
@@ -113,8 +116,61 @@ def test_a_run_that_died_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
     monkeypatch.setattr("hswq_hub.publish.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr("hswq_hub.publish.evaluate", lambda *_: pytest.fail("measured again"))
-    publish(resolve("demo"), tmp_path / "again", QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
-    assert contents(tmp_path / "again") == contents(folder)
+    publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
+    assert contents(tmp_path / folder.name) == contents(folder)
+
+
+def test_another_base_is_another_model(folder, tmp_path, monkeypatch):
+    """A base of the same name but with another text encoder must not be answered from the workspace."""
+    pictures = []
+    for place in ("one", "two"):
+        base = shutil.copytree(resolve("demo").base, tmp_path / place / "base")
+        if place == "two":
+            weights = base / "text_encoder/model.safetensors"
+            save_file({name: torch.randn_like(t) for name, t in load_file(weights).items()}, weights, {"format": "pt"})
+        shutil.copyfile(resolve("demo").path, tmp_path / place / "model.safetensors")
+        monkeypatch.chdir(tmp_path / place)
+        publish(resolve("model.safetensors", base="base"), tmp_path / place / "out", QUICK)
+        pictures.append((tmp_path / place / "out/images/compare-01.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_nothing_is_fetched(tmp_path, monkeypatch):
+    """Offline, whatever the environment says: no connection is even tried."""
+
+    def refuse(*_):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    publish(resolve("demo"), tmp_path / "out", QUICK)
+    HSWQPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_a_picture_that_is_not_finite_is_no_result(monkeypatch):
+    pipeline = HSWQPipeline.from_pretrained(resolve("demo").path, base=resolve("demo").base, dtype=torch.float32)
+    pipeline.transformer.all_final_layer["2-1"].linear.bias.data.fill_(float("nan"))
+    with pytest.raises(HSWQError, match="NaN or infinity"):
+        picture(pipeline)
+
+
+def test_a_hostile_index_reaches_no_other_folder(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(resolve("demo").base, base)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key.json").write_text("private")
+    index = json.loads((base / "model_index.json").read_text())
+    for name in ("../secret", str(tmp_path / "secret")):
+        index[name] = [None, None]
+    (base / "model_index.json").write_text(json.dumps(index))
+    (base / "vae/notes.md").write_text("mine")
+    (base / "vae/old.bin").write_bytes(b"pickle")
+    (base / ".git").mkdir()
+    shutil.copyfile(resolve("demo").path, tmp_path / "model.safetensors")
+    publish(resolve(str(tmp_path / "model.safetensors"), str(base)), tmp_path / "deep/out", QUICK)
+    assert b"private" not in b"".join(contents(tmp_path / "deep").values())
+    assert not any(name.endswith((".bin", ".md", ".git")) for name in contents(tmp_path / "deep/out") if "/" in name)
 
 
 def test_one_format_alone(folder, tmp_path):
@@ -136,7 +192,9 @@ def test_a_local_file_goes_the_same_way(tmp_path):
         ours = Checkpoint(tmp_path / "out" / f"myModel_v3-hswq-{version.value}.safetensors")
         assert ours.format is version and ours.config == demo.checkpoint.config
         assert set(demo.checkpoint.tensors) < set(ours.tensors), "what the input holds under a key, the output holds"
-    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[jm][sd]*"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license" not in yaml.safe_load(card.split("---\n")[1]), "nobody said what the licence is"
+    assert not (tmp_path / "out/LICENSE").exists() and "not stated" in card
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path):
@@ -174,6 +232,7 @@ def test_loaded_pipeline_equals_the_dequantized_one_bit_for_bit(folder, variant)
 
 @pytest.mark.parametrize("variant", ["v1", "v2"])
 def test_weights_take_less_than_70_percent_of_bfloat16(folder, variant, capsys):
+    enable_progress_bar()
     pipeline = HSWQPipeline.from_pretrained(folder, variant=variant)
     assert pipeline.transformer.dtype == torch.bfloat16
     share = weight_bytes(pipeline.transformer) / resolve("demo").checkpoint.weight_bytes
@@ -212,7 +271,7 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
         shutil.copyfile(folder / "demo-hswq-v1.safetensors", several / f"{name}.safetensors")
     with pytest.raises(FormatError, match=r"a\.safetensors, b\.safetensors"):
         HSWQPipeline.from_pretrained(several)
-    with pytest.raises(ComponentError, match="no folder"):
+    with pytest.raises(ComponentError, match="neither a folder here nor"):
         HSWQPipeline.from_pretrained(several, weight_name="a.safetensors", base="./elsewhere")
     shutil.copytree(resolve("demo").base, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "text_encoder")
@@ -238,7 +297,7 @@ def test_card_shows_the_figures_and_nothing_made_up(folder):
     for decision in card.kept:
         assert decision.layer in body
     assert "hswq-hub publish demo --samples 2 --steps 3" in body
-    assert not {"{{", "{%", "None", "undefined"} & set(body.split())
+    assert not re.search(r"\{\{|\{%|\bNone\b|undefined|\bnan\b", text)
 
 
 def test_card_command_renders_what_publish_wrote(folder, tmp_path):

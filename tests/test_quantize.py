@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hswq_hub.calibrate import Calibration, monitor
 from hswq_hub.quantize import plan_hswq, plan_naive, write_quantized
@@ -15,12 +15,13 @@ from hswq_runtime import Checkpoint, Format, dequantize_, load_model, weight_byt
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fp8 import FP8, quantize
 
+HEADER = {"modelspec.title": "tiny", "modelspec.hash_sha256": "0xabc", "ss_dataset_dirs": "/home/alice/pictures"}
 QKV = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Checkpoint:
-    return Checkpoint(tiny.checkpoint(tmp_path_factory.mktemp("source"), metadata={"modelspec.title": "tiny"}))
+    return Checkpoint(tiny.checkpoint(tmp_path_factory.mktemp("source"), metadata=HEADER))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, versi
     assert found == expected
     assert metadata["hswq_format"] == version.value
     assert metadata["hswq_base"] == "owner/base"
-    assert metadata["modelspec.title"] == "tiny", "what the source's header said is kept"
+    assert metadata["modelspec.title"] == "tiny"
+    assert not {"modelspec.hash_sha256", "ss_dataset_dirs"} & metadata.keys(), "no longer true, and nobody's business"
 
 
 @pytest.mark.parametrize("version", list(Format))
@@ -179,6 +181,30 @@ def test_every_tensor_is_aligned_to_its_size(source, calibration, tmp_path):
     assert all(e["data_offsets"][0] % sizes.get(e["dtype"], 1) == 0 for n, e in header.items() if n != "__metadata__")
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_damaged_source_is_refused(calibration, tmp_path, bad):
+    def damage(tensors):
+        tensors[QKV][3, 5] = bad
+
+    damaged = Checkpoint(tiny.checkpoint(tmp_path, change=damage))
+    with pytest.raises(FormatError, match=r"layers\.0\.attention\.qkv\.weight .* NaN or infinity"):
+        plan_hswq(damaged, calibration, Format.V1, Recipe(keep_ratio=0))
+    with pytest.raises(FormatError, match="NaN or infinity"):
+        plan_naive(damaged)
+
+
+def test_other_components_of_the_file_are_copied_byte_for_byte(tmp_path):
+    others = {
+        "first_stage_model.mask": torch.tensor([True, False, True]),
+        "first_stage_model.table": torch.randn(3, dtype=torch.complex64),
+        "first_stage_model.ids": torch.arange(5),
+        "first_stage_model.half": torch.randn(3, 3).half(),
+    }
+    source = Checkpoint(tiny.checkpoint(tmp_path, change=lambda tensors: tensors.update(others)))
+    stored = load_file(written(source, plan_naive(source), tmp_path))
+    assert all(torch.equal(stored[key], tensor) for key, tensor in others.items())
+
+
 def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkeypatch):
     plan = plan_hswq(source, calibration, Format.V1, Recipe())
     monkeypatch.setattr("hswq_hub.quantize.writer.quantize", lambda *_: 1 / 0)
@@ -187,17 +213,24 @@ def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("problem", ["missing", "zero", "nan"])
-def test_v2_scale_that_is_missing_or_impossible_is_refused(source, calibration, tmp_path, problem):
-    from safetensors.torch import save_file
-
-    path = written(source, plan_hswq(source, calibration, Format.V2, Recipe()), tmp_path)
+@pytest.mark.parametrize(
+    ("version", "suffix", "value"),
+    [
+        (Format.V2, ".scale", None),
+        (Format.V2, ".scale", [0.0]),
+        (Format.V2, ".scale", [float("nan")]),
+        (Format.V2, ".scale", [7.0]),
+        (Format.V1, ".weight_scale", 0.5),
+    ],
+    ids=["missing", "zero", "nan", "two-that-differ", "v1-with-a-scale"],
+)
+def test_scales_that_cannot_be_meant_are_refused(source, calibration, tmp_path, version, suffix, value):
+    path = written(source, plan_hswq(source, calibration, version, Recipe()), tmp_path)
     tensors, metadata = load_file(path), Checkpoint(path).metadata
-    key = QKV.removesuffix(".weight") + ".scale"
-    if problem == "missing":
-        del tensors[key]
-    else:
-        tensors[key] = torch.tensor([0.0 if problem == "zero" else float("nan")])
+    key = QKV.removesuffix(".weight") + suffix
+    tensors.pop(key)
+    if value is not None:
+        tensors[key] = torch.tensor(value)
     spoiled = tmp_path / "spoiled.safetensors"
     save_file(tensors, spoiled, metadata=metadata)
     with pytest.raises(FormatError, match=r"layers\.0\.attention\.qkv.*scale"):

@@ -61,7 +61,9 @@ def test_search_finds_the_best_of_all_candidates():
     histogram = weighted_histogram(*weight(3), bins=512)
     found = search_error(histogram, torch.tensor([search_amax(histogram, True, SETTINGS)]), True).item()
     coarse = torch.linspace(0.5, 1.0, SETTINGS.candidates, dtype=torch.float64) * histogram.maximum
-    assert found <= search_error(histogram, coarse, True).min().item()
+    assert found < search_error(histogram, coarse, True).min().item(), "the refinements must have found a better one"
+    dense = torch.linspace(0.5, 1.0, 20_000, dtype=torch.float64) * histogram.maximum
+    assert found <= 1.01 * min(search_error(histogram, part, True).min().item() for part in dense.split(1000))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -73,7 +73,7 @@ def plan_hswq(
     Of n quantizable layers the `round(keep_ratio · n)` with the largest output variance stay as they are.
 
     Raises:
-        FormatError: the calibration is of another model.
+        FormatError: the calibration is of another model, or a weight is not finite.
     """
     keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
     possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
@@ -97,9 +97,8 @@ def plan_hswq(
             reason = f"sensitivity rank {rank[key]} of {len(ranked)}, within the keep ratio {keep_ratio:g}"
             decisions.append(Decision(number_format=KEPT, reason=reason, **known))
             continue
-        histogram = weighted_histogram(
-            checkpoint.tensor(key).to(device), _importance(checkpoint, calibration, key), recipe.search.bins
-        )
+        weight = _finite(checkpoint, key).to(device)
+        histogram = weighted_histogram(weight, _importance(checkpoint, calibration, key), recipe.search.bins)
         amax = search_amax(histogram, version.scaled, recipe.search)
         decisions.append(
             Decision(
@@ -122,12 +121,24 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
         if (why := checkpoint.why_never_quantized(key)) is not None:
             decisions.append(Decision(number_format=KEPT, reason=f"never quantized: {why}", **known))
             continue
-        maximum = checkpoint.tensor(key).abs().max().item()
+        maximum = _finite(checkpoint, key).abs().max().item()
         amax = min(maximum, FP8_MAX)
         decisions.append(
             Decision(number_format=FP8, reason="plain cast", maximum=maximum, amax=amax, scale=1.0, **known)
         )
     return Plan(Format.V1, "naive", tuple(decisions))
+
+
+def _finite(checkpoint: Checkpoint, key: str) -> torch.Tensor:
+    """The weight `key`.
+
+    Raises:
+        FormatError: it holds NaN or infinity, which no FP8 file can stand for.
+    """
+    weight = checkpoint.tensor(key)
+    if not weight.isfinite().all():
+        raise FormatError(f"{key} of {checkpoint.path} holds NaN or infinity; the checkpoint is damaged")
+    return weight
 
 
 def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):

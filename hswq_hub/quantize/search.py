@@ -37,6 +37,7 @@ def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int
 
     `weight`: [out, in] or [out, in / groups, kH, kW]. `importance`: I_c, [in]. The bins divide 0…max|w| evenly.
     An importance that is zero everywhere counts every weight alike.
+    All weights have to be finite.
 
     The |w| of each channel are counted first and the counts then weighted: sums of integers come out the same in
     whatever order a GPU makes them.

@@ -12,6 +12,7 @@ import torch
 
 from hswq_runtime import formats
 from hswq_runtime.checkpoint import Checkpoint, TensorInfo
+from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Metadata
 from hswq_runtime.fp8 import quantize
 
@@ -20,7 +21,26 @@ from ..files import atomic_file
 from ..progress import progress
 from .plan import Decision, Plan
 
-_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", formats.DTYPE_FP8), 1),
+}
+_MODEL_SPEC = (
+    "title",
+    "author",
+    "license",
+    "description",
+    "date",
+    "tags",
+    "usage_hint",
+    "trigger_phrase",
+    "architecture",
+)
+_CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC}
+"""Header strings of the source that stay true of the quantized file. Others are not carried over: hashes would be
+wrong, and trainers and workflow editors leave paths and whole workflows there."""
 _HEADER_ALIGNMENT = 8
 
 
@@ -43,6 +63,9 @@ def write_quantized(
         source_sha256: digest of the source, for the header.
         base: Hub repo of the other components, for the header; None leaves it out.
         device: where to round.
+
+    Raises:
+        FormatError: the source holds a dtype that cannot be copied.
     """
     decisions = {d.key: d for d in plan.decisions if d.quantized}
     layout: dict[str, TensorInfo] = {}
@@ -64,7 +87,10 @@ def write_quantized(
         order, header = _header(layout, metadata)
         file.write(header)
         for name in progress(order, desc=f"write {path.name}", unit="tensor"):
-            file.write(_raw(produce[name]()))
+            data = _raw(produce[name]())
+            if len(data) != _size(layout[name]):
+                raise FormatError(f"{name} has {len(data)} bytes, but {_size(layout[name])} by its dtype and shape")
+            file.write(data)
 
 
 def _rounded(checkpoint: Checkpoint, decision: Decision, version: Format, device) -> torch.Tensor:
@@ -83,22 +109,30 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
     }
     if base is not None:
         ours[Metadata.BASE] = base
-    return {**checkpoint.metadata, **{key.value: value for key, value in ours.items()}}
+    carried = {key: value for key, value in checkpoint.metadata.items() if key in _CARRIED}
+    return carried | {key.value: value for key, value in ours.items()}
 
 
 def _header(layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
     """The order of the tensors, widest dtype first so that each is aligned to its own size, and the header."""
-    order = sorted(layout, key=lambda name: (-_BYTES.get(layout[name].dtype, 1), name))
+    unknown = sorted({info.dtype for info in layout.values()} - _BYTES.keys())
+    if unknown:
+        raise FormatError(f"the source holds tensors of type {', '.join(unknown)}, which this release cannot copy")
+    order = sorted(layout, key=lambda name: (-_BYTES[layout[name].dtype], name))
     entries: dict = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in order:
         info = layout[name]
-        size = torch.Size(info.shape).numel() * _BYTES.get(info.dtype, 1)
+        size = _size(info)
         entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     return order, len(text).to_bytes(8, "little") + text
+
+
+def _size(info: TensorInfo) -> int:
+    return torch.Size(info.shape).numel() * _BYTES[info.dtype]
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

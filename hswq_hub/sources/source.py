@@ -43,8 +43,8 @@ class Source:
     """diffusers folder or Hub repo of the other components."""
     origin: str
     """One phrase for the card: where the file came from, without a path of this machine."""
-    licence: str
-    """Hub licence id."""
+    licence: str | None
+    """Hub licence id, None if nobody said."""
     prompts: Prompts
 
     @cached_property
@@ -56,31 +56,40 @@ class Source:
         """Hex digest of the whole file."""
         return file_sha256(self.path)
 
+    def check_components(self) -> None:
+        """Check that the base has all components besides the denoiser.
+
+        Raises:
+            ComponentError: names what is missing.
+        """
+        check_components(self.checkpoint.architecture, self.base)
+
     @property
     def hub_base(self) -> str | None:
         """The Hub repo of the other components; None if they come from a folder of this machine."""
         return None if Path(self.base).is_dir() else self.base
 
 
-def resolve(reference: str, base: str | None = None) -> Source:
-    """The source that `reference` names: its header is read, its base checked, its weights are not touched.
+def resolve(reference: str, base: str | None = None, licence: str | None = None) -> Source:
+    """The source that `reference` names. Only its header is read.
 
     Args:
         reference: "demo" for the bundled model, or the path of a safetensors file.
         base: diffusers folder or Hub repo with the other components; None: the folder of the file if it is
             a diffusers folder, else the base repo of the architecture.
+        licence: Hub licence id of a local file, if it is known.
 
     Raises:
         UnknownReferenceError: neither of those.
         FormatError: the file is not a complete safetensors file, or does not fit its architecture.
         UnknownArchitectureError: its keys match no architecture that we know.
         AlreadyQuantizedError: it is not full precision.
-        ComponentError: the base lacks a component.
     """
     if reference == DEMO:
         data = files("hswq_hub") / "demo_model"
         path, base = Path(str(data / "demo.safetensors")), base or str(data / "components")
         origin, prompts = "the demo model that ships with hswq-hub", Prompts.read(data / "prompts")
+        licence = "apache-2.0"
     else:
         path = Path(reference)
         if not path.is_file():
@@ -92,15 +101,7 @@ def resolve(reference: str, base: str | None = None) -> Source:
     checkpoint.require_full_precision()
     checkpoint.check_fits(checkpoint.empty_model())
     base = find_base(checkpoint, base)
-    check_components(base, checkpoint.architecture.component)
-    return Source(
-        name=path.stem,
-        path=path,
-        base=base,
-        origin=origin,
-        licence=checkpoint.architecture.licence,
-        prompts=prompts,
-    )
+    return Source(name=path.stem, path=path, base=base, origin=origin, licence=licence, prompts=prompts)
 
 
 def file_sha256(path: Path) -> str:

@@ -102,6 +102,17 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 """Prefixes seen on the denoiser's keys in single files, longest first."""
 
 
+OTHER_COMPONENTS = (
+    "vae.",
+    "first_stage_model.",
+    "text_encoders.",
+    "text_encoder.",
+    "cond_stage_model.",
+    "conditioner.",
+)
+"""What the keys of text encoders and VAEs begin with in files that hold more than the denoiser."""
+
+
 def recognise(keys) -> tuple[Architecture, str]:
     """The architecture of a checkpoint with these keys, and the prefix its denoiser has.
 

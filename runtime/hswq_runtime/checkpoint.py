@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import formats
-from .architectures import recognise
-from .errors import AlreadyQuantizedError, FormatError
+from .architectures import OTHER_COMPONENTS, recognise
+from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 from .fp8 import FP8
 
 _ROWS = 1 << 32
@@ -69,7 +69,10 @@ class Checkpoint:
             raise FormatError(f"{self.path} is not a complete safetensors file ({error})") from error
         self.metadata = self._file.metadata() or {}
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
-        self.architecture, self.prefix = recognise(self.tensors)
+        try:
+            self.architecture, self.prefix = recognise(self.tensors)
+        except UnknownArchitectureError as error:
+            raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
 
     def _info(self, key: str) -> TensorInfo:
@@ -86,7 +89,13 @@ class Checkpoint:
 
     @cached_property
     def _denoiser_keys(self) -> list[str]:
-        return [key for key in self.tensors if key.startswith(self.prefix)]
+        keys = [key for key in self.tensors if key.startswith(self.prefix)]
+        if self.prefix == "":  # everything would be the denoiser's: leave out what other components' names begin with
+            keys = [key for key in keys if not key.startswith(OTHER_COMPONENTS)]
+        empty = [key for key in keys if 0 in self.tensors[key].shape]
+        if empty:
+            raise FormatError(f"{self.path} holds empty tensors: {', '.join(empty)}")
+        return keys
 
     @cached_property
     def _quantized(self) -> tuple[dict[str, formats.StoredWeight], set[str]]:
@@ -107,9 +116,10 @@ class Checkpoint:
         shapes = {key.removeprefix(self.prefix): self.tensors[key].shape for key in self._denoiser_keys}
         try:
             return self.architecture.config(shapes)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
             raise FormatError(
-                f"{self.path} looks like {self.architecture.title} but lacks or misshapes {error}"
+                f"{self.path} looks like {self.architecture.title}, but its configuration cannot be told from its "
+                f"shapes ({type(error).__name__}: {error})"
             ) from error
 
     def empty_model(self) -> torch.nn.Module:
@@ -117,8 +127,14 @@ class Checkpoint:
         import accelerate
         import diffusers
 
-        with accelerate.init_empty_weights():
-            return getattr(diffusers, self.architecture.model_class)(**self.config)
+        try:
+            with accelerate.init_empty_weights():
+                return getattr(diffusers, self.architecture.model_class)(**self.config)
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise FormatError(
+                f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
+                f"shapes: {self.config}"
+            ) from error
 
     @cached_property
     def parameters(self) -> dict[str, list[Piece]]:
@@ -153,8 +169,11 @@ class Checkpoint:
     def check_fits(self, model: torch.nn.Module) -> None:
         """Check that the file holds just the tensors of `model`, in its shapes.
 
+        A shape may have more or fewer leading ones: pad tokens are stored as [dim] and as [1, dim].
+
         Raises:
-            FormatError: naming every missing, unexpected and wrongly shaped parameter.
+            FormatError: naming every missing, unexpected and wrongly shaped parameter, or one whose dtype is neither
+                full precision nor FP8.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}
@@ -163,8 +182,12 @@ class Checkpoint:
         problems += [
             f"{name} has shape {list(found[name])} instead of {list(wanted[name])}"
             for name in wanted.keys() & found.keys()
-            if found[name] != wanted[name]
+            if not _same_but_for_leading_ones(found[name], wanted[name])
         ]
+        for pieces in self.parameters.values():
+            dtype = self.tensors[pieces[0].key].dtype
+            if dtype not in formats.FULL_PRECISION and dtype != formats.DTYPE_FP8:
+                problems.append(f"{pieces[0].key} is {dtype}, which this release does not read")
         if problems:
             raise FormatError(
                 f"{self.path} does not fit {self.architecture.model_class}: {'; '.join(sorted(problems))}"
@@ -248,6 +271,12 @@ class Checkpoint:
                 f"{self.path} is quantized already (it holds {', '.join(sorted(low))}); "
                 "start from the full-precision (FP16, BF16 or FP32) file of the model"
             )
+
+
+def _same_but_for_leading_ones(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    longer, shorter = sorted((one, other), key=len, reverse=True)
+    extra = len(longer) - len(shorter)
+    return longer[:extra] == (1,) * extra and longer[extra:] == shorter
 
 
 def _pieces(tags: torch.Tensor, keys: list[str]) -> Iterator[Piece]:

@@ -73,10 +73,15 @@ class Metadata(str, Enum):
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A quantized weight as a file holds it: its key, and the key of its scale (None in V1)."""
+    """A quantized weight as a file holds it.
+
+    key: of the weight. scale_key: of its scale, None in V1. comfy_scale_key: of the scale that ComfyUI reads, None
+    where there is none; :func:`check_agreement` compares the two.
+    """
 
     key: str
     scale_key: str | None
+    comfy_scale_key: str | None = None
 
 
 def layer_of(key: str) -> str:
@@ -121,7 +126,7 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
         scale_key = beside.get(SCALE) or beside.get(COMFY_SCALE)
         if version is Format.V2 and SCALE not in beside:
             raise FormatError(f"{key} has no scale ({layer_of(key)}{SCALE}) though the file says that it is V2")
-        weights[key] = StoredWeight(key, None if version is Format.V1 else scale_key)
+        weights[key] = StoredWeight(key, None if version is Format.V1 else scale_key, beside.get(COMFY_SCALE))
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
@@ -143,6 +148,19 @@ def check_scale(key: str, scale: torch.Tensor) -> torch.Tensor:
     if not (math.isfinite(value) and value > 0):
         raise FormatError(f"{key} is {value}; a scale is finite and positive")
     return scale.reshape(1).float()
+
+
+def check_agreement(weight: StoredWeight, scale: torch.Tensor | None, comfy_scale: torch.Tensor) -> None:
+    """Check that ComfyUI would read the same weight as we do.
+
+    `scale`: what `weight.scale_key` holds, None for 1. `comfy_scale`: what `weight.comfy_scale_key` holds.
+
+    Raises:
+        FormatError: they differ, so one of the two would show another picture.
+    """
+    ours, theirs = 1.0 if scale is None else scale.item(), comfy_scale.item()
+    if ours != theirs:
+        raise FormatError(f"{weight.comfy_scale_key} is {theirs:g}, but the scale of {weight.key} is {ours:g}")
 
 
 def version_of(metadata: Mapping[str, str]) -> Format | None:

@@ -39,19 +39,18 @@ class _FP8Weight:
         return layer.train(self.training)
 
     def _apply(self, fn, recurse=True):
-        # `.to(dtype)`, `.half()` and the like change what we compute in, never the stored FP8 bytes or their
-        # scale. `fn` is opaque, so an empty tensor tells where it moves things and into which dtype.
-        weight, scale = self._parameters.pop("weight"), self._buffers.pop(SCALE_BUFFER)
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._parameters["weight"], self._buffers[SCALE_BUFFER] = weight, scale
-        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=weight.device))
-        move = torch.empty_like if weight.is_meta and not probe.is_meta else torch.Tensor.to
-        self.compute_dtype = probe.dtype
-        self.weight = nn.Parameter(move(weight.data, device=probe.device), requires_grad=False)
-        if scale is not None:
-            self.scale = move(scale, device=probe.device)
+        # `.to(dtype)`, `.half()` and the like change what we compute in, never the stored FP8 bytes or their scale.
+        stored = [tensor for tensor in (self.weight, self.scale) if tensor is not None]
+
+        def keep_stored(tensor):
+            applied = fn(tensor)
+            if any(tensor is one for one in stored) and applied.dtype != tensor.dtype:
+                return tensor.to(applied.device)
+            return applied
+
+        super()._apply(keep_stored, recurse)
+        # `fn` is opaque: an empty tensor tells which dtype it goes to.
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=stored[0].device)).dtype
         return self
 
     def extra_repr(self) -> str:

@@ -34,9 +34,10 @@ def load_model(
     model = checkpoint.empty_model()
     checkpoint.check_fits(model)
 
-    state = {}
+    state, shapes = {}, {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, pieces in checkpoint.parameters.items():
-        values, scale = _assemble(checkpoint, pieces), _scale(checkpoint, pieces[0].key)
+        values = _assemble(checkpoint, pieces).reshape(shapes[name])
+        scale = _scale(checkpoint, pieces[0].key)
         if not checkpoint.held_as_fp8(pieces[0].key):
             # Full precision, or something that foreign files cast although it cannot compute in FP8.
             state[name] = fp8.dequantize(values, scale, dtype)
@@ -57,9 +58,13 @@ def load_model(
 def _scale(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
     """The checked scale of the stored tensor `key`; all layers of a fused tensor take its one scale."""
     weight = checkpoint.quantized.get(key)
-    if weight is None or weight.scale_key is None:
+    if weight is None:
         return None
-    return formats.check_scale(weight.scale_key, checkpoint.tensor(weight.scale_key))
+    scale = weight.scale_key and formats.check_scale(weight.scale_key, checkpoint.tensor(weight.scale_key))
+    if weight.comfy_scale_key is not None:
+        comfy_scale = formats.check_scale(weight.comfy_scale_key, checkpoint.tensor(weight.comfy_scale_key))
+        formats.check_agreement(weight, scale, comfy_scale)
+    return scale
 
 
 def _assemble(checkpoint: Checkpoint, pieces: list[Piece]) -> torch.Tensor:

@@ -1,18 +1,23 @@
 """`HSWQPipeline.from_pretrained`: a published folder or a file -> a diffusers pipeline with FP8 weights."""
 
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from .architectures import Architecture
 from .checkpoint import Checkpoint
-from .errors import ComponentError, FormatError
+from .errors import ComponentError, FormatError, UnknownArchitectureError
 from .formats import Format, Metadata
 from .layers import weight_bytes
 from .loading import load_model
 
 MODEL_INDEX = "model_index.json"
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class HSWQPipeline:
@@ -57,68 +62,121 @@ class HSWQPipeline:
         checkpoint = Checkpoint(_choose(Path(path), variant, weight_name))
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
+        base = find_base(checkpoint, base)
+        check_components(checkpoint.architecture, base, given=pipeline_arguments)
         denoiser = load_model(checkpoint, dtype or torch_dtype)
-        pipeline = assemble_pipeline(checkpoint, denoiser, base, **pipeline_arguments)
-        _report(checkpoint, denoiser)
+        pipeline = assemble_pipeline(checkpoint.architecture, denoiser, base, **pipeline_arguments)
+        _report(checkpoint, denoiser, base)
         return pipeline
 
 
-def assemble_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base=None, **pipeline_arguments):
-    """The diffusers pipeline of `checkpoint`'s architecture around `denoiser`, which gives it its dtype.
+def assemble_pipeline(architecture: Architecture, denoiser: torch.nn.Module, base: str, **pipeline_arguments):
+    """The diffusers pipeline of `architecture` around `denoiser`, which gives it its dtype.
 
-    `base` and the errors are those of :meth:`HSWQPipeline.from_pretrained`.
+    The other components are read from `base`, from safetensors files only: no pickle is ever opened.
+
+    Raises:
+        ComponentError: a component cannot be loaded.
     """
-    import diffusers
-
-    architecture = checkpoint.architecture
-    base = find_base(checkpoint, base)
-    pipeline_class = getattr(diffusers, architecture.pipeline_class)
-    check_components(base, architecture.component, given=pipeline_arguments)
     arguments = {architecture.component: denoiser, "dtype": denoiser.dtype, **pipeline_arguments}
     try:
-        return pipeline_class.from_pretrained(str(base), **arguments)
-    except OSError as error:
-        raise ComponentError(
-            f"the components beside the {architecture.component} could not be loaded from {base}: "
-            f"{str(error).splitlines()[0]}; pass a diffusers folder or a Hub repo that has them as base"
-        ) from error
+        pipeline = _pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ComponentError(f"{base} has a component that cannot be loaded: {reason}") from error
+    tokenizer = pipeline.components.get("tokenizer")
+    if tokenizer is not None and not tokenizer("a").input_ids:
+        raise ComponentError(f"{base} has a tokenizer without a vocabulary")
+    return pipeline
 
 
 def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
-    """Where the other components of `checkpoint` are: see `base` of :meth:`HSWQPipeline.from_pretrained`."""
+    """Where the other components of `checkpoint` are: see `base` of :meth:`HSWQPipeline.from_pretrained`.
+
+    Raises:
+        FormatError: the file's header names something that is no Hub repo.
+    """
     if base is not None:
         return str(base)
     if (checkpoint.path.parent / MODEL_INDEX).is_file():
         return str(checkpoint.path.parent)
-    return checkpoint.metadata.get(Metadata.BASE.value) or checkpoint.architecture.base_repo
+    named = checkpoint.metadata.get(Metadata.BASE.value)
+    if named is None:
+        return checkpoint.architecture.base_repo
+    if not _REPO_ID.fullmatch(named):  # a file from a stranger must not choose a folder of this machine
+        raise FormatError(f"the header of {checkpoint.path} names the base {named!r}, which is no Hub repo; pass base")
+    return named
 
 
-def check_components(base: str, denoiser: str, given=()) -> None:
-    """Check that a local base folder has all components but the denoiser; a Hub repo is diffusers' to check.
+def check_components(architecture: Architecture, base: str, given=()) -> None:
+    """Check, in a moment, that `base` has all that the pipeline needs besides the denoiser and what is `given`.
+
+    Of a Hub repo only the index is read.
 
     Raises:
         ComponentError: names what is missing.
     """
-    folder = Path(base)
-    if not folder.is_dir():
-        if folder.is_absolute() or base.startswith("."):
-            raise ComponentError(f"there is no folder {base}; pass a diffusers folder or a Hub repo as base")
-        return
-    index = folder / MODEL_INDEX
-    if not index.is_file():
-        raise ComponentError(f"{base} has no {MODEL_INDEX}; pass a diffusers folder or a Hub repo as base")
-    try:
-        components = {name: value for name, value in json.loads(index.read_text()).items() if isinstance(value, list)}
-    except (ValueError, AttributeError) as error:
-        raise ComponentError(f"{index} is not a diffusers model index ({error})") from error
-    present = {entry.name for entry in folder.iterdir() if entry.is_dir() and any(entry.iterdir())}
-    missing = [
-        name for name, value in components.items() if value != [None, None] and name not in {*present, *given, denoiser}
-    ]
+    advice = "pass a diffusers folder or a Hub repo that has it as base"
+    if Path(base).is_dir():
+        folder, index = Path(base), _read_index(Path(base))
+    else:
+        folder, index = None, _fetch_index(base)
+    wanted = _component_names(architecture) - {*_pipeline_class(architecture)._optional_components, *given}
+    missing = [name for name in wanted if not _is_component(index.get(name))]
+    if folder is not None:
+        missing += [name for name in wanted - {*missing} if not _has_files(folder / name)]
     if missing:
+        raise ComponentError(f"{base} lacks {', '.join(sorted(missing))}; {advice}")
+
+
+def component_folders(base: Path, architecture: Architecture) -> list[Path]:
+    """The folders of the components that a checked local `base` has besides the denoiser."""
+    return sorted(base / name for name in _component_names(architecture) if (base / name).is_dir())
+
+
+def _component_names(architecture: Architecture) -> set[str]:
+    """What the pipeline class is made of, but for the denoiser. Names from a file are never used as paths."""
+    return set(inspect.signature(_pipeline_class(architecture).__init__).parameters) - {"self", architecture.component}
+
+
+def _pipeline_class(architecture: Architecture):
+    import diffusers
+
+    return getattr(diffusers, architecture.pipeline_class)
+
+
+def _read_index(folder: Path) -> dict:
+    path = folder / MODEL_INDEX
+    if not path.is_file():
+        raise ComponentError(f"{folder} has no {MODEL_INDEX}; pass a diffusers folder or a Hub repo as base")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ComponentError(f"{path} is not JSON") from error
+    if not isinstance(index, dict):
+        raise ComponentError(f"{path} is not a diffusers model index")
+    return index
+
+
+def _fetch_index(base: str) -> dict:
+    from huggingface_hub import hf_hub_download
+
+    if not _REPO_ID.fullmatch(base):
+        raise ComponentError(f"{base} is neither a folder here nor a Hub repo; pass one of them as base")
+    try:
+        return _read_index(Path(hf_hub_download(base, MODEL_INDEX)).parent)
+    except OSError as error:
         raise ComponentError(
-            f"{base} lacks {', '.join(sorted(missing))}; pass a diffusers folder or a Hub repo that has it as base"
-        )
+            f"the Hub repo {base} cannot be read from here; check its name and the connection, or pass a folder as base"
+        ) from error
+
+
+def _is_component(entry) -> bool:
+    return isinstance(entry, (list, tuple)) and len(entry) == 2 and None not in entry
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _choose(path: Path, variant: str | None, weight_name: str | None) -> Path:
@@ -136,7 +194,10 @@ def _choose(path: Path, variant: str | None, weight_name: str | None) -> Path:
         return files[0]
     formats: dict[Format | None, list[Path]] = {}
     for file in files:
-        formats.setdefault(Checkpoint(file).format, []).append(file)
+        try:
+            formats.setdefault(Checkpoint(file).format, []).append(file)
+        except UnknownArchitectureError:  # a LoRA, say: not what is looked for
+            continue
     wanted = formats.get(Format(variant) if variant else Format.V2 if Format.V2 in formats else None, [])
     if len(wanted) == 1:
         return wanted[0]
@@ -145,7 +206,7 @@ def _choose(path: Path, variant: str | None, weight_name: str | None) -> Path:
     raise FormatError(f"{path} does not hold just one model{wish}: it holds {names}; choose with weight_name")
 
 
-def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> None:
+def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> None:
     """One line on stderr, beside diffusers' progress bars, and silenced with them."""
     from diffusers.utils import logging
 
@@ -155,6 +216,7 @@ def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> None:
     plain = sum(p.numel() for p in denoiser.parameters()) * 2
     label = checkpoint.format.label if checkpoint.format else "checkpoint"
     print(
-        f"{checkpoint.path.name} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16",
+        f"{checkpoint.path.name} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16; "
+        f"other components from {base}",
         file=sys.stderr,
     )

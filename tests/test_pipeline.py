@@ -1,0 +1,97 @@
+"""Bases that are broken, hostile or incomplete are refused by name; strangers' files choose nothing on this machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hswq_hub.sources import resolve
+from hswq_runtime import HSWQPipeline, load_model
+from hswq_runtime.errors import ComponentError, FormatError
+
+DEMO = resolve("demo")
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    return Path(shutil.copytree(DEMO.base, tmp_path / "base"))
+
+
+def open_with(base, **arguments):
+    return HSWQPipeline.from_pretrained(DEMO.path, base=base, dtype=torch.float32, **arguments)
+
+
+def change_index(base, change):
+    index = json.loads((base / "model_index.json").read_text())
+    change(index)
+    (base / "model_index.json").write_text(json.dumps(index))
+
+
+def empty_vocabulary(base):
+    for path in (base / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+
+
+def cut_weights(base):
+    path = base / "text_encoder/model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def pickle_weights(base):
+    path = base / "vae/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda base: shutil.rmtree(base / "vae"), "lacks vae"),
+        (lambda base: change_index(base, lambda index: index.pop("vae")), "lacks vae"),
+        (lambda base: change_index(base, lambda index: index.update(text_encoder=[None, None])), "lacks text_encoder"),
+        (lambda base: (base / "model_index.json").write_text("[]"), "not a diffusers model index"),
+        (lambda base: (base / "model_index.json").write_text("{"), "not JSON"),
+        (lambda base: (base / "model_index.json").unlink(), "has no model_index.json"),
+        (empty_vocabulary, "tokenizer|vocab"),
+        (cut_weights, "cannot be loaded"),
+        (pickle_weights, "cannot be loaded"),
+    ],
+    ids=["no-folder", "not-listed", "null", "list", "cut-json", "no-index", "no-vocabulary", "cut-weights", "pickle"],
+)
+def test_a_base_that_lacks_something_is_refused(base, spoil, sentence):
+    spoil(base)
+    with pytest.raises(ComponentError, match=sentence):
+        open_with(base)
+
+
+def test_a_component_that_is_given_need_not_be_in_the_base(base):
+    vae = open_with(base).vae
+    shutil.rmtree(base / "vae")
+    assert open_with(base, vae=vae).vae is vae
+
+
+@pytest.mark.parametrize("named", ["../secrets", "/etc", "C:\\secrets", "owner/repo/../../x"])
+def test_a_header_cannot_name_a_folder_of_this_machine(tmp_path, named):
+    path = tmp_path / "stranger.safetensors"
+    save_file(load_file(DEMO.path), path, metadata={"hswq_base": named})
+    with pytest.raises(FormatError, match="no Hub repo"):
+        HSWQPipeline.from_pretrained(path)
+
+
+def test_a_lora_in_the_folder_is_not_taken_for_a_model(base):
+    shutil.copyfile(DEMO.path, base / "model.safetensors")
+    save_file({"lora_A.weight": torch.zeros(2, 2)}, base / "style.safetensors")
+    assert HSWQPipeline.from_pretrained(base, dtype=torch.float32).transformer.dtype == torch.float32
+
+
+def test_pad_tokens_are_read_with_and_without_a_leading_dimension(tmp_path):
+    tensors = load_file(DEMO.path)
+    key = "model.diffusion_model.x_pad_token"
+    tensors[key] = tensors[key].flatten()
+    save_file(tensors, tmp_path / "flat.safetensors")
+    loaded = load_model(tmp_path / "flat.safetensors")
+    assert torch.equal(loaded.x_pad_token, load_model(DEMO.path).x_pad_token)
