@@ -57,13 +57,16 @@ def test_importance_of_a_grouped_convolution_goes_by_its_own_channels():
     assert weighted_histogram(values, torch.tensor([3.0, 1.0]), bins=4).mass.tolist() == [0, 0, 0.75, 0.25]
 
 
-def test_search_finds_the_best_of_all_candidates():
-    histogram = weighted_histogram(*weight(3), bins=512)
-    found = search_error(histogram, torch.tensor([search_amax(histogram, True, SETTINGS)]), True).item()
-    coarse = torch.linspace(0.5, 1.0, SETTINGS.candidates, dtype=torch.float64) * histogram.maximum
-    assert found < search_error(histogram, coarse, True).min().item(), "the refinements must have found a better one"
-    dense = torch.linspace(0.5, 1.0, 20_000, dtype=torch.float64) * histogram.maximum
-    assert found <= 1.01 * min(search_error(histogram, part, True).min().item() for part in dense.split(1000))
+def test_search_refines_what_the_coarse_grid_found():
+    gains = []
+    for seed in range(6):
+        histogram = weighted_histogram(*weight(seed), bins=512)
+        found = search_error(histogram, torch.tensor([search_amax(histogram, True, SETTINGS)]), True).item()
+        coarse = torch.linspace(0.5, 1.0, SETTINGS.candidates, dtype=torch.float64) * histogram.maximum
+        gains.append(search_error(histogram, coarse, True).min().item() - found)
+        dense = torch.linspace(0.5, 1.0, 5_000, dtype=torch.float64) * histogram.maximum
+        assert found <= 1.02 * search_error(histogram, dense, True).min().item()
+    assert min(gains) > -1e-12 and max(gains) > 1e-10
 
 
 @pytest.mark.parametrize("seed", range(5))

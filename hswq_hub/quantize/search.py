@@ -79,11 +79,15 @@ def search_amax(histogram: Histogram, scaled: bool, settings: SearchSettings) ->
         return 0.0
     floor = settings.lowest * histogram.maximum
     low, high = floor, histogram.maximum
+    best, least = histogram.maximum, float("inf")
     for _ in range(settings.refinements + 1):
         candidates = torch.linspace(
             high, low, settings.candidates, dtype=torch.float64, device=histogram.middles.device
         )
-        best = candidates[search_error(histogram, candidates, scaled).argmin()].item()
+        errors = search_error(histogram, candidates, scaled)
+        place = errors.argmin()
+        if errors[place] < least:
+            best, least = candidates[place].item(), errors[place].item()
         step = (high - low) / (settings.candidates - 1)
         low, high = max(best - step, floor), min(best + step, histogram.maximum)
     return best
