@@ -3,10 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test check style
+.PHONY: demo cards test check style
 
 demo: $(VENV)/ready
 	$(BIN)/hswq-hub publish demo
+
+# What model_cards/ shows of the demo model: its card and figures as `make demo` made them, without the weights.
+cards: demo
+	mkdir -p model_cards/demo-hswq
+	cp -r $(addprefix hswq-published/demo-hswq/,README.md metrics.json hswq.json images) model_cards/demo-hswq/
 
 test: $(VENV)/ready
 	$(BIN)/pytest
