@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
@@ -15,7 +16,7 @@ from hswq_runtime.formats import Format
 from .evaluate import ORIGINAL, Evaluation
 from .files import write_atomically
 from .quantize import Decision
-from .report import HEADINGS, Comparison, comparisons, megabytes, table
+from .report import HEADINGS, comparisons, megabytes, table
 from .targets import RECORD
 
 METRICS = "metrics.json"
@@ -88,7 +89,17 @@ class Card:
 
     @property
     def verdict_lines(self) -> list[str]:
-        return verdict(comparisons(self.evaluation)).splitlines()
+        """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""
+        template = _environment().get_template("verdict.j2")
+        text = template.render(comparisons=comparisons(self.evaluation), unscaled=self._unscaled())
+        return [line for line in text.splitlines() if line]
+
+    def _unscaled(self) -> dict:
+        """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank."""
+        decisions = [Decision(**row) for row in self.record["layers"].get(Format.V1.value, [])]
+        ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum]
+        kept = [d.layer for d in decisions if not d.quantized and d.sensitivity is not None and "rank" in d.reason]
+        return {"label": Format.V1.label, "ratio": fmean(ratios) if ratios else None, "kept": kept}
 
     def render(self) -> str:
         """The card as Markdown with its front matter."""
@@ -121,11 +132,6 @@ def write_card(folder: Path) -> Path:
         raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({error})") from error
     write_atomically(folder / CARD, text.encode())
     return folder / CARD
-
-
-def verdict(found: list[Comparison]) -> str:
-    """The comparisons in words, for the terminal: the same text that the card has."""
-    return _environment().get_template("verdict.j2").render(comparisons=found).strip()
 
 
 def licence_text(licence: str | None) -> str | None:

@@ -161,9 +161,9 @@ def publish(
     hswq-hub publish demo
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     """
-    from .card import verdict
+    from .card import Card
     from .publish import default_folder, publish
-    from .report import HEADINGS, comparisons, table, text_table
+    from .report import HEADINGS, table, text_table
     from .sources import resolve
 
     _quiet()
@@ -179,7 +179,8 @@ def publish(
         source, folder or default_folder(source), settings, command=_command(click.get_current_context())
     )
     click.echo(text_table(HEADINGS, table(published.evaluation)))
-    click.echo(f"\n{verdict(comparisons(published.evaluation))}\n\n{published.folder}/")
+    verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
+    click.echo(f"\n{verdict}\n\n{published.folder}/")
 
 
 @main.command()
