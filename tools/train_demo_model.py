@@ -17,7 +17,7 @@ named `cooldown` in --work starts the final decay of the learning rate at once.
 
 Everything is seeded. The committed transformer was not made in one go, though: on two CPU cores, in about an hour and a
 half, it first went through some 3,000 steps of earlier versions of the last stage (other noise levels, a text encoder
-that learned along and forgot the colours), and only its last 900 steps were made with the stage as it stands here. A
+that learned along and forgot the colours), and only its last 1,250 steps were made with the stage as it stands here. A
 fresh run therefore gives a model like it, not the same bytes; how many steps that takes from nothing is an estimate.
 """
 
