@@ -30,19 +30,19 @@ COLOURS = {
     "grey": (140, 140, 145),
     "black": (35, 35, 40),
 }
-SIZES = {"small": 0.28, "": 0.38, "large": 0.52}
+SIZES = {"small": 0.32, "": 0.42, "large": 0.54}
 TEXTURES = ["", "", "striped", "dotted", "checkered", "glossy"]
 BACKGROUNDS = ["", "", "striped", "dotted", "checkered", "gradient", "grainy", "wavy"]
 PLACES = {
     "centre": (0.0, 0.0),
-    "left": (-0.45, 0.0),
-    "right": (0.45, 0.0),
-    "top": (0.0, -0.45),
-    "bottom": (0.0, 0.45),
-    "top left": (-0.45, -0.45),
-    "top right": (0.45, -0.45),
-    "bottom left": (-0.45, 0.45),
-    "bottom right": (0.45, 0.45),
+    "left": (-0.42, 0.0),
+    "right": (0.42, 0.0),
+    "top": (0.0, -0.42),
+    "bottom": (0.0, 0.42),
+    "top left": (-0.42, -0.42),
+    "top right": (0.42, -0.42),
+    "bottom left": (-0.42, 0.42),
+    "bottom right": (0.42, 0.42),
 }
 # Two shapes stand at opposite places, so that they do not hide each other.
 PAIRS = [("left", "right"), ("top", "bottom"), ("top left", "bottom right"), ("top right", "bottom left")]
@@ -137,8 +137,8 @@ def _paint(rng, colour, kind, x, y, contrast):
         mix = (_pattern(rng, kind, x, y) * 0.5 + 0.5)[..., None]
         surface = base + (other - base) * mix
     angle = rng.uniform(0, 2 * np.pi)
-    light = 0.05 * (x * np.cos(angle) + y * np.sin(angle)) + 0.035 * _cloud(rng, 6) + 0.03 * _cloud(rng, 22)
-    light += 0.02 * _pattern(rng, "wavy", x * 0.6, y * 0.6)
+    light = 0.05 * (x * np.cos(angle) + y * np.sin(angle)) + 0.035 * _cloud(rng, 6) + 0.015 * _cloud(rng, 22)
+    light += 0.01 * _pattern(rng, "wavy", x * 0.6, y * 0.6)
     return surface + light[..., None]
 
 
@@ -171,7 +171,7 @@ def _words(*words):
 def draw(rng):
     """One picture: uint8 array (SIZE, SIZE, 3), and its caption."""
     x, y = _grid()
-    two = rng.random() < 0.3
+    two = rng.random() < 0.25
     places = PAIRS[rng.integers(len(PAIRS))] if two else [list(PLACES)[rng.integers(len(PLACES))]]
     if two and rng.random() < 0.5:
         places = places[::-1]
