@@ -3,24 +3,32 @@
     from hswq_runtime import HSWQPipeline
     pipe = HSWQPipeline.from_pretrained("folder-or-file")
 
-Importing this package is cheap: torch and diffusers are loaded when a name that needs them is used.
+Importing it makes diffusers know :class:`HSWQConfig`, and PEFT how to fuse a LoRA into FP8 layers. It is cheap:
+torch and diffusers are loaded when a name that needs them is used.
 """
 
 from importlib import import_module
 
+from .registration import register
+
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Format": "formats",
+    "HSWQConfig": "quantizer",
     "HSWQConv2d": "layers",
     "HSWQError": "errors",
     "HSWQLinear": "layers",
     "HSWQPipeline": "pipeline",
+    "HSWQQuantizer": "quantizer",
     "dequantize_": "layers",
     "load_model": "loading",
+    "set_fp8_matmul": "matmul",
     "weight_bytes": "layers",
 }
 
 __all__ = sorted(_HOMES)
+
+register()
 
 
 def __getattr__(name: str):

@@ -35,6 +35,9 @@ class Architecture:
     """Shapes by key -> keyword arguments of `model_class`."""
     never_quantized: Mapping[str, str]
     """Regular expression on the layer's name -> why that layer can never be FP8."""
+    sensitive: tuple[str, ...]
+    """Regular expressions on the names of diffusers modules whose inputs are never rounded to FP8: embedders,
+    modulation and output, few and small, through which every error reaches the whole picture."""
     keep_ratio: float
     """Fraction of the layers that the published method keeps in full precision."""
     steps: int
@@ -48,6 +51,10 @@ class Architecture:
             if re.search(pattern, layer):
                 return reason
         return None
+
+    def is_sensitive(self, module: str) -> bool:
+        """Whether the inputs of the diffusers module `module` are never rounded to FP8."""
+        return any(re.search(pattern, module) for pattern in self.sensitive)
 
 
 def _z_image_config(shapes: Shapes) -> dict:
@@ -90,6 +97,7 @@ Z_IMAGE = Architecture(
     never_quantized={
         r"^t_embedder\.": "its forward casts the timestep to the weight's dtype, which must not be FP8",
     },
+    sensitive=(r"embedder", r"adaLN_modulation", r"final_layer"),
     keep_ratio=0.10,
     steps=9,
     guidance=0.0,

@@ -1,13 +1,10 @@
 """A lazy view of a safetensors checkpoint: what it stores, and the diffusers modules behind each tensor.
 
-Opening reads the header alone; a tensor's bytes are read when it is asked for. Which diffusers parameter a
-stored tensor becomes is *found*, by running diffusers' own single-file converter on row numbers instead of
-values: the converters rename keys and cut or join tensors along their first dimension, so what arrives under a
-parameter's name says which rows of which stored tensor it is made of. No table of keys is kept here.
+Opening reads the header alone; a tensor's bytes are read when it is asked for. `mapping.py` finds which diffusers
+parameter a stored tensor becomes.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from . import formats
 from .architectures import OTHER_COMPONENTS, recognise
 from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
+from .fit import misfits
 from .fp8 import FP8
-
-_ROWS = 1 << 32
-"""A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
+from .mapping import Piece, gather_scale, trace
 
 
 @dataclass(frozen=True)
@@ -30,15 +26,6 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows `start:stop` of the stored tensor `key`."""
-
-    key: str
-    start: int
-    stop: int
 
 
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -74,14 +61,16 @@ class Checkpoint:
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
+        formats.check_metadata(self.metadata)
 
     def _info(self, key: str) -> TensorInfo:
         view = self._file.get_slice(key)
         return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
 
     def tensor(self, key: str) -> torch.Tensor:
-        """The stored tensor `key`, on the CPU, in its stored dtype."""
-        return self._file.get_tensor(key)
+        """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 stored as bytes is FP8."""
+        stored = self._file.get_tensor(key)
+        return stored.view(FP8) if stored.dtype == torch.uint8 and key in self.quantized else stored
 
     def layer(self, key: str) -> str:
         """The name of the layer that `key` is the weight of: without prefix and `.weight`."""
@@ -139,18 +128,16 @@ class Checkpoint:
     @cached_property
     def parameters(self) -> dict[str, list[Piece]]:
         """diffusers parameter name -> the rows of stored tensors it is made of, in order."""
-        from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
-        keys = [key for key in self._denoiser_keys if key not in self._quantized[1]]
-        tagged = {key.removeprefix(self.prefix): self._tags(n, key) for n, key in enumerate(keys)}
-        convert = SINGLE_FILE_LOADABLE_CLASSES[self.architecture.model_class]["checkpoint_mapping_fn"]
-        converted = convert(checkpoint=tagged, config=self.config)
-        return {name: list(_pieces(tags, keys)) for name, tags in converted.items()}
-
-    def _tags(self, number: int, key: str) -> torch.Tensor:
-        shape = self.tensors[key].shape
-        rows = torch.arange(shape[0] if shape else 1, dtype=torch.int64) + number * _ROWS
-        return rows.reshape(-1, *[1] * (len(shape) - 1))
+        stored = {
+            key.removeprefix(self.prefix): self.tensors[key].shape
+            for key in self._denoiser_keys
+            if key not in self._quantized[1]
+        }
+        found = trace(stored, self.architecture.model_class, self.config)
+        return {
+            name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]
+            for name, pieces in found.items()
+        }
 
     @cached_property
     def modules(self) -> dict[str, list[str]]:
@@ -160,11 +147,6 @@ class Checkpoint:
             for piece in pieces:
                 owners.setdefault(piece.key, []).append((piece.start, name))
         return {key: [name for _, name in sorted(found)] for key, found in owners.items()}
-
-    def is_whole(self, piece: Piece) -> bool:
-        """Whether `piece` is all rows of its tensor."""
-        shape = self.tensors[piece.key].shape
-        return piece.start == 0 and piece.stop == (shape[0] if shape else 1)
 
     def check_fits(self, model: torch.nn.Module) -> None:
         """Check that the file holds just the tensors of `model`, in its shapes.
@@ -177,21 +159,17 @@ class Checkpoint:
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}
-        problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
-        problems += [f"unexpected {name}" for name in found.keys() - wanted.keys()]
-        problems += [
-            f"{name} has shape {list(found[name])} instead of {list(wanted[name])}"
-            for name in wanted.keys() & found.keys()
-            if not _same_but_for_leading_ones(found[name], wanted[name])
-        ]
+        problems = misfits(wanted, found)
         for pieces in self.parameters.values():
             dtype = self.tensors[pieces[0].key].dtype
-            if dtype not in formats.FULL_PRECISION and dtype != formats.DTYPE_FP8:
+            if (
+                dtype not in formats.FULL_PRECISION
+                and dtype != formats.DTYPE_FP8
+                and pieces[0].key not in self.quantized
+            ):
                 problems.append(f"{pieces[0].key} is {dtype}, which this release does not read")
         if problems:
-            raise FormatError(
-                f"{self.path} does not fit {self.architecture.model_class}: {'; '.join(sorted(problems))}"
-            )
+            raise FormatError(f"{self.path} does not fit {self.architecture.model_class}: {'; '.join(problems)}")
 
     def _shape(self, pieces: list[Piece]) -> tuple[int, ...]:
         shape = self.tensors[pieces[0].key].shape
@@ -235,6 +213,22 @@ class Checkpoint:
             raise FormatError(f"{self.path} holds nothing in full precision; say what to compute in with dtype")
         return _TORCH_DTYPES[max(sizes, key=sizes.get)]
 
+    @cached_property
+    def scales(self) -> dict[str, torch.Tensor | None]:
+        """Scale of every stored FP8 weight by its key: float32, [1] or one a row; None where there is none.
+
+        Raises:
+            FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`.
+        """
+        return {
+            key: formats.read_scale(weight, self.tensors[key].shape[0], self.tensor)
+            for key, weight in self.quantized.items()
+        }
+
+    def scale_of(self, pieces: list[Piece]) -> torch.Tensor | None:
+        """The scale of a parameter that is made of `pieces`: None, [1] or one a row."""
+        return gather_scale(pieces, {piece.key: self.scales.get(piece.key) for piece in pieces})
+
     def held_as_fp8(self, key: str) -> bool:
         """Whether the loaded model holds the stored tensor `key` in FP8: an FP8 weight of a layer that allows it."""
         return key in self.quantized and key in self.layers and self.why_never_quantized(key) is None
@@ -248,16 +242,22 @@ class Checkpoint:
         total = 0
         for pieces in self.parameters.values():
             values = torch.Size(self._shape(pieces)).numel()
-            if not self.held_as_fp8(pieces[0].key):
+            if all(self.held_as_fp8(piece.key) for piece in pieces):
+                scale = self.scale_of(pieces)
+                total += values * FP8.itemsize + (0 if scale is None else scale.nbytes)
+            else:
                 total += values * self.dtype.itemsize
-                continue
-            scaled = self.quantized[pieces[0].key].scale_key is not None
-            total += values * FP8.itemsize + scaled * torch.float32.itemsize
         return total
 
     def why_never_quantized(self, key: str) -> str | None:
         """Why the weight `key` can never be FP8 in this architecture, or None."""
+        if self._first_parameter in self.modules.get(key, []):
+            return "diffusers takes a model's dtype from its first parameter, which must not be FP8"
         return self.architecture.why_never_quantized(self.layer(key))
+
+    @cached_property
+    def _first_parameter(self) -> str:
+        return next(iter(self.empty_model().state_dict()))
 
     def require_full_precision(self) -> None:
         """Check that this is a source one can quantize.
@@ -271,18 +271,3 @@ class Checkpoint:
                 f"{self.path} is quantized already (it holds {', '.join(sorted(low))}); "
                 "start from the full-precision (FP16, BF16 or FP32) file of the model"
             )
-
-
-def _same_but_for_leading_ones(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    longer, shorter = sorted((one, other), key=len, reverse=True)
-    extra = len(longer) - len(shorter)
-    return longer[:extra] == (1,) * extra and longer[extra:] == shorter
-
-
-def _pieces(tags: torch.Tensor, keys: list[str]) -> Iterator[Piece]:
-    """Runs of consecutive rows in a converted tensor of tags."""
-    flat = tags.reshape(-1)
-    starts = [0, *(torch.nonzero(flat.diff() != 1).flatten() + 1).tolist(), len(flat)]
-    for begin, end in itertools.pairwise(starts):
-        number, row = divmod(int(flat[begin]), _ROWS)
-        yield Piece(keys[number], row, row + end - begin)

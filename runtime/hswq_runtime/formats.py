@@ -7,7 +7,8 @@ quantized weight ``X.weight`` (F8_E4M3) it holds
 format  beside ``X.weight``     meaning
 ======  ======================  ========================================================================
 V1      nothing needed          the value is the FP8 value: any FP8 loader reads it
-V2      ``X.scale`` F32 [1]     the value is the FP8 value times the scale
+V2      ``X.scale`` F32         the value is the FP8 value times the scale: [1], or [N] or [N, 1] for one
+                                scale a row
 ======  ======================  ========================================================================
 
 Linear layers also carry ``X.weight_scale`` (F32 scalar: 1 in V1, the scale in V2) and ``X.comfy_quant`` (U8,
@@ -15,14 +16,17 @@ UTF-8 JSON). With those stock ComfyUI reads both formats and leaves unquantized 
 them it drops V2's scale and, on GPUs with FP8 arithmetic, casts the kept layers to FP8 as well. It has no
 scaled convolution, so convolutions do not carry them.
 
+Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` with a tensor
+``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these. Scales of
+activations (``X.input_scale``, ``X.scale_input``) are left alone: activations are not quantized with them here.
+
 Writer and reader sit side by side: :func:`companions` says what to write, :func:`find_weights` reads it back.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -34,11 +38,18 @@ if TYPE_CHECKING:
 
 WEIGHT = ".weight"
 SCALE = ".scale"
+EARLY_SCALE = ".weight.scale"
 COMFY_SCALE = ".weight_scale"
 COMFY_MARK = ".comfy_quant"
-_COMPANIONS = (SCALE, COMFY_SCALE, COMFY_MARK)
+OLD_COMFY_SCALE = ".scale_weight"
+_SCALES = (SCALE, EARLY_SCALE, COMFY_SCALE, OLD_COMFY_SCALE)
+_COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, ".input_scale", ".scale_input")
+_OLD_COMFY_MARK = "scaled_fp8"
+_COMFY_METADATA = "_quantization_metadata"
+_COMFY_FP8 = "float8_e4m3fn"
 
 DTYPE_FP8 = "F8_E4M3"
+_DTYPE_BYTES = "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
 """safetensors dtypes that a source may have."""
 
@@ -75,13 +86,14 @@ class Metadata(str, Enum):
 class StoredWeight:
     """A quantized weight as a file holds it.
 
-    key: of the weight. scale_key: of its scale, None in V1. comfy_scale_key: of the scale that ComfyUI reads, None
-    where there is none; :func:`check_agreement` compares the two.
+    key: of the weight. scale_keys: of its scales, ours first; they have to agree. mark_key: of ComfyUI's description.
+    version: what the file says of itself.
     """
 
     key: str
-    scale_key: str | None
-    comfy_scale_key: str | None = None
+    scale_keys: tuple[str, ...] = ()
+    mark_key: str | None = None
+    version: Format | None = None
 
 
 def layer_of(key: str) -> str:
@@ -102,7 +114,7 @@ def companions(key: str, scale: float, version: Format, *, comfyui: bool) -> dic
     if version.scaled:
         beside[layer + SCALE] = torch.tensor([scale], dtype=torch.float32)
     if comfyui:
-        mark = {"format": "float8_e4m3fn"}
+        mark = {"format": _COMFY_FP8}
         if version.scaled:
             # Without this ComfyUI would multiply in FP8 with activations it has no scale for.
             mark["full_precision_matrix_mult"] = True
@@ -119,14 +131,16 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
     Raises:
         FormatError: a scale beside a weight that is not FP8, or an FP8 weight without one in a V2 file.
     """
-    weights, companion_keys = {}, set()
-    for key in (k for k in dtypes if k.endswith(WEIGHT) and dtypes[k] == DTYPE_FP8):
-        beside = {suffix: layer_of(key) + suffix for suffix in _COMPANIONS if layer_of(key) + suffix in dtypes}
-        companion_keys.update(beside.values())
-        scale_key = beside.get(SCALE) or beside.get(COMFY_SCALE)
-        if version is Format.V2 and SCALE not in beside:
-            raise FormatError(f"{key} has no scale ({layer_of(key)}{SCALE}) though the file says that it is V2")
-        weights[key] = StoredWeight(key, None if version is Format.V1 else scale_key, beside.get(COMFY_SCALE))
+    weights = {}
+    companion_keys = {key for key in dtypes if key.split(".")[-1] == _OLD_COMFY_MARK}
+    for key in (k for k in dtypes if _is_fp8(k, dtypes)):
+        layer = layer_of(key)
+        companion_keys.update(layer + suffix for suffix in _COMPANIONS if layer + suffix in dtypes)
+        scale_keys = tuple(layer + suffix for suffix in _SCALES if layer + suffix in dtypes)
+        if version is Format.V2 and not {layer + SCALE, layer + EARLY_SCALE} & set(scale_keys):
+            raise FormatError(f"{key} has no scale ({layer}{SCALE}) though the file says that it is V2")
+        mark = layer + COMFY_MARK
+        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, version)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
@@ -136,31 +150,85 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
     return weights, companion_keys
 
 
-def check_scale(key: str, scale: torch.Tensor) -> torch.Tensor:
-    """`scale` as float32 [1].
+def _is_fp8(key: str, dtypes: Mapping[str, str]) -> bool:
+    """Whether `key` is an FP8 weight. ComfyUI may store the bytes as U8; its mark is checked when they are read."""
+    dtype = dtypes[key]
+    return key.endswith(WEIGHT) and (
+        dtype == DTYPE_FP8 or (dtype == _DTYPE_BYTES and layer_of(key) + COMFY_MARK in dtypes)
+    )
+
+
+def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Tensor]) -> torch.Tensor | None:
+    """The scale of a stored weight: float32 [1] or [rows]; None if its FP8 values are the values.
+
+    `rows`: how many the weight has. `tensor`: reads a stored tensor.
 
     Raises:
-        FormatError: more than one value, or one that is not finite and positive.
+        FormatError: a scale of another shape, or one that is not finite and positive; two that differ; one that is
+            not 1 in a V1 file; a mark of ComfyUI's that names another number format.
     """
-    if scale.numel() != 1:
-        raise FormatError(f"{key} has shape {list(scale.shape)}; one scale for the whole weight is expected")
-    value = scale.item()
-    if not (math.isfinite(value) and value > 0):
-        raise FormatError(f"{key} is {value}; a scale is finite and positive")
-    return scale.reshape(1).float()
+    if weight.mark_key is not None:
+        _check_mark(weight.mark_key, tensor(weight.mark_key))
+    if not weight.scale_keys:
+        return None
+    scales = {key: check_scale(key, tensor(key), rows) for key in weight.scale_keys}
+    (first, scale), *others = scales.items()
+    for key, other in others:
+        if not (scale == other).all():
+            raise FormatError(f"{key} is {_shown(other)}, but {first} is {_shown(scale)}")
+    unscaled = bool((scale == 1).all())
+    if weight.version is Format.V1 and not unscaled:
+        raise FormatError(f"{first} is {_shown(scale)}, but the file says that it is V1, which has no scales")
+    return None if unscaled and weight.version is not Format.V2 else scale
 
 
-def check_agreement(weight: StoredWeight, scale: torch.Tensor | None, comfy_scale: torch.Tensor) -> None:
-    """Check that ComfyUI would read the same weight as we do.
-
-    `scale`: what `weight.scale_key` holds, None for 1. `comfy_scale`: what `weight.comfy_scale_key` holds.
+def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
+    """`scale` as float32 [1], or [rows] if it holds one value for each row of its weight.
 
     Raises:
-        FormatError: they differ, so one of the two would show another picture.
+        FormatError: another shape, or values that are not finite and positive.
     """
-    ours, theirs = 1.0 if scale is None else scale.item(), comfy_scale.item()
-    if ours != theirs:
-        raise FormatError(f"{weight.comfy_scale_key} is {theirs:g}, but the scale of {weight.key} is {ours:g}")
+    if scale.numel() != 1 and (scale.numel() != rows or scale.shape[0] != rows):
+        raise FormatError(
+            f"{key} has shape {list(scale.shape)}; one scale, or one for each of {rows} rows, is expected"
+        )
+    values = scale.reshape(-1).float()
+    wrong = ~(values.isfinite() & (values > 0))
+    if wrong.any():
+        raise FormatError(f"{key} is {values[wrong][0].item()}; a scale is finite and positive")
+    return values
+
+
+def _check_mark(key: str, mark: torch.Tensor) -> None:
+    try:
+        described = json.loads(bytes(mark.reshape(-1).tolist()))["format"]
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{key} is no description of a number format") from None
+    if described != _COMFY_FP8:
+        raise FormatError(f"{key} says {described!r}; this release reads {_COMFY_FP8}")
+
+
+def _shown(scale: torch.Tensor) -> str:
+    return (
+        f"{scale.item():g}" if scale.numel() == 1 else f"{scale.numel()} values of {scale.min():g} to {scale.max():g}"
+    )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Check that what ComfyUI's header entry says of the layers, if it is there, is something that we read.
+
+    Raises:
+        FormatError: a layer in another number format than E4M3, or an entry that cannot be read.
+    """
+    if (entry := metadata.get(_COMFY_METADATA)) is None:
+        return
+    try:
+        named = {layer: described["format"] for layer, described in json.loads(entry)["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(f"the header's {_COMFY_METADATA} cannot be read") from None
+    for layer, described in named.items():
+        if described != _COMFY_FP8:
+            raise FormatError(f"{layer} is {described!r} by the header; this release reads {_COMFY_FP8}")
 
 
 def version_of(metadata: Mapping[str, str]) -> Format | None:

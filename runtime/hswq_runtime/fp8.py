@@ -8,6 +8,8 @@ here are read from torch, none is typed in. `torch` saturates nothing: 449 would
 
 import torch
 
+from .errors import FormatError
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 
@@ -29,20 +31,102 @@ def saturating_cast(values: torch.Tensor) -> torch.Tensor:
 def quantize(weight: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """FP8 codes `q` such that `q · scale ≈ weight`.
 
-    `weight`: any shape and float dtype. `scale`: None (1), or float32 that broadcasts against `weight`.
-    The division is made in float32, whatever the dtype of `weight`.
+    `weight`: any shape and float dtype. `scale`: None (1), or float32 with one value, or with one for each
+    row (index of the first dimension). The division is made in float32, whatever the dtype of `weight`.
     """
     values = weight.to(torch.float32)
-    return saturating_cast(values if scale is None else values / scale)
+    return saturating_cast(values if scale is None else values / _by_row(scale, weight))
 
 
 def dequantize(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """`weight · scale` in `dtype`.
+    """`weight · scale` in `dtype`, a new tensor.
 
-    `weight`: FP8, any shape. `scale`: None, or float32 that broadcasts against it. The product is rounded
-    once: it is made in float32 and then cast, since a scale in bfloat16 would be off by up to 0.4 %.
-    Without a scale the cast is exact in every wider float dtype.
+    `weight`: FP8, any shape. `scale`: as in :func:`quantize`. The product is rounded once: it is made in
+    float32 and then cast, since a scale in bfloat16 would be off by up to 0.4 %. Without a scale the cast is
+    exact in every wider float dtype.
     """
+    if weight.is_cpu and weight.dtype == FP8 and not torch.compiler.is_compiling():
+        return _dequantize_on_cpu(weight, scale, dtype)
     if scale is None:
         return weight.to(dtype)
-    return (weight.to(torch.float32) * scale).to(dtype)
+    return (weight.to(torch.float32) * _by_row(scale, weight)).to(dtype)
+
+
+def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The scale that brings the largest magnitude to 448: float32 [count], `count` 1 or the number of rows.
+
+    An all-zero tensor or row has the scale 1.
+    """
+    amax = values.detach().abs().float().reshape(count, -1).amax(dim=1)
+    return torch.where(amax > 0, amax / FP8_MAX, 1.0)
+
+
+def matmul(input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """`input @ weight.T` with both factors in FP8 on the tensor cores: bfloat16 [..., N].
+
+    `input`: [..., K], any float dtype; every row gets a scale of its own, amax / 448, as in "FP8 formats for deep
+    learning". `weight`: FP8 [N, K]. `scale`: as in :func:`quantize`. K and N are multiples of 16.
+    """
+    rows = input.reshape(-1, input.shape[-1]).to(torch.float32)
+    row_scale = fresh_scale(rows, len(rows))[:, None]
+    weight_scale = torch.ones((), device=weight.device) if scale is None else scale
+    product = torch._scaled_mm(
+        saturating_cast(rows / row_scale),
+        weight.t(),
+        scale_a=row_scale,
+        scale_b=weight_scale.reshape(1, -1).expand(1, len(weight)).contiguous(),
+        out_dtype=torch.bfloat16,
+    )
+    return product.reshape(*input.shape[:-1], len(weight))
+
+
+def can_matmul(device: torch.device) -> bool:
+    """Whether :func:`matmul` runs on `device`: NVIDIA from SM 8.9 (Ada, Hopper, Blackwell), and the CPU."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cpu"
+
+
+def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, if one can compute in it.
+
+    Raises:
+        FormatError: it is FP8 or an integer: the weights stay FP8 anyway, what is asked for is the dtype beside them.
+    """
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise FormatError(f"cannot compute in {dtype}; pass torch.bfloat16, torch.float16 or torch.float32 as dtype")
+    return dtype
+
+
+def _by_row(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+# The four exponent and three mantissa bits of an FP8 value, put into the lowest exponent and highest mantissa bits of
+# a wider float, are that value divided by 2 to the difference of the exponent biases (127 - 7), subnormals included.
+_BIAS = 2.0**120
+_WIDE = torch.float32, torch.int32, 20, 0x87F00000 - (1 << 32)
+_HALF = torch.bfloat16, torch.int16, 4, 0x87F0 - (1 << 16)
+_PIECE = 1 << 18
+"""Values expanded at once: few enough to stay in the cache."""
+
+
+def _dequantize_on_cpu(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The same to the bit (NaN aside), three times as fast as torch's cast from FP8, which is not vectorized."""
+    result = torch.empty(weight.shape, dtype=dtype)
+    exact, integer, shift, mask = _HALF if scale is None and dtype == torch.bfloat16 else _WIDE
+    rows = max(1, _PIECE // max(1, weight[:1].numel()))
+    factors = None if scale is None else _by_row(scale, weight).expand(len(weight), *[1] * (weight.ndim - 1))
+    for start in range(0, len(weight), rows):
+        here = slice(start, start + rows)
+        values = result[here] if dtype == exact else torch.empty(result[here].shape, dtype=exact)
+        bits = values.view(integer)
+        bits.copy_(weight[here].view(torch.int8))
+        bits <<= shift
+        bits &= mask
+        values *= _BIAS
+        if factors is not None:
+            values *= factors[here]
+        if dtype != exact:
+            result[here] = values
+    return result

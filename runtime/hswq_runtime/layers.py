@@ -1,35 +1,47 @@
 """Linear and Conv2d layers that hold their weight in FP8 and compute in a wider dtype.
 
-The weight is expanded for the length of one call, one layer at a time, so a model never holds a second copy
-of itself. They are subclasses of `nn.Linear` and `nn.Conv2d`, because offloading, PEFT and group hooks look
-for those.
+The weight is expanded for the length of one call, one layer at a time, and expanded anew in the backward pass, so a
+model never holds a second copy of itself, not even while a LoRA is trained on it. They are subclasses of
+`nn.Linear` and `nn.Conv2d`, because offloading, PEFT and group hooks look for those.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fp8 import FP8, dequantize
+from . import fp8
+from .errors import DeviceError
+from .formats import SCALE
 
-SCALE_BUFFER = "scale"
+SCALE_BUFFER = SCALE.removeprefix(".")
 
 
-class _FP8Weight:
-    """What both layers share: an FP8 `weight`, an optional float32 `scale`, and a `compute_dtype`.
+class HSWQLayer:
+    """What both layers share: an FP8 `weight`, a float32 `scale` or none, and a `compute_dtype`.
 
-    `weight`: FP8, frozen, of the shape the plain layer has. `scale`: None, or a float32 buffer that
-    broadcasts against `weight` ([1] for one scale a tensor). `compute_dtype`: the dtype of the expanded
-    weight, of the bias, and (PEFT reads this attribute) of adapters put on the layer.
+    `weight`: FP8, frozen, of the shape the plain layer has. `scale`: None, or a float32 buffer [1] or [N], one
+    value for each index of the weight's first dimension. `compute_dtype`: the dtype of the expanded weight, of the
+    bias, and (PEFT reads this attribute) of adapters put on the layer. `fp8_matmul`: multiply in FP8.
     """
 
-    def _hold_fp8(self, scaled: bool, compute_dtype: torch.dtype, device) -> None:
-        self.compute_dtype = compute_dtype
-        self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=FP8, device=device), requires_grad=False)
-        self.register_buffer(SCALE_BUFFER, torch.empty(1, dtype=torch.float32, device=device) if scaled else None)
+    fp8_matmul = False
 
-    def dequantized_weight(self) -> torch.Tensor:
-        """The weight in `compute_dtype`, a new tensor of the plain layer's shape."""
-        return dequantize(self.weight, self.scale, self.compute_dtype)
+    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device) -> None:
+        self.compute_dtype = compute_dtype
+        self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
+        scale = torch.empty(scales, dtype=torch.float32, device=device) if scales else None
+        self.register_buffer(SCALE_BUFFER, scale)
+
+    def dequantized_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight in `dtype` (None: `compute_dtype`), a new tensor of the plain layer's shape."""
+        return fp8.dequantize(self.weight, self.scale, dtype or self.compute_dtype)
+
+    @torch.no_grad()
+    def requantize(self, values: torch.Tensor) -> None:
+        """Hold `values`, of the weight's shape, instead: rounded to nearest, with as many fresh scales as before."""
+        if self.scale is not None:
+            self.scale = fp8.fresh_scale(values, self.scale.numel())
+        self.weight.data = fp8.quantize(values, self.scale)
 
     def plain(self) -> nn.Module:
         """The nn.Linear or nn.Conv2d that computes the same with a plain weight."""
@@ -55,52 +67,118 @@ class _FP8Weight:
 
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
-        return f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}"
+        matmul = ", fp8_matmul" if self.fp8_matmul else ""
+        return (
+            f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}{matmul}"
+        )
 
 
-class HSWQLinear(_FP8Weight, nn.Linear):
-    """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias stays in `compute_dtype`."""
+class HSWQLinear(HSWQLayer, nn.Linear):
+    """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias stays in `compute_dtype`.
 
-    def __init__(self, in_features, out_features, bias=True, *, scaled, compute_dtype, device=None):
+    With `fp8_matmul` the input is rounded to FP8 as well (one scale a row) and multiplied on the tensor cores.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, scales, compute_dtype, device=None):
         super().__init__(in_features, out_features, bias=bias, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scaled, compute_dtype, device)
+        self._hold_fp8(scales, compute_dtype, device)
 
     @classmethod
-    def like(cls, layer: nn.Linear, *, scaled: bool, compute_dtype: torch.dtype) -> "HSWQLinear":
+    def like(cls, layer: nn.Linear, *, scales: int, compute_dtype: torch.dtype) -> "HSWQLinear":
         """An empty layer on the meta device, of `layer`'s shape."""
+        has_bias = layer.bias is not None
         return cls(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            scaled=scaled,
-            compute_dtype=compute_dtype,
-            device="meta",
+            layer.in_features, layer.out_features, has_bias, scales=scales, compute_dtype=compute_dtype, device="meta"
         )
 
     def _plain_shell(self) -> nn.Linear:
         return nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.linear(input, self.dequantized_weight(), self.bias)
+        multiply = _multiply if self.fp8_matmul else _expand_and_multiply
+        arguments = input, self.weight, self.scale, self.bias, self.compute_dtype
+        if torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias)):
+            return _LinearProduct.apply(multiply, *arguments)
+        return multiply(*arguments)
 
 
-class HSWQConv2d(_FP8Weight, nn.Conv2d):
+class HSWQConv2d(HSWQLayer, nn.Conv2d):
     """`nn.Conv2d` with an FP8 weight [out, in / groups, kH, kW]; the bias stays in `compute_dtype`."""
 
-    def __init__(self, *args, scaled, compute_dtype, device=None, **kwargs):
+    def __init__(self, *args, scales, compute_dtype, device=None, **kwargs):
         super().__init__(*args, **kwargs, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scaled, compute_dtype, device)
+        self._hold_fp8(scales, compute_dtype, device)
 
     @classmethod
-    def like(cls, layer: nn.Conv2d, *, scaled: bool, compute_dtype: torch.dtype) -> "HSWQConv2d":
+    def like(cls, layer: nn.Conv2d, *, scales: int, compute_dtype: torch.dtype) -> "HSWQConv2d":
         """An empty layer on the meta device, of `layer`'s shape."""
-        return cls(**_geometry(layer), scaled=scaled, compute_dtype=compute_dtype, device="meta")
+        return cls(**_geometry(layer), scales=scales, compute_dtype=compute_dtype, device="meta")
 
     def _plain_shell(self) -> nn.Conv2d:
         return nn.Conv2d(**_geometry(self), device="meta")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(input, self.dequantized_weight(), self.bias)
+        if not (torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias))):
+            return self._conv_forward(input, self.dequantized_weight(), self.bias)
+        padding = self.padding
+        if self.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return _ConvProduct.apply(geometry, input, self.weight, self.scale, self.bias, self.compute_dtype)
+
+
+def _expand_and_multiply(input, weight, scale, bias, dtype):
+    return F.linear(input, fp8.dequantize(weight, scale, dtype), bias)
+
+
+def _multiply(input, weight, scale, bias, dtype):
+    if not fp8.can_matmul(weight.device):
+        raise DeviceError(f"{weight.device} has no FP8 matrix product; load the model without fp8_matmul")
+    product = fp8.matmul(input, weight, scale).to(dtype)
+    return product if bias is None else product + bias
+
+
+class _LinearProduct(torch.autograd.Function):
+    """A product that keeps the FP8 weight for the backward pass instead of the expanded one."""
+
+    @staticmethod
+    def forward(ctx, multiply, input, weight, scale, bias, dtype):
+        ctx.save_for_backward(weight, scale)
+        return multiply(input, weight, scale, bias, dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
+        input = gradient @ fp8.dequantize(weight, scale, gradient.dtype) if input_needed else None
+        bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if bias_needed else None
+        return None, input, None, None, bias, None
+
+
+class _ConvProduct(torch.autograd.Function):
+    """The same for a convolution; `geometry`: stride, padding, dilation, groups."""
+
+    @staticmethod
+    def forward(ctx, geometry, input, weight, scale, bias, dtype):
+        ctx.save_for_backward(weight, scale)
+        ctx.geometry, ctx.input_shape = geometry, input.shape
+        return F.conv2d(input, fp8.dequantize(weight, scale, dtype), bias, *geometry)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
+        input = None
+        if input_needed:
+            expanded = fp8.dequantize(weight, scale, gradient.dtype)
+            input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
+        bias = gradient.sum((0, 2, 3)) if bias_needed else None
+        return None, input, None, None, bias, None
+
+
+def _is_trained(bias: torch.Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 def _geometry(conv: nn.Conv2d) -> dict:
@@ -108,15 +186,17 @@ def _geometry(conv: nn.Conv2d) -> dict:
     return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
 
 
-def quantized_twin(layer: nn.Module, *, scaled: bool, compute_dtype: torch.dtype) -> nn.Module:
+def quantized_twin(layer: nn.Module, *, scales: int, compute_dtype: torch.dtype) -> HSWQLayer:
     """The empty FP8 layer that takes the place of `layer` (nn.Linear or nn.Conv2d).
+
+    `scales`: how many it holds: 0, 1, or one for each row of its weight.
 
     Raises:
         TypeError: for any other kind of layer.
     """
     for plain, quantized in ((nn.Linear, HSWQLinear), (nn.Conv2d, HSWQConv2d)):
         if isinstance(layer, plain):
-            return quantized.like(layer, scaled=scaled, compute_dtype=compute_dtype)
+            return quantized.like(layer, scales=scales, compute_dtype=compute_dtype)
     raise TypeError(f"{type(layer).__name__} has no FP8 twin; only nn.Linear and nn.Conv2d have")
 
 
@@ -126,7 +206,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
     The plain layers hold their weights in the `compute_dtype` of the layers they replace.
     """
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, _FP8Weight):
+        if isinstance(layer, HSWQLayer):
             model.set_submodule(name, layer.plain())
     return model
 

@@ -1,0 +1,35 @@
+"""Whether what a file holds is what a model needs."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def misfits(wanted: Shapes, found: Shapes, may_be_left_over: Iterable[str] = ()) -> list[str]:
+    """A phrase for every missing, unexpected and wrongly shaped parameter, sorted; empty if all is well.
+
+    A shape may have more or fewer leading ones: pad tokens are stored as [dim] and as [1, dim].
+
+    Args:
+        wanted, found: shapes by parameter name.
+        may_be_left_over: regular expressions on names that may be found without being wanted.
+    """
+    problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
+    problems += [
+        f"unexpected {name}"
+        for name in found.keys() - wanted.keys()
+        if not any(re.search(pattern, name) for pattern in may_be_left_over)
+    ]
+    problems += [
+        f"{name} has shape {list(found[name])} instead of {list(wanted[name])}"
+        for name in wanted.keys() & found.keys()
+        if not _same_but_for_leading_ones(found[name], wanted[name])
+    ]
+    return sorted(problems)
+
+
+def _same_but_for_leading_ones(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    longer, shorter = sorted((one, other), key=len, reverse=True)
+    extra = len(longer) - len(shorter)
+    return longer[:extra] == (1,) * extra and longer[extra:] == shorter

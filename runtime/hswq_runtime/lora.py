@@ -1,0 +1,87 @@
+"""PEFT layers that can merge an adapter into an FP8 weight, and give the FP8 bytes back.
+
+PEFT merges by adding to the base weight in place, which FP8 has no addition for. Here the weight is expanded, added
+to in float32 and rounded anew, and the original bytes are kept until the adapter is taken out again.
+"""
+
+import torch
+from peft.tuners.lora import Conv2d, Linear, model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+
+from .errors import HSWQError
+from .layers import HSWQLayer
+
+
+class _MergesByRequantizing:
+    """Mixed into PEFT's layers; everything but merging is theirs."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merge adapters (None: the active ones) into the FP8 weight, rounded to nearest, with a fresh scale in V2.
+
+        While merged, the original weight is kept in CPU memory.
+
+        Raises:
+            HSWQError: an adapter that PEFT cannot express as a change of the weight alone (DoRA, a bias).
+            ValueError: `safe_merge` and the result is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.lora_A]
+        if not names:
+            return
+        if any(name in self.lora_variant or self.lora_bias[name] for name in names):
+            raise HSWQError("only plain LoRA can be fused into FP8 weights; use this adapter without fusing it")
+        base = self.get_base_layer()
+        if not self.merged:
+            scale = None if base.scale is None else base.scale.cpu().clone()
+            self._original = base.weight.data.cpu().clone(), scale
+        # From the original each time: what is rounded twice has twice the error.
+        self._restore()
+        values = base.dequantized_weight(torch.float32)
+        for name in [*self.merged_adapters, *names]:
+            values += self.get_delta_weight(name).to(values)
+        if safe_merge and not values.isfinite().all():
+            raise ValueError(
+                f"NaNs detected in the merged weights of {', '.join(names)}; the adapter seems to be broken"
+            )
+        base.requantize(values)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Take all merged adapters out again: the weight and its scale are what they were, to the bit."""
+        if self.merged:
+            self._restore()
+            self.merged_adapters.clear()
+            del self._original
+
+    def _restore(self) -> None:
+        base = self.get_base_layer()
+        weight, scale = self._original
+        base.weight.data = weight.to(base.weight.device, copy=True)
+        base.scale = None if scale is None else scale.to(base.weight.device, copy=True)
+
+
+class HSWQLoraLinear(_MergesByRequantizing, Linear):
+    """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQLinear`."""
+
+
+class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):
+    """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQConv2d`."""
+
+
+_OURS = {Linear: HSWQLoraLinear, Conv2d: HSWQLoraConv2d}
+
+
+def _dispatch_after(plain):
+    """A dispatcher for PEFT that gives FP8 layers our classes, and all others whatever `plain` gives them."""
+
+    def dispatch(target: torch.nn.Module, *args, **kwargs):
+        layer = plain(target, *args, **kwargs)
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if isinstance(base, HSWQLayer) and type(layer) in _OURS:
+            # PEFT has made it, with arguments that differ from release to release; only its methods are exchanged.
+            layer.__class__ = _OURS[type(layer)]
+        return layer
+
+    return dispatch
+
+
+model.dispatch_default = _dispatch_after(model.dispatch_default)

@@ -1,0 +1,227 @@
+"""HSWQ as one of diffusers' quantizers: `from_pretrained`, `from_single_file`, `save_pretrained`, `dequantize`.
+
+diffusers builds the model on the meta device, lets the quantizer exchange layers, and hands it the file's tensors one
+by one. Scales do not wait for their turn there: they are tiny, diffusers would cast them to the dtype of the model,
+and in a sharded file they may lie in another shard than their weight. They are read, and checked, beforehand.
+"""
+
+from enum import Enum
+
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from safetensors import safe_open
+
+from . import formats, fp8
+from .architectures import ARCHITECTURES
+from .errors import FormatError
+from .fit import misfits
+from .layers import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
+from .mapping import Piece, gather_scale, trace
+from .matmul import set_fp8_matmul
+
+_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: "U8"}
+_QUANTIZATION_CONFIG = "quantization_config"
+
+
+class Method(str, Enum):
+    """The name under which diffusers knows us; it goes into `config.json`."""
+
+    HSWQ = "hswq"
+
+
+class HSWQConfig(QuantizationConfigMixin):
+    """Tells diffusers that a model's weights are stored in FP8 (HSWQ V1 or V2, ComfyUI's formats, a plain cast).
+
+    Args:
+        compute_dtype: what to compute in if the loader is not given `torch_dtype`.
+        quant_method: stored beside the rest; there is only one.
+        fp8_matmul: see :func:`hswq_runtime.matmul.set_fp8_matmul`. Not stored: it is the hardware's affair.
+
+    Raises:
+        FormatError: a `compute_dtype` that one cannot compute in.
+    """
+
+    def __init__(
+        self,
+        compute_dtype: torch.dtype | str = torch.bfloat16,
+        fp8_matmul: bool = False,
+        quant_method: str | None = None,
+    ):
+        self.quant_method = Method.HSWQ
+        named = getattr(torch, compute_dtype, None) if isinstance(compute_dtype, str) else compute_dtype
+        if not isinstance(named, torch.dtype):
+            raise FormatError(f"there is no dtype {compute_dtype!r}")
+        self.compute_dtype = fp8.check_compute_dtype(named)
+        self.fp8_matmul = fp8_matmul
+
+    def to_dict(self) -> dict:
+        """What is stored in `config.json`."""
+        compute_dtype = str(self.compute_dtype).removeprefix("torch.")
+        return {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+
+    def to_diff_dict(self) -> dict:
+        """The same: there are no defaults to leave out."""
+        return self.to_dict()
+
+
+class HSWQQuantizer(DiffusersQuantizer):
+    """What diffusers calls while it loads a model with an :class:`HSWQConfig`. Used by diffusers, not by people."""
+
+    use_keep_in_fp32_modules = True
+
+    def __init__(self, quantization_config: HSWQConfig, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        self._stored: dict[str, tuple[int, ...]] | None = None
+        self._weights: dict[str, formats.StoredWeight] = {}
+        self._scales: dict[str, torch.Tensor | None] = {}
+
+    # --- What diffusers asks --------------------------------------------------------------------------
+
+    is_serializable = True
+    is_trainable = True
+    is_compileable = True
+
+    def update_torch_dtype(self, torch_dtype):
+        return fp8.check_compute_dtype(torch_dtype or self.quantization_config.compute_dtype)
+
+    def adjust_target_dtype(self, torch_dtype):
+        return fp8.FP8
+
+    def validate_environment(self, *args, device_map=None, **kwargs):
+        if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
+            raise FormatError(
+                "FP8 weights cannot be offloaded to disk by device_map; use group offloading with a disk path"
+            )
+
+    def update_missing_keys(self, model, missing_keys, prefix):
+        return [key for key in missing_keys if key not in self._scale_names(model)]
+
+    # --- Loading --------------------------------------------------------------------------------------
+
+    def maybe_update_loaded_keys(self, loaded_keys, checkpoint_files):
+        """`from_pretrained` comes here first: read all headers and scales."""
+        holders, shapes, dtypes = {}, {}, {}
+        for path in checkpoint_files:
+            if not str(path).endswith(".safetensors"):
+                raise FormatError(f"{path} is not a safetensors file; others are not read")
+            file = safe_open(str(path), framework="pt")
+            for key in file.keys():  # noqa: SIM118 (not a dictionary)
+                view = file.get_slice(key)
+                holders[key], shapes[key], dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
+        self._read(dtypes, shapes, lambda key: holders[key].get_tensor(key))
+        return [key for key in loaded_keys if key not in self._companions]
+
+    def maybe_update_state_dict(self, state_dict):
+        """Called for each shard; by `from_single_file` before anything else, with the file in its own layout."""
+        if self._stored is None:
+            dtypes = {key: _SAFETENSORS_NAMES.get(tensor.dtype, "") for key, tensor in state_dict.items()}
+            self._read(dtypes, {key: tuple(t.shape) for key, t in state_dict.items()}, state_dict.__getitem__)
+        for key in self._companions & state_dict.keys():
+            del state_dict[key]
+        for key in self._weights.keys() & state_dict.keys():
+            state_dict[key] = state_dict[key].view(fp8.FP8)
+        return state_dict
+
+    def _read(self, dtypes, shapes, tensor) -> None:
+        self._weights, self._companions = formats.find_weights(dtypes, None)
+        if not self._weights:
+            raise FormatError(
+                "this model has no FP8 weights: load it without HSWQConfig, or quantize it with `hswq-hub quantize`"
+            )
+        self._scales = {
+            key: formats.read_scale(weight, shapes[key][0], tensor) for key, weight in self._weights.items()
+        }
+        self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
+
+    def _process_model_before_weight_loading(self, model, keep_in_fp32_modules=(), state_dict=None, **kwargs):
+        shapes = self._stored
+        if state_dict is not None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+            self._follow_conversion(model, shapes)
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        problems = misfits(wanted, shapes, may_be_left_over=model._keys_to_ignore_on_load_unexpected or ())
+        if problems:
+            raise FormatError(f"the file does not fit {type(model).__name__}: {'; '.join(problems)}")
+        architecture = next((row for row in ARCHITECTURES.values() if row.model_class == type(model).__name__), None)
+        first = next(iter(wanted))
+        for name in self._weights:
+            module = formats.layer_of(name)
+            layer = model.get_submodule(module)
+            forbidden = name == first or (architecture and architecture.why_never_quantized(module))
+            kept = any(part in module.split(".") for part in keep_in_fp32_modules)
+            if forbidden or kept or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+                continue
+            scale = self._scales[name]
+            twin = quantized_twin(
+                layer,
+                scales=0 if scale is None else scale.numel(),
+                compute_dtype=self.quantization_config.compute_dtype,
+            )
+            model.set_submodule(module, twin)
+
+    def _follow_conversion(self, model, converted) -> None:
+        """From here on weights and scales go by the names that the single-file converter gives them."""
+        if converted.keys() <= self._stored.keys():  # it had nothing to convert
+            traced = {name: [Piece(name, 0, shape[0] if shape else 1)] for name, shape in converted.items()}
+        else:
+            traced = trace(self._stored, type(model).__name__, model.config)
+        weights, scales = {}, {}
+        for name, pieces in traced.items():
+            if all(piece.key in self._weights for piece in pieces) and name in converted:
+                weights[name] = self._weights[pieces[0].key]
+                scales[name] = gather_scale(pieces, self._scales)
+        self._weights, self._scales = weights, scales
+
+    def _scale_names(self, model) -> set[str]:
+        names = (name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer))
+        return {f"{name}.{SCALE_BUFFER}" for name in names}
+
+    def check_if_quantized_param(self, model, param_value, param_name, state_dict, **kwargs):
+        return param_name in self._weights
+
+    def create_quantized_param(self, model, param_value, param_name, target_device, *args, dtype=None, **kwargs):
+        module = model.get_submodule(formats.layer_of(param_name))
+        scale = self._scales[param_name]
+        if isinstance(module, HSWQLayer):
+            module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
+            module.scale = None if scale is None else scale.to(target_device)
+            if dtype is not None:
+                module.compute_dtype = dtype
+        else:  # foreign files cast more than can compute in FP8
+            value = fp8.dequantize(param_value, scale, dtype or self.quantization_config.compute_dtype)
+            set_module_tensor_to_device(model, param_name, target_device, value=value)
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        computed = next(layer.compute_dtype for layer in model.modules() if isinstance(layer, HSWQLayer))
+        mark_quantized(model, computed, self)
+        set_fp8_matmul(model, self.quantization_config.fp8_matmul)
+        return model
+
+    # --- And back -------------------------------------------------------------------------------------
+
+    def _dequantize(self, model):
+        dequantize_(model)
+        config = {key: value for key, value in model.config.items() if key != _QUANTIZATION_CONFIG}
+        model._internal_dict = type(model.config)(config)
+        del model.quantization_method
+        return model
+
+
+def mark_quantized(model: torch.nn.Module, compute_dtype: torch.dtype, quantizer: HSWQQuantizer | None = None) -> None:
+    """Let diffusers treat a model with FP8 layers as quantized: it can be saved, and dequantized.
+
+    The configuration that is saved with it says what it computes in.
+    """
+    config = HSWQConfig(compute_dtype)
+    model.hf_quantizer = quantizer or HSWQQuantizer(config)
+    model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
+    model.is_quantized = True
+    model.quantization_method = Method.HSWQ
+    model.register_to_config(quantization_config=config)
+
+
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.HSWQ.value] = HSWQConfig
+auto.AUTO_QUANTIZER_MAPPING[Method.HSWQ.value] = HSWQQuantizer
