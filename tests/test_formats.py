@@ -41,15 +41,57 @@ def test_what_is_written_is_read_back(version):
     dtypes = {"a.weight": "F8_E4M3", "a.bias": "BF16", **dict.fromkeys(beside, "F32")}
     weights, companions = formats.find_weights(dtypes, version)
     assert companions == set(beside)
-    scale_key = "a.scale" if version.scaled else None
-    assert weights == {"a.weight": formats.StoredWeight("a.weight", scale_key, "a.weight_scale")}
+    scale_keys = ("a.scale", "a.weight_scale") if version.scaled else ("a.weight_scale",)
+    assert weights == {"a.weight": formats.StoredWeight("a.weight", scale_keys, "a.comfy_quant", version)}
+    scale = formats.read_scale(weights["a.weight"], 3, {**beside}.__getitem__) if version.scaled else None
+    assert scale is None or scale.tolist() == [0.5]
 
 
-def test_a_file_without_metadata_is_read_by_its_keys():
-    plain = {"a.weight": "F8_E4M3"}
-    assert formats.find_weights(plain, None)[0]["a.weight"].scale_key is None
-    assert formats.find_weights({**plain, "a.scale": "F32"}, None)[0]["a.weight"].scale_key == "a.scale"
-    assert formats.find_weights({**plain, "a.weight_scale": "F32"}, None)[0]["a.weight"].scale_key == "a.weight_scale"
+def read(version, **stored):
+    """`read_scale` of a weight `a` with 3 rows, beside which `stored` stands."""
+    tensors = {f"a.{name.replace('__', '.')}": torch.tensor(value) for name, value in stored.items()}
+    weights, _ = formats.find_weights({"a.weight": "F8_E4M3", **dict.fromkeys(tensors, "F32")}, version)
+    return formats.read_scale(weights["a.weight"], 3, tensors.__getitem__)
+
+
+@pytest.mark.parametrize("name", ["scale", "weight__scale", "weight_scale", "scale_weight"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.5, [0.5]), ([0.5], [0.5]), ([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]), ([[1.0], [2.0], [4.0]], [1.0, 2.0, 4.0])],
+    ids=["scalar", "one", "rows", "column"],
+)
+def test_scales_are_read_by_their_keys(name, value, expected):
+    scale = read(None, **{name: value})
+    assert scale.dtype == torch.float32 and scale.tolist() == expected
+
+
+def test_a_weight_without_scale_or_with_scale_one_is_its_values():
+    assert read(None) is None
+    assert read(None, weight_scale=1.0) is None
+    assert read(Format.V1, weight_scale=1.0) is None
+    assert read(Format.V2, scale=[1.0]).tolist() == [1.0], "what a V2 file has, a saved one has again"
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(FormatError, match=r"a\.weight_scale is 0\.25, but a\.scale is 0\.5"):
+        read(Format.V2, scale=[0.5], weight_scale=0.25)
+    with pytest.raises(FormatError, match=r"a\.weight_scale is 0\.5, but the file says that it is V1"):
+        read(Format.V1, weight_scale=0.5)
+
+
+@pytest.mark.parametrize("described", [b'{"format": "int8_tensorwise"}', b"{", b"[]", b"\xff\xfe", b"{}"])
+def test_a_mark_that_names_another_format_or_none_is_refused(described):
+    mark = torch.tensor(list(described), dtype=torch.uint8)
+    weight = formats.StoredWeight("a.weight", mark_key="a.comfy_quant")
+    with pytest.raises(FormatError, match=r"a\.comfy_quant"):
+        formats.read_scale(weight, 3, {"a.comfy_quant": mark}.__getitem__)
+
+
+@pytest.mark.parametrize("entry", ['{"layers": {"a": {"format": "nvfp4"}}}', "{", "[]", '{"layers": 3}'])
+def test_a_header_that_describes_another_format_or_nothing_is_refused(entry):
+    formats.check_metadata({"_quantization_metadata": '{"layers": {"a": {"format": "float8_e4m3fn"}}}'})
+    with pytest.raises(FormatError, match=r"nvfp4|_quantization_metadata"):
+        formats.check_metadata({"_quantization_metadata": entry})
 
 
 def test_v2_weight_without_scale_is_refused():
@@ -62,10 +104,12 @@ def test_scale_beside_a_plain_weight_is_refused():
         formats.find_weights({"a.weight": "BF16", "a.scale": "F32"}, None)
 
 
-@pytest.mark.parametrize("values", [[0.0], [-1.0], [float("nan")], [float("inf")], [1.0, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[0.0], [-1.0], [float("nan")], [float("inf")], [1.0, 1.0], [[1.0, 1.0, 1.0]], [1.0, -1.0, 1.0]], ids=str
+)
 def test_impossible_scales_are_refused(values):
     with pytest.raises(FormatError, match=r"a\.scale"):
-        formats.check_scale("a.scale", torch.tensor(values))
+        formats.check_scale("a.scale", torch.tensor(values), rows=3)
 
 
 def test_unknown_version_is_refused():

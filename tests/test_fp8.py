@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hswq_runtime import fp8
+from hswq_runtime.errors import FormatError
 
 
 def test_grid_is_what_the_256_bytes_are():
@@ -50,3 +51,53 @@ def test_bfloat16_product_is_rounded_once():
     scale, codes = torch.tensor([0.0123]), fp8.saturating_cast(fp8.grid())
     once = (codes.double() * scale.double()).float().bfloat16()
     assert torch.equal(fp8.dequantize(codes, scale, torch.bfloat16), once)
+
+
+FINITE = torch.arange(256, dtype=torch.uint8).view(fp8.FP8)[torch.arange(256) % 128 != 127]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scales", [None, [0.00137], [300.0], [1e-30], "rows"], ids=str)
+def test_every_code_is_dequantized_to_the_bit(scales, dtype):
+    """Against torch's own cast, multiplied in float32."""
+    rows = FINITE.unsqueeze(1).repeat(1, 3)
+    scale = torch.rand(len(rows)) + 1e-6 if scales == "rows" else scales and torch.tensor(scales)
+    product = rows.float() if scale is None else rows.float() * scale.reshape(-1, 1)
+    assert torch.equal(fp8.dequantize(rows, scale, dtype), product.to(dtype))
+
+
+def test_a_large_weight_is_dequantized_like_a_small_one():
+    """It is done piece by piece; no piece is left out or scaled twice."""
+    codes = torch.randint(0, 127, (3000, 300), dtype=torch.uint8).view(fp8.FP8)
+    scale = torch.rand(3000)
+    assert torch.equal(fp8.dequantize(codes, scale, torch.float32), codes.float() * scale[:, None])
+
+
+def test_a_fresh_scale_brings_the_largest_value_to_448():
+    values = torch.tensor([[1.0, -7.0], [0.5, 0.25], [0.0, 0.0]])
+    assert fp8.fresh_scale(values, 1).tolist() == [7 / 448]
+    assert torch.equal(fp8.fresh_scale(values, 3), torch.tensor([7 / 448, 0.5 / 448, 1.0]))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("count", [0, 1, 48], ids=["none", "one", "rows"])
+def test_fp8_product_has_the_error_of_rounding_its_input_and_no_more(count, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(2, 5, 64) * torch.logspace(-3, 3, 10).reshape(2, 5, 1), torch.randn(48, 64)
+    scale = fp8.fresh_scale(weight, count) if count else None
+    codes = fp8.quantize(weight, scale)
+    scale_there = None if scale is None else scale.to(device)
+    found = fp8.matmul(inputs.to(device), codes.to(device), scale_there).cpu().float()
+    expected = inputs @ fp8.dequantize(codes, scale, torch.float32).T
+    assert found.shape == expected.shape
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert (error < 0.06).all(), "every row has its own scale, so rows of any magnitude are equally exact"
+    assert (error > 1e-4).all(), "the input is rounded to FP8"
+
+
+def test_nobody_computes_in_fp8_or_integers():
+    for dtype in (fp8.FP8, torch.int8):
+        with pytest.raises(FormatError, match=r"pass torch\.bfloat16"):
+            fp8.check_compute_dtype(dtype)

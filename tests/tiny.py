@@ -1,5 +1,6 @@
 """A one-block Z-Image with random weights, in the layout in which checkpoints are distributed."""
 
+import json
 from pathlib import Path
 
 import diffusers
@@ -72,3 +73,78 @@ def inputs(seed: int = 1) -> dict:
 @torch.no_grad()
 def run(denoiser) -> torch.Tensor:
     return denoiser(**inputs())[0][0]
+
+
+STYLES = (
+    "v1",
+    "v1-comfyui",
+    "v2",
+    "v2-scalar",
+    "v2-rows",
+    "v2-rows-column",
+    "early",
+    "comfyui",
+    "comfyui-bytes",
+    "comfyui-header",
+    "comfyui-input-scale",
+    "comfyui-old",
+    "cast",
+)
+"""Ways in which files out there hold FP8, see :func:`quantized`."""
+
+
+def quantized(folder: Path, style: str, prefix: str = PREFIX, change=None) -> Path:
+    """The tiny model with its large layers in FP8, rounded to nearest, written as `style` has it.
+
+    Spelled out here a second time, independently of the code that reads it.
+    """
+    unscaled = style in ("v1", "v1-comfyui", "cast")
+    rows = style.startswith("v2-rows")
+    tensors = original_layout(model().state_dict(), prefix)
+    for key in [k for k in tensors if k.endswith(".weight") and tensors[k].ndim == 2]:
+        if "t_embedder" in key and style != "cast":
+            continue
+        layer, weight = key.removesuffix(".weight"), tensors[key].float()
+        amax = weight.abs().amax(1, keepdim=True) if rows else weight.abs().max()
+        scale = torch.ones(()) if unscaled else amax / 448
+        tensors[key] = (weight / scale).to(torch.float8_e4m3fn)
+        shape = {"v2-scalar": (), "v2-rows": (-1,), "v2-rows-column": (-1, 1)}.get(style, (1,))
+        mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+        if style.startswith("v2"):
+            tensors[layer + ".scale"] = scale.reshape(shape)
+        elif style == "early":
+            tensors[layer + ".weight.scale"] = scale.reshape(1)
+        elif style == "comfyui-old":
+            tensors[layer + ".scale_weight"] = scale
+            tensors[layer + ".scale_input"] = torch.ones(())
+        elif "comfyui" in style:
+            tensors[layer + ".weight_scale"] = scale
+            if style != "comfyui-header":
+                tensors[layer + ".comfy_quant"] = mark
+            if style == "comfyui-input-scale":
+                tensors[layer + ".input_scale"] = torch.tensor(0.5)
+            if style == "comfyui-bytes":
+                tensors[key] = tensors[key].view(torch.uint8)
+    if style == "comfyui-old":
+        tensors[prefix + "scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    if style == "cast":
+        tensors = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}
+    metadata = {"v1": {"hswq_format": "v1"}, "v2": {"hswq_format": "v2"}}.get(style[:2] if style[0] == "v" else "", {})
+    if style == "comfyui-header":
+        layers = {k.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for k in tensors if "_scale" in k}
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
+    if change is not None:
+        change(tensors)
+    path = folder / f"{style}.safetensors"
+    save_file(tensors, path, metadata=metadata or None)
+    return path
+
+
+def same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal to the bit, names and dtypes included."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and torch.equal(one[name].contiguous().view(torch.uint8), other[name].contiguous().view(torch.uint8))
+        for name in one
+        if one[name].ndim
+    )
