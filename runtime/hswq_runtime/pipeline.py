@@ -1,8 +1,7 @@
-"""`HSWQPipeline.from_pretrained`: a published folder or a file -> a diffusers pipeline with FP8 weights."""
+"""`HSWQPipeline.from_pretrained`: a published repo, folder or file -> a diffusers pipeline with FP8 weights."""
 
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from safetensors import SafetensorError
 
 from .architectures import Architecture
 from .checkpoint import Checkpoint
-from .errors import ComponentError, FormatError, UnknownArchitectureError
+from .errors import ComponentError, FormatError
 from .formats import Format, Metadata
 from .layers import weight_bytes
 from .loading import load_model
-
-MODEL_INDEX = "model_index.json"
-_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+from .locate import MODEL_INDEX, HubOptions, fetch_components, fetch_pipeline, is_repo_id, locate
+from .matmul import set_fp8_matmul
+from .quantizer import HSWQConfig, Method
 
 
 class HSWQPipeline:
@@ -36,6 +35,11 @@ class HSWQPipeline:
         base: str | Path | None = None,
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
+        fp8_matmul: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
         **pipeline_arguments,
     ):
         """A diffusers pipeline (`ZImagePipeline` for Z-Image) whose denoiser holds FP8 weights.
@@ -44,33 +48,91 @@ class HSWQPipeline:
         `dtype`. The size of its weights is printed to stderr.
 
         Args:
-            path: a published folder, or one safetensors file (HSWQ V1, V2, plain FP8 or full precision).
-            variant: "v1" or "v2": which of a folder's files, by what their headers say. None: V2 where there
+            path: a Hub repo id; a published or saved folder; one safetensors file (HSWQ V1, V2, ComfyUI's scaled
+                FP8, plain FP8 or full precision), by path, as "owner/repo/file.safetensors" or by URL on the Hub.
+            variant: "v1" or "v2": which of several files, by what their headers say. None: V2 where there
                 is one, it being the closer to the original.
-            weight_name: which of a folder's files, by name.
-            base: diffusers folder or Hub repo with the other components. None: `path`'s folder if it has a
+            weight_name: which of several files, by name.
+            base: diffusers folder or Hub repo with the other components. None: `path` itself if it has a
                 model_index.json, else the repo named in the file's header, else the architecture's.
             dtype: what to compute in. None: the dtype of the file's own unquantized weights.
             torch_dtype: the older name of `dtype`, which diffusers takes as well.
+            fp8_matmul: multiply in FP8 where the hardware can, see :func:`hswq_runtime.set_fp8_matmul`.
+            revision: branch, tag or commit of the repo `path`.
+            token, cache_dir, local_files_only: as in huggingface_hub.
             **pipeline_arguments: passed on to the diffusers class's `from_pretrained`, components included.
 
         Raises:
-            FormatError: no such file, several to choose from, or one that does not fit.
+            FormatError: no such file or repo, several to choose from, or one that does not fit.
             ComponentError: a component is missing from the base.
             UnknownArchitectureError: the keys match no known architecture.
+            DeviceError: `fp8_matmul` and no such hardware.
         """
-        checkpoint = Checkpoint(_choose(Path(path), variant, weight_name))
+        dtype = dtype or torch_dtype
+        hub = HubOptions(revision, token, cache_dir, local_files_only)
+        file = locate(path, variant, weight_name, hub)
+        if file is None:
+            folder = Path(path) if Path(path).is_dir() else fetch_pipeline(str(path), hub)
+            return _open_saved(folder, dtype, fp8_matmul, pipeline_arguments)
+        checkpoint = Checkpoint(file)
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
+        if base is None and is_repo_id(str(path)) and not Path(path).exists():
+            base = _own_components(checkpoint, str(path), hub)
         base = find_base(checkpoint, base)
-        check_components(checkpoint.architecture, base, given=pipeline_arguments)
-        denoiser = load_model(checkpoint, dtype or torch_dtype)
-        pipeline = assemble_pipeline(checkpoint.architecture, denoiser, base, **pipeline_arguments)
+        check_components(checkpoint.architecture, base, given=pipeline_arguments, hub=hub.elsewhere())
+        denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
+        pipeline = assemble_pipeline(checkpoint.architecture, denoiser, base, hub=hub.elsewhere(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
         return pipeline
 
+    @classmethod
+    def from_single_file(cls, file: str | Path, **arguments):
+        """:meth:`from_pretrained` under the name that diffusers has for one file: a path, or its URL on the Hub."""
+        return cls.from_pretrained(file, **arguments)
 
-def assemble_pipeline(architecture: Architecture, denoiser: torch.nn.Module, base: str, **pipeline_arguments):
+
+def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, arguments: dict):
+    """A pipeline that `save_pretrained` wrote; diffusers opens it, with our quantizer."""
+    import diffusers
+
+    name, config = _quantized_component(folder)
+    dtype = dtype or HSWQConfig(**config).compute_dtype
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            folder, **{"dtype": dtype, **arguments}, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ComponentError(f"{folder} has a component that cannot be loaded: {_first_line(error)}") from error
+    set_fp8_matmul(getattr(pipeline, name), fp8_matmul)
+    return pipeline
+
+
+def _quantized_component(folder: Path) -> tuple[str, dict]:
+    """The component of a saved pipeline that is quantized with HSWQ, and its quantization configuration."""
+    for path in sorted(folder.glob("*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+        if isinstance(config, dict) and config.get("quant_method") == Method.HSWQ.value:
+            return path.parent.name, config
+    raise FormatError(
+        f"{folder} holds no FP8 checkpoint and no component saved with HSWQ; use diffusers' from_pretrained"
+    )
+
+
+def _own_components(checkpoint: Checkpoint, repo: str, hub: HubOptions) -> str | None:
+    """The repo's own other components, as a folder; None if it has none."""
+    folder = fetch_components(repo, _component_names(checkpoint.architecture), hub)
+    return str(folder) if (folder / MODEL_INDEX).is_file() else None
+
+
+def assemble_pipeline(
+    architecture: Architecture,
+    denoiser: torch.nn.Module,
+    base: str,
+    *,
+    hub: HubOptions | None = None,
+    **pipeline_arguments,
+):
     """The diffusers pipeline of `architecture` around `denoiser`, which gives it its dtype.
 
     The other components are read from `base`, from safetensors files only: no pickle is ever opened.
@@ -78,16 +140,25 @@ def assemble_pipeline(architecture: Architecture, denoiser: torch.nn.Module, bas
     Raises:
         ComponentError: a component cannot be loaded.
     """
+    if not Path(base).is_dir():
+        given = {name for name, component in pipeline_arguments.items() if component is not None}
+        base = str(fetch_components(base, _component_names(architecture) - given, hub or HubOptions()))
+    device_map = pipeline_arguments.get("device_map")
+    if device_map is not None and device_map != "balanced":
+        denoiser.to(device_map)
     arguments = {architecture.component: denoiser, "dtype": denoiser.dtype, **pipeline_arguments}
     try:
         pipeline = _pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ComponentError(f"{base} has a component that cannot be loaded: {reason}") from error
+        raise ComponentError(f"{base} has a component that cannot be loaded: {_first_line(error)}") from error
     tokenizer = pipeline.components.get("tokenizer")
     if tokenizer is not None and not tokenizer("a").input_ids:
         raise ComponentError(f"{base} has a tokenizer without a vocabulary")
     return pipeline
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
@@ -103,12 +174,12 @@ def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
     named = checkpoint.metadata.get(Metadata.BASE.value)
     if named is None:
         return checkpoint.architecture.base_repo
-    if not _REPO_ID.fullmatch(named):  # a file from a stranger must not choose a folder of this machine
+    if not is_repo_id(named):  # a file from a stranger must not choose a folder of this machine
         raise FormatError(f"the header of {checkpoint.path} names the base {named!r}, which is no Hub repo; pass base")
     return named
 
 
-def check_components(architecture: Architecture, base: str, given=()) -> None:
+def check_components(architecture: Architecture, base: str, given=(), hub: HubOptions | None = None) -> None:
     """Check, in a moment, that `base` has all that the pipeline needs besides the denoiser and what is `given`.
 
     Of a Hub repo only the index is read.
@@ -120,7 +191,7 @@ def check_components(architecture: Architecture, base: str, given=()) -> None:
     if Path(base).is_dir():
         folder, index = Path(base), _read_index(Path(base))
     else:
-        folder, index = None, _fetch_index(base)
+        folder, index = None, _fetch_index(base, hub or HubOptions())
     wanted = _component_names(architecture) - {*_pipeline_class(architecture)._optional_components, *given}
     missing = [name for name in wanted if not _is_component(index.get(name))]
     if folder is not None:
@@ -158,17 +229,13 @@ def _read_index(folder: Path) -> dict:
     return index
 
 
-def _fetch_index(base: str) -> dict:
-    from huggingface_hub import hf_hub_download
-
-    if not _REPO_ID.fullmatch(base):
+def _fetch_index(base: str, hub: HubOptions) -> dict:
+    if not is_repo_id(base):
         raise ComponentError(f"{base} is neither a folder here nor a Hub repo; pass one of them as base")
     try:
-        return _read_index(Path(hf_hub_download(base, MODEL_INDEX)).parent)
-    except OSError as error:
-        raise ComponentError(
-            f"the Hub repo {base} cannot be read from here; check its name and the connection, or pass a folder as base"
-        ) from error
+        return _read_index(fetch_components(base, (), hub))
+    except FormatError as error:
+        raise ComponentError(f"{error}") from error
 
 
 def _is_component(entry) -> bool:
@@ -177,33 +244,6 @@ def _is_component(entry) -> bool:
 
 def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _choose(path: Path, variant: str | None, weight_name: str | None) -> Path:
-    """The one file of `path` that `variant` and `weight_name` leave."""
-    if variant is not None and variant not in {format.value for format in Format}:
-        raise FormatError(f"there is no variant {variant!r}; choose {' or '.join(format.value for format in Format)}")
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FormatError(f"{path} is neither a folder nor a file; download the repo first and give its folder")
-    if weight_name is not None:
-        return path / weight_name
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    formats: dict[Format | None, list[Path]] = {}
-    for file in files:
-        try:
-            formats.setdefault(Checkpoint(file).format, []).append(file)
-        except UnknownArchitectureError:  # a LoRA, say: not what is looked for
-            continue
-    wanted = formats.get(Format(variant) if variant else Format.V2 if Format.V2 in formats else None, [])
-    if len(wanted) == 1:
-        return wanted[0]
-    names = ", ".join(file.name for file in files) or "no safetensors file"
-    wish = f" of variant {variant}" if variant else ""
-    raise FormatError(f"{path} does not hold just one model{wish}: it holds {names}; choose with weight_name")
 
 
 def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> None:

@@ -180,12 +180,12 @@ class HSWQQuantizer(DiffusersQuantizer):
         return {f"{name}.{SCALE_BUFFER}" for name in names}
 
     def check_if_quantized_param(self, model, param_value, param_name, state_dict, **kwargs):
-        return param_name in self._weights
+        return param_value.dtype == fp8.FP8 or param_name in self._weights
 
     def create_quantized_param(self, model, param_value, param_name, target_device, *args, dtype=None, **kwargs):
-        module = model.get_submodule(formats.layer_of(param_name))
-        scale = self._scales[param_name]
-        if isinstance(module, HSWQLayer):
+        module = model.get_submodule(param_name.rpartition(".")[0])
+        scale = self._scales.get(param_name)
+        if isinstance(module, HSWQLayer) and param_name in self._weights:
             module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
             module.scale = None if scale is None else scale.to(target_device)
             if dtype is not None:

@@ -1,0 +1,215 @@
+"""HSWQ files as diffusers' own classes open them, save them and open them again."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from diffusers import PipelineQuantizationConfig, ZImagePipeline, ZImageTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from hswq_hub.sources import resolve
+from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model
+from hswq_runtime.errors import FormatError
+
+STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+
+
+def single_file(path, config, **arguments):
+    """The way of people who know diffusers and not us."""
+    arguments = {"quantization_config": HSWQConfig(), "torch_dtype": torch.float32, **arguments}
+    return ZImageTransformer2DModel.from_single_file(str(path), config=str(config), **arguments)
+
+
+@pytest.fixture
+def config(tmp_path):
+    tiny.model().save_config(tmp_path / "config")
+    return tmp_path / "config"
+
+
+@pytest.mark.parametrize("style", tiny.STYLES)
+def test_from_single_file_gives_what_our_own_loader_gives(tmp_path, config, style):
+    path = tiny.quantized(tmp_path, style)
+    theirs, ours = single_file(path, config), load_model(path, torch.float32)
+    assert tiny.same_bytes(theirs.state_dict(), ours.state_dict())
+    assert torch.equal(tiny.run(theirs), tiny.run(ours))
+
+
+@pytest.mark.parametrize("shards", ["10GB", "200KB"], ids=["whole", "sharded"])
+@STYLES
+def test_saving_and_opening_again_changes_no_byte(tmp_path, style, shards):
+    model = load_model(tiny.quantized(tmp_path, style), torch.float32)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=shards)
+    assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (shards == "200KB")
+    again = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
+    assert tiny.same_bytes(again.state_dict(), model.state_dict())
+    assert torch.equal(tiny.run(again), tiny.run(model))
+    again.save_pretrained(tmp_path / "twice", max_shard_size=shards)
+    for path in (tmp_path / "saved").iterdir():
+        if path.suffix == ".safetensors":
+            assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scales_stay_float32_in_every_dtype(tmp_path, config, dtype):
+    path = tiny.quantized(tmp_path, "v2")
+    model = single_file(path, config, torch_dtype=dtype)
+    assert model.dtype == dtype == model.layers[0].feed_forward.w1.compute_dtype
+    model.save_pretrained(tmp_path / "saved")
+    again = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved", torch_dtype=dtype)
+    stored = load_file(path)[f"{tiny.PREFIX}layers.0.feed_forward.w1.scale"]
+    for one in (model, again):
+        assert one.layers[0].feed_forward.w1.scale.dtype == torch.float32
+        assert torch.equal(one.layers[0].feed_forward.w1.scale, stored)
+
+
+def test_without_a_dtype_a_saved_model_computes_in_what_it_computed_in(tmp_path):
+    load_model(tiny.quantized(tmp_path, "v2"), torch.float16).save_pretrained(tmp_path / "saved")
+    assert ZImageTransformer2DModel.from_pretrained(tmp_path / "saved").dtype == torch.float16
+    described = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    assert described == {"quant_method": "hswq", "compute_dtype": "float16"}
+
+
+@STYLES
+def test_dequantize_gives_the_plain_model_back(tmp_path, style):
+    model = load_model(tiny.quantized(tmp_path, style), torch.float32)
+    expected = tiny.run(model)
+    model.dequantize()
+    assert not any(isinstance(module, HSWQLinear) for module in model.modules())
+    assert not model.is_quantized
+    assert torch.equal(tiny.run(model), expected)
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    code = (  # a person without our package
+        "import sys, torch; sys.modules['hswq_runtime'] = None\n"
+        "from diffusers import ZImageTransformer2DModel as Model\n"
+        f"model = Model.from_pretrained({str(tmp_path / 'plain')!r})\n"
+        "print(model.layers[0].feed_forward.w1.weight.double().sum().item())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert float(printed) == model.layers[0].feed_forward.w1.weight.double().sum().item()
+
+
+def saved(tmp_path, change=lambda tensors: None):
+    """A saved V2 model whose tensors were tampered with."""
+    load_model(tiny.quantized(tmp_path, "v2")).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return tmp_path / "saved"
+
+
+def expand(tensors):
+    for key in [key for key, tensor in tensors.items() if tensor.dtype == torch.float8_e4m3fn]:
+        tensors[key] = tensors[key].float() * tensors.pop(key.removesuffix("weight") + "scale")
+
+
+W1 = "layers.0.feed_forward.w1"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.pop(f"{W1}.weight"), f"missing {W1}.weight"),
+        (lambda t: t.update(stranger=torch.zeros(1)), "unexpected stranger"),
+        (lambda t: t.update({"cap_embedder.0.weight": torch.zeros(7)}), "has shape .7. instead of .32."),
+        (lambda t: t.update({f"{W1}.scale": torch.tensor([float("nan")])}), "w1.scale is nan"),
+        (lambda t: t.update({f"{W1}.weight": t[f"{W1}.weight"].float()}), "which is not FP8"),
+        (expand, "has no FP8 weights"),
+    ],
+    ids=["missing", "unexpected", "shape", "scale", "not-fp8", "plain"],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(tmp_path, change, sentence):
+    with pytest.raises(FormatError, match=sentence):
+        ZImageTransformer2DModel.from_pretrained(saved(tmp_path, change))
+
+
+def test_a_plain_file_is_not_quantized_behind_the_users_back(tmp_path, config):
+    with pytest.raises(FormatError, match="no FP8 weights: load it without HSWQConfig, or quantize it"):
+        single_file(tiny.checkpoint(tmp_path), config)
+
+
+def test_pickles_are_not_opened(tmp_path):
+    folder = saved(tmp_path)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), folder / "diffusion_pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(FormatError, match="not a safetensors file"):
+        ZImageTransformer2DModel.from_pretrained(folder, use_safetensors=False)
+
+
+def test_registered_by_importing_the_package_before_or_after_diffusers():
+    for first, second in (("hswq_runtime", "diffusers"), ("diffusers.quantizers.auto", "hswq_runtime")):
+        code = (
+            f"import {first}; import {second}\n"
+            "from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING as Q, AUTO_QUANTIZATION_CONFIG_MAPPING as C\n"
+            "assert Q['hswq'].__name__ == 'HSWQQuantizer' and C['hswq'].__name__ == 'HSWQConfig'"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Pipelines ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder as it is published: a V1 file, a V2 file, and the other components. Nothing is calibrated here."""
+    demo = resolve("demo")
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copytree(demo.base, folder, dirs_exist_ok=True)
+    tensors = load_file(demo.path)
+    for version in ("v1", "v2"):
+        quantized = {}
+        for key, tensor in tensors.items():
+            quantized[key] = tensor
+            if key.endswith(".weight") and tensor.ndim == 2 and ".layers." in key:
+                scale = tensor.abs().max().float() / 448 if version == "v2" else torch.ones(())
+                quantized[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+                if version == "v2":
+                    quantized[key.removesuffix("weight") + "scale"] = scale.reshape(1)
+        save_file(quantized, folder / f"demo-hswq-{version}.safetensors", metadata={"hswq_format": version})
+    return folder
+
+
+def picture(pipe):
+    generator = torch.Generator().manual_seed(3)
+    return pipe("a red ring", height=32, width=32, num_inference_steps=2, guidance_scale=0.0, generator=generator,
+                output_type="np").images  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_three_ways_to_open_a_published_folder_make_the_same_picture(published, tmp_path, variant):
+    pipe = HSWQPipeline.from_pretrained(published, variant=variant, dtype=torch.float32)
+    expected = picture(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    pipe.transformer.save_config(tmp_path / "config")
+    transformer = single_file(published / f"demo-hswq-{variant}.safetensors", tmp_path / "config")
+    by_hand = ZImagePipeline.from_pretrained(published, transformer=transformer, torch_dtype=torch.float32)
+    ours = HSWQPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    theirs = ZImagePipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
+    for other in (by_hand, ours, theirs):
+        assert isinstance(other.transformer.layers[0].feed_forward.w1, HSWQLinear)
+        assert tiny.same_bytes(other.transformer.state_dict(), pipe.transformer.state_dict())
+        assert (picture(other) == expected).all()
+
+
+def test_a_pipeline_quantization_config_reaches_the_transformer(published, tmp_path):
+    transformer = load_model(published / "demo-hswq-v2.safetensors", torch.float32)
+    pipe = HSWQPipeline.from_pretrained(published, variant="v2", dtype=torch.float32)
+    pipe.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved/transformer/config.json"
+    described = json.loads(path.read_text())
+    del described["quantization_config"]
+    path.write_text(json.dumps(described))
+    mapping = PipelineQuantizationConfig(quant_mapping={"transformer": HSWQConfig(compute_dtype=torch.float32)})
+    pipe = ZImagePipeline.from_pretrained(tmp_path / "saved", quantization_config=mapping, torch_dtype=torch.float32)
+    assert tiny.same_bytes(pipe.transformer.state_dict(), transformer.state_dict())
+
+
+def test_pipelines_and_models_say_what_they_compute_in(published):
+    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float16)
+    assert pipe.dtype == pipe.transformer.dtype == torch.float16
