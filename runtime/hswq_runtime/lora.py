@@ -39,9 +39,7 @@ class _MergesByRequantizing:
         for name in [*self.merged_adapters, *names]:
             values += self.get_delta_weight(name).to(values)
         if safe_merge and not values.isfinite().all():
-            raise ValueError(
-                f"NaNs detected in the merged weights of {', '.join(names)}; the adapter seems to be broken"
-            )
+            raise ValueError(f"merging {', '.join(names)} gives values that are not finite; is the adapter broken?")
         base.requantize(values)
         self.merged_adapters.extend(names)
 

@@ -192,7 +192,7 @@ class HSWQQuantizer(DiffusersQuantizer):
                 module.compute_dtype = dtype
         else:  # foreign files cast more than can compute in FP8
             value = fp8.dequantize(param_value, scale, dtype or self.quantization_config.compute_dtype)
-            set_module_tensor_to_device(model, param_name, target_device, value=value)
+            set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         computed = next(layer.compute_dtype for layer in model.modules() if isinstance(layer, HSWQLayer))
