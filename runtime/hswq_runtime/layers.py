@@ -65,6 +65,17 @@ class HSWQLayer:
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=stored[0].device)).dtype
         return self
 
+    def __getstate__(self) -> dict:
+        # pickle cannot take float8 tensors (torch 2.13), but their bytes.
+        state = self.__dict__.copy()
+        state["_parameters"] = {**self._parameters, "weight": self.weight.data.view(torch.uint8)}
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        codes = state["_parameters"]["weight"].view(fp8.FP8)
+        state["_parameters"]["weight"] = nn.Parameter(codes, requires_grad=False)
+        super().__setstate__(state)
+
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
         matmul = ", fp8_matmul" if self.fp8_matmul else ""

@@ -9,6 +9,7 @@ from peft.tuners.lora import Conv2d, Linear, model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 
 from .errors import HSWQError
+from .fp8 import FP8
 from .layers import HSWQLayer
 
 
@@ -32,7 +33,7 @@ class _MergesByRequantizing:
         base = self.get_base_layer()
         if not self.merged:
             scale = None if base.scale is None else base.scale.cpu().clone()
-            self._original = base.weight.data.cpu().clone(), scale
+            self._original = base.weight.data.view(torch.uint8).cpu().clone(), scale
         # From the original each time: what is rounded twice has twice the error.
         self._restore()
         values = base.dequantized_weight(torch.float32)
@@ -53,7 +54,7 @@ class _MergesByRequantizing:
     def _restore(self) -> None:
         base = self.get_base_layer()
         weight, scale = self._original
-        base.weight.data = weight.to(base.weight.device, copy=True)
+        base.weight.data = weight.to(base.weight.device, copy=True).view(FP8)
         base.scale = None if scale is None else scale.to(base.weight.device, copy=True)
 
 

@@ -92,9 +92,7 @@ class HSWQQuantizer(DiffusersQuantizer):
 
     def validate_environment(self, *args, device_map=None, **kwargs):
         if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
-            raise FormatError(
-                "FP8 weights cannot be offloaded to disk by device_map; use group offloading with a disk path"
-            )
+            raise FormatError("device_map cannot put FP8 weights on the disk; use group offloading with a disk path")
 
     def update_missing_keys(self, model, missing_keys, prefix):
         return [key for key in missing_keys if key not in self._scale_names(model)]

@@ -1,0 +1,213 @@
+"""A quantized model behaves as diffusers users expect: offloading, compiling, copying, moving, multiplying in FP8."""
+
+import copy
+import pickle
+
+import pytest
+import tiny
+import torch
+from accelerate import cpu_offload, dispatch_model
+from diffusers import ZImageTransformer2DModel
+from diffusers.hooks import apply_group_offloading
+
+from hswq_hub.sources import resolve
+from hswq_runtime import HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
+from hswq_runtime.errors import DeviceError
+from hswq_runtime.quantizer import HSWQQuantizer
+
+STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_model(tiny.quantized(tmp_path, "v2"), torch.float32)
+
+
+def fp8_layers(model):
+    return [layer for layer in model.modules() if isinstance(layer, HSWQLinear)]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_copies_are_the_same_model(model, copied):
+    """accelerate pickles models to start processes for several GPUs."""
+    other = copied(model)
+    assert tiny.same_bytes(other.state_dict(), model.state_dict())
+    assert torch.equal(tiny.run(other), tiny.run(model))
+    assert isinstance(other.hf_quantizer, HSWQQuantizer)
+    other.dequantize()
+    assert fp8_layers(model) and not fp8_layers(other)
+
+
+def test_pickled_after_loading_by_diffusers(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    again = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
+    assert torch.equal(tiny.run(pickle.loads(pickle.dumps(again))), tiny.run(model))
+
+
+def test_moving_it_changes_nothing(model):
+    expected = tiny.run(model)
+    assert model.to("cpu") is model
+    assert torch.equal(tiny.run(model), expected)
+    with pytest.raises(ValueError, match="unsupported"):
+        model.to(torch.float16)
+
+
+# --- Offloading ---------------------------------------------------------------------------------------
+
+
+def test_sequential_offloading(model):
+    """What `enable_sequential_cpu_offload` does to a component, with the CPU in the place of the GPU."""
+    expected = tiny.run(model)
+    cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True)
+    layer = fp8_layers(model)[0]
+    assert layer.weight.device.type == "meta", "nothing stays on the device"
+    assert torch.equal(tiny.run(model), expected)
+    assert layer.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])
+def test_group_offloading(model, tmp_path, kind, disk):
+    expected, before = tiny.run(model), {k: v.clone() for k, v in model.state_dict().items()}
+    arguments = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    if disk:
+        arguments["offload_to_disk_path"] = str(tmp_path)
+    apply_group_offloading(
+        model, torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind, **arguments
+    )
+    for _ in range(2):
+        assert torch.equal(tiny.run(model), expected)
+    if not disk:
+        assert tiny.same_bytes(model.state_dict(), before)
+    else:
+        assert any(path.suffix == ".safetensors" for path in tmp_path.rglob("group_*"))
+
+
+def test_dispatching_by_a_device_map(model, tmp_path):
+    expected = tiny.run(model)
+    model.save_pretrained(tmp_path / "saved")
+    for device_map in ("cpu", {"": "cpu"}, "auto"):
+        again = ZImageTransformer2DModel.from_pretrained(
+            tmp_path / "saved", torch_dtype=torch.float32, device_map=device_map
+        )
+        assert tiny.same_bytes(again.state_dict(), model.state_dict())
+        assert torch.equal(tiny.run(again), expected)
+    names = {name: "cpu" for name, _ in model.named_children()} | {"x_pad_token": "cpu", "cap_pad_token": "cpu"}
+    assert torch.equal(tiny.run(dispatch_model(model, names, force_hooks=True)), expected)
+
+
+def test_a_device_map_onto_the_disk_is_refused_before_it_writes_nonsense(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(Exception, match="cannot put FP8 weights on the disk"):
+        ZImageTransformer2DModel.from_pretrained(
+            tmp_path / "saved", torch_dtype=torch.float32, device_map={"": "disk"}, offload_folder=str(tmp_path / "off")
+        )
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "balanced"])
+def test_a_pipeline_with_a_device_map(device_map):
+    demo = resolve("demo")
+    if device_map == "balanced" and not torch.cuda.is_available():
+        pytest.skip("balancing needs an accelerator")
+    pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32, device_map=device_map)
+    assert pipe("a ring", height=32, width=32, num_inference_steps=1, guidance_scale=0.0, output_type="np").images.any()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", ["to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_a_pipeline_on_cuda(method):
+    demo = resolve("demo")
+    arguments = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
+    images = []
+    for way in ("to", method):
+        pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32)
+        pipe.to("cuda") if way == "to" else getattr(pipe, way)()
+        images.append(pipe("a ring", generator=torch.Generator().manual_seed(0), **arguments).images)
+    assert abs(images[0] - images[1]).max() < 1e-3
+
+
+# --- Compiling ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fp8_matmul", [False, True])
+@STYLES
+def test_a_layer_compiles_without_graph_breaks(tmp_path, style, fp8_matmul):
+    layer = load_model(tiny.quantized(tmp_path, style), torch.float32, fp8_matmul=fp8_matmul).layers[0].feed_forward.w1
+    inputs = torch.randn(3, 96)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(inputs), layer(inputs), rtol=1e-4, atol=1e-6)
+
+
+def test_the_blocks_compile_without_graph_breaks(model):
+    expected = tiny.run(model)
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    assert torch.allclose(tiny.run(model), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_training_compiles_too(tmp_path):
+    layer = load_model(tiny.quantized(tmp_path, "v2"), torch.float32).layers[0].feed_forward.w1
+    gradients = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        inputs = torch.ones(3, 96, requires_grad=True)
+        run(inputs).square().sum().backward()
+        gradients.append(inputs.grad)
+    assert torch.allclose(*gradients, rtol=1e-4)
+
+
+# --- Multiplying in FP8 -------------------------------------------------------------------------------
+
+
+@STYLES
+def test_fp8_matmul_is_near_and_not_equal(tmp_path, style):
+    path = tiny.quantized(tmp_path, style)
+    exact, fast = load_model(path, torch.float32), load_model(path, torch.float32, fp8_matmul=True)
+    assert tiny.same_bytes(exact.state_dict(), fast.state_dict()), "the same file, the same weights"
+    error = (tiny.run(fast) - tiny.run(exact)).norm() / tiny.run(exact).norm()
+    assert 1e-4 < error < 0.05
+    assert set_fp8_matmul(fast, False) == 0
+    assert torch.equal(tiny.run(fast), tiny.run(exact))
+
+
+def test_sensitive_layers_and_odd_shapes_stay_exact(model):
+    count = set_fp8_matmul(model)
+    chosen = {name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.fp8_matmul}
+    assert count == len(chosen) > 0
+    assert "layers.0.attention.to_q" in chosen and "layers.0.feed_forward.w2" in chosen
+    assert not any(word in name for name in chosen for word in ("embedder", "adaLN", "final"))
+    odd = torch.nn.Sequential(HSWQLinear(20, 32, scales=0, compute_dtype=torch.float32))
+    assert set_fp8_matmul(odd) == 0
+
+
+def test_a_pipeline_can_be_told_to(tmp_path):
+    demo = resolve("demo")
+    path = tmp_path / "demo.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(demo.path)
+    cast = {k: t.to(torch.float8_e4m3fn) if ".feed_forward." in k else t for k, t in tensors.items()}
+    save_file(cast, path)
+    pipe = HSWQPipeline.from_pretrained(path, base=demo.base, dtype=torch.float32, fp8_matmul=True)
+    assert all(layer.fp8_matmul for layer in fp8_layers(pipe.transformer))
+
+
+def test_old_hardware_is_refused_with_a_sentence(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA RTX A6000")
+    with pytest.raises(DeviceError, match=r"A6000 \(SM 8.6\) has no FP8 matrix product, which needs SM 8.9"):
+        set_fp8_matmul(model)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
+    assert set_fp8_matmul(model) > 0
+
+
+# --- Memory -------------------------------------------------------------------------------------------
+
+
+def test_fp8_layers_take_half_of_bfloat16_and_their_scales(tmp_path):
+    path = tiny.quantized(tmp_path, "v2")
+    fp8, plain = load_model(path), load_model(path, dequantize=True)
+    layers = fp8_layers(fp8)
+    assert weight_bytes(plain) - weight_bytes(fp8) == sum(layer.weight.numel() - layer.scale.nbytes for layer in layers)
