@@ -119,9 +119,10 @@ def contents() -> list[Cached]:
             used = record.stat().st_mtime if record.exists() else path.stat().st_mtime
             found.append(Cached(path.name, place.name, path.stat().st_size, used, (place, record)))
     for path in (folder() / _PARTIAL).glob("*"):
-        if path.suffix in (".json", ".lock"):
+        if path.suffix == ".lock" or ".json" in path.suffixes:
             continue
-        beside = (path.with_name(f"{path.name}.json"), _lock(path.name))
+        key = path.name.removeprefix(".").split(".")[0]  # a file being written has a dot before and something behind
+        beside = (path.with_name(f"{key}.json"), _lock(key))
         stat = path.stat()
         found.append(Cached(_name_of(beside[0]), None, stat.st_size, stat.st_mtime, (path, *beside)))
     return sorted(found, key=lambda entry: -entry.size)
@@ -141,7 +142,7 @@ def prune(older_than: float) -> list[Cached]:
 
 def _in_use(entry: Cached) -> bool:
     """Whether some process is downloading it at this moment."""
-    lock = FileLock(_lock(entry.paths[0].name))
+    lock = FileLock(entry.paths[-1])
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -167,8 +167,8 @@ class Civitai:
             return body
         if status in (400, 404):
             raise UnknownReferenceError(
-                f"Civitai does not know {what}; look at its page, and if that is on another of Civitai's sites, give its "
-                "whole address"
+                f"Civitai does not know {what}; look at its page, and give the whole address if that is on another of "
+                "Civitai's sites"
             )
         raise self.explain(status, body, True)
 

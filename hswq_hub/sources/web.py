@@ -6,13 +6,13 @@ told somebody's secret.
 """
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from time import sleep
 
 import httpx2
 
@@ -68,7 +68,7 @@ class Patience:
             raise DownloadError(f"{failure} and asks to wait {asked / 60:.0f} minutes; run the same command then")
         if self.failed >= self.tries:
             raise DownloadError(f"{failure}, {self.tries} times in a row; run the same command later")
-        time.sleep(min(self.first * 2 ** (self.failed - 1), self.longest) if asked is None else asked)
+        sleep(min(self.first * 2 ** (self.failed - 1), self.longest) if asked is None else asked)
 
 
 @dataclass
