@@ -40,10 +40,14 @@ STATES = {
 
 @dataclass
 class Fault:
-    """What the storage does to one request. cut: bytes after which the connection breaks. length: what it adds to
-    Content-Length. status, headers, body: an answer instead of the file."""
+    """What the storage does to one request.
+
+    silent: seconds before it answers. cut: bytes after which the connection breaks. length: what it adds to
+    Content-Length. status, headers, body: an answer instead of the file.
+    """
 
     cut: int | None = None
+    silent: float = 0
     length: int = 0
     ignore_range: bool = False
     status: int | None = None
@@ -213,6 +217,7 @@ class Storage(_Handler):
         if "X-Amz-Signature=abc123" not in self.path:
             return self.send(403, b"<Error>AccessDenied</Error>", {"Content-Type": "application/xml"})
         fault = civitai.faults.pop(0) if civitai.faults else Fault()
+        time.sleep(fault.silent)
         if fault.status is not None:
             return self.send(fault.status, fault.body, fault.headers)
         self.send_content(fault)

@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repo:
-    """files: content by path. gated: "auto" or "manual" for a repo that only `TOKEN` opens."""
+    """files: content by path. gated: "auto" or "manual" for a repo whose files only `TOKEN` opens."""
 
     files: dict[str, bytes]
     card: dict = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Seen:
 class HubServer:
     """A context manager. `repos` by "owner/name"; `corrupt`: paths whose stored bytes are not those that are listed."""
 
-    def __init__(self, **_):
+    def __init__(self):
         self.repos: dict[str, Repo] = {}
         self.corrupt: set[str] = set()
         self.seen: list[Seen] = []
@@ -122,12 +122,12 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str | None):
         self.send(status, b'{"error": "no"}', {"X-Error-Code": code, "X-Error-Message": "no"} if code else {})
 
-    def open(self, name: str, revision: str = "main") -> Repo | None:
+    def open(self, name: str, revision: str, gate: bool = True) -> Repo | None:
         """The repo, or None after an answer that says why not."""
         repo = self.hub.repos.get(name)
         if repo is None:
             return self.refuse(404, "RepoNotFound")
-        if repo.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if gate and repo.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
         if revision not in (*repo.revisions, repo.commit):
             return self.refuse(404, "RevisionNotFound")
@@ -145,8 +145,8 @@ def _blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def model_info(request: Handler, repo: str, revision: str = "main"):
-    if (found := request.open(repo, revision or "main")) is None:
+def model_info(request: Handler, repo: str, revision: str):
+    if (found := request.open(repo, revision or "main", gate=False)) is None:
         return
     siblings = []
     for path, content in found.files.items():

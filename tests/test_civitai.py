@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 from pathlib import Path
 from types import ModuleType
 
@@ -153,6 +154,7 @@ def test_without_a_token_the_user_is_told_how_to_get_one(server, monkeypatch, st
         (lambda s: s.model.update(mode="TakenDown"), AccessError, "taken down"),
         (lambda s: s.version.pop("files"), UnsuitableSourceError, "lists no files"),
         (lambda s: s.version.update(files=[{"name": "x"}, 3]), UnsuitableSourceError, "lists no files"),
+        (lambda s: s.model.update(type="LORA"), UnsuitableSourceError, "is a LORA"),
         (lambda s: s.version.update(modelId=5), UnknownReferenceError, "belongs to the model 5"),
         (lambda s: s.version.pop("modelId"), DownloadError, "has no modelId"),
         (lambda s: s.api_failures.extend([(500, {})] * 6), DownloadError, "answers 500, 6 times"),
@@ -160,7 +162,19 @@ def test_without_a_token_the_user_is_told_how_to_get_one(server, monkeypatch, st
         (lambda s: s.api_failures.append((404, {})), UnknownReferenceError, "does not know the version"),
         (lambda s: s.api_failures.append((429, {"Retry-After": "9999"})), DownloadError, "asks to wait 167 minutes"),
     ],
-    ids=["archived", "taken down", "no files", "odd files", "other model", "no model", "500", "451", "404", "429"],
+    ids=[
+        "archived",
+        "taken down",
+        "no files",
+        "odd files",
+        "lora",
+        "other model",
+        "no model",
+        "500",
+        "451",
+        "404",
+        "429",
+    ],
 )
 def test_what_the_api_says_instead(server, change, error, sentence):
     change(server)
@@ -174,6 +188,39 @@ def test_passing_failures_are_waited_for_as_long_as_they_ask(server, waits):
     server.faults = [Fault(status=503, headers={"Retry-After": "3"}), Fault(status=500), Fault(status=403)]
     assert pull(server).sha256 == server.sha256
     assert waits == [7, 2, 3, 2, 4]
+
+
+def test_a_date_to_wait_for_is_understood(server, waits):
+    server.api_failures = [(429, {"Retry-After": formatdate(time.time() + 30, usegmt=True)})]
+    pull(server)
+    assert 20 < waits[0] <= 30
+
+
+def test_a_server_that_stays_silent_is_given_up(server, monkeypatch):
+    monkeypatch.setattr("hswq_hub.sources.web._TIMEOUT", 0.4)
+    server.faults = [Fault(silent=2)] * 10
+    with pytest.raises(DownloadError, match="does not answer, 6 times in a row"):
+        pull(server)
+
+
+def test_a_slow_connection_is_no_broken_one(server, content):
+    server.chunk, server.pause = len(content) // 20, 0.02
+    assert pull(server).path.read_bytes() == content and len(server.stored) == 1
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["civitai.com", "http://civitai.com", "ftp://127.0.0.1", "https://", "http://[::1"]
+)
+def test_an_endpoint_is_an_address_that_keeps_a_token_secret(endpoint):
+    with pytest.raises(UnknownReferenceError, match="--civitai-endpoint"):
+        resolve(REFERENCE, civitai_endpoint=endpoint)
+
+
+@pytest.mark.parametrize("target", ["ftp://x/y", "file:///etc/passwd", "http://[::1", "//"])
+def test_redirects_lead_to_the_web_or_nowhere(server, target):
+    server.faults = [Fault(status=307, headers={"Location": target})]
+    with pytest.raises(DownloadError, match="no safe address"):
+        pull(server)
 
 
 def test_an_expired_signature_is_asked_for_anew(server):

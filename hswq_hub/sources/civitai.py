@@ -83,6 +83,9 @@ class Civitai:
             raise UnknownReferenceError(f"{reference}: version {version_id} belongs to the model {model_id}")
         model = self._get(f"/api/v1/models/{model_id}", f"the model {model_id}")
         _check_alive(model, reference)
+        kind = plain(model.get("type"))
+        if kind not in (None, "Checkpoint", "Other"):
+            raise UnsuitableSourceError(f"{reference} is a {kind}, no checkpoint; choose the model that it is made for")
         file = _choose(version, reference)
         title = plain(model.get("name")) or f"model {model_id}"
         release = plain(version.get("name"))

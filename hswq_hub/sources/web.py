@@ -17,7 +17,7 @@ from time import sleep
 import httpx2
 
 from .. import __version__
-from .errors import DownloadError
+from .errors import DownloadError, UnknownReferenceError
 from .listing import plain
 
 USER_AGENT = f"hswq-hub/{__version__}"
@@ -26,6 +26,7 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 """Statuses that are worth another try."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BODY = 16 << 20
 _TIMEOUT = httpx2.Timeout(30, read=60)
 
@@ -78,6 +79,11 @@ class Web:
     endpoint: str
     token: str | None = field(default=None, repr=False)
 
+    def __post_init__(self):
+        home = _address(self.endpoint)
+        if home is None or not (home.scheme == "https" or home.host in _LOOPBACK):
+            raise UnknownReferenceError(f"{plain(self.endpoint)} is no https address; check --civitai-endpoint")
+
     @cached_property
     def _client(self) -> httpx2.Client:
         headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -118,12 +124,9 @@ class Web:
         raise DownloadError(f"{self.endpoint} redirects without end")
 
     def _next(self, address: httpx2.URL, target: str) -> httpx2.URL:
-        try:
-            following = address.join(target)
-        except httpx2.InvalidURL:
-            raise DownloadError(f"{address.host} redirects to something that is no address") from None
-        if following.scheme not in ("http", "https") or (address.scheme, following.scheme) == ("https", "http"):
-            raise DownloadError(f"{address.host} redirects to an unsafe address ({plain(following.scheme)}:)")
+        following = _address(target, address)
+        if following is None or (address.scheme, following.scheme) == ("https", "http"):
+            raise DownloadError(f"{address.host} redirects to something that is no safe address")
         return following
 
     def get_json(self, path: str) -> tuple[int, dict]:
@@ -174,6 +177,15 @@ def _retry_after(response: httpx2.Response) -> float | None:
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)
     return max((when - datetime.now(timezone.utc)).total_seconds(), 0)
+
+
+def _address(text: str, base: httpx2.URL | None = None) -> httpx2.URL | None:
+    """A web address, None for anything else."""
+    try:
+        url = base.join(text) if base else httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return None
+    return url if url.scheme in ("http", "https") and url.host else None
 
 
 def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
