@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         origin = f"http://127.0.0.1:{self.server.server_port}"
-        self.seen = Seen(origin, self.path, dict(self.headers))
+        self.seen = Seen(origin, self.path, {name.title(): value for name, value in self.headers.items()})
         self.civitai.seen.append(self.seen)
         try:
             self.answer()

@@ -95,7 +95,12 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        self.seen = Seen(self.command, self.headers.get("Host", ""), self.path, dict(self.headers))
+        self.seen = Seen(
+            self.command,
+            self.headers.get("Host", ""),
+            self.path,
+            {name.title(): value for name, value in self.headers.items()},
+        )
         self.hub.seen.append(self.seen)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = urlsplit(self.path).path

@@ -79,6 +79,13 @@ def test_what_is_here_comes_before_the_hub_and_names_before_all(tmp_path, monkey
         Path(name).mkdir(parents=True)
     assert parse("owner/repo") == LocalRef(Path("owner/repo"))
     assert parse("demo") == DemoRef() and parse("./demo") == LocalRef(Path("demo"))
+    assert str(parse(".")) == tmp_path.name and str(parse(f"{tmp_path}/owner/repo")) == "repo"
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-that-name/x", "x" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_no_crash(text):
+    with pytest.raises(UnknownReferenceError):
+        parse(text)
 
 
 @pytest.mark.parametrize(

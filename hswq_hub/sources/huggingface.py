@@ -46,6 +46,8 @@ Choose = Callable[[str, list[str]], int]
 _COMPONENT_SUFFIXES = ("json", "safetensors", "txt", "model", "jinja")
 _OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
+_SITE = "https://huggingface.co"
+"""What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
 _LONGEST_LICENCE = 1 << 20
 
 
@@ -83,11 +85,11 @@ class Hub:
             licence=self._with_text(info, licence_of_card(card)),
             base=reference.repo if MODEL_INDEX in in_repo else None,
             provenance=Provenance(
-                url=f"{self._api.endpoint}/{reference.repo}",
+                url=f"{_SITE}/{reference.repo}",
                 title=reference.repo,
                 version=info.sha,
                 creator=reference.repo.split("/")[0],
-                creator_url=f"{self._api.endpoint}/{reference.repo.split('/')[0]}",
+                creator_url=f"{_SITE}/{reference.repo.split('/')[0]}",
                 base_model=plain(getattr(card, "base_model", None)),
                 repo=reference.repo,
                 nsfw=NSFW_TAG in (info.tags or ()),
@@ -173,7 +175,7 @@ class Hub:
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
     """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards."""
-    files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    files = {sibling.rfilename: sibling for sibling in info.siblings or () if ".." not in sibling.rfilename.split("/")}
     wanted = reference.path
     if wanted is not None and wanted.endswith(WEIGHTS):
         if wanted not in files:

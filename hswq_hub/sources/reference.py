@@ -56,7 +56,7 @@ class LocalRef:
     path: Path
 
     def __str__(self) -> str:
-        return self.path.name
+        return Path(os.path.abspath(self.path)).name  # `.` has a name as well
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def parse(reference: str) -> ModelRef:
     entry = catalog().get(reference.casefold())
     if entry is not None:
         return CivitaiRef(entry.model, entry.version)
-    if reference and Path(reference).expanduser().exists():
-        return LocalRef(Path(reference).expanduser())
+    path = os.path.expanduser(reference)
+    if reference and os.path.exists(path):
+        return LocalRef(Path(path))
     for read in (_read_civitai, _read_url, _read_hub):
         found = read(reference)
         if found is not None:

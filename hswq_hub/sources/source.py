@@ -71,8 +71,10 @@ class Source:
         """Bring the other components here, if they are in a Hub repo; its own denoiser is left there.
 
         Raises:
+            ComponentError: names what is missing.
             DownloadError: they do not arrive.
         """
+        self.check_components()
         if self.hub_base is not None:
             Hub().fetch_components(self.hub_base, self.checkpoint.architecture)
 
@@ -159,15 +161,15 @@ def _demo(base: str | None) -> Source:
 
 
 def _local(reference: LocalRef, base: str | None, licence: str | None) -> Source:
-    path, digest, kind = reference.path, None, "file"
+    path, digest, kind, name = reference.path, None, "file", reference.path.stem
     if path.is_dir():
-        place, kind = find_denoiser(path.resolve()), "folder"
+        place, kind, name = find_denoiser(path.resolve()), "folder", str(reference)
         whole = place if (place / MODEL_INDEX).is_file() else place.parent
         base = base or (str(whole) if (whole / MODEL_INDEX).is_file() else None)
         weights = weights_of([file.name for file in place.iterdir()])
-        path, digest = join(place / CONFIG, [place / name for name in weights], path.resolve().name)
+        path, digest = join(place / CONFIG, [place / file for file in weights], name)
     return Source(
-        name=path.stem,
+        name=name,
         path=path,
         base=find_base(_checked(path), base),
         origin=f"the local {kind} {reference}",
