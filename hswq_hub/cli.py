@@ -170,7 +170,7 @@ def publish(
 
     \b
     hswq-hub publish demo
-    hswq-hub publish https://civitai.com/models/2242173?modelVersionId=2774410
+    hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     """
     from .card import Card

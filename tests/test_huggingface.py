@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 from hub_server import COMMIT, TOKEN, HubServer, Repo
 from safetensors.torch import save
 
@@ -233,3 +235,24 @@ def test_licence_text_is_what_the_source_shipped():
     assert "Apache License" in licence_text(Licence("apache-2.0"))
     assert licence_text(Licence("mit")) is None and licence_text(None) is None
     assert licence_facts(None) == {"licence": None}
+
+
+def test_a_card_names_the_repo_that_was_quantized(tmp_path):
+    from dataclasses import replace
+
+    from hswq_hub.card import Card
+    from hswq_hub.sources import Provenance
+    from hswq_hub.sources.facts import source_facts
+
+    found = Provenance(repo="alice/single", creator="alice", creator_url="https://huggingface.co/alice", gated="auto")
+    source = replace(resolve("demo"), provenance=found, licence=Licence("other", "my-licence-1.0", "LICENSE"))
+    shutil.copytree(Path(__file__).parents[1] / "model_cards/demo-hswq", tmp_path / "out")
+    record = json.loads((tmp_path / "out/hswq.json").read_text())
+    record |= {"source": source_facts(source), **licence_facts(source.licence)}
+    (tmp_path / "out/hswq.json").write_text(json.dumps(record))
+    front, body = Card.from_folder(tmp_path / "out").render().split("---\n", 2)[1:]
+    data = yaml.safe_load(front)
+    assert data["base_model"] == ["alice/single"] and data["base_model_relation"] == "quantized"
+    assert (data["license_name"], data["license_link"]) == ("my-licence-1.0", "LICENSE")
+    assert "- Creator: [alice](https://huggingface.co/alice)\n- Licence: [`my-licence-1.0`](LICENSE)." in body
+    assert record["source"]["gated"] == "auto", "for whoever uploads it"
