@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.quantize import plan_naive, write_quantized
-from hswq_hub.sources import resolve
+from hswq_hub.sources import cache, resolve
 from hswq_hub.sources.errors import UnsuitableSourceError
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
@@ -43,6 +43,13 @@ def test_the_component_itself_can_be_named_and_bytes_are_the_same_every_time(fol
     assert resolve(str(folder / "transformer")).sha256 == first.sha256
     monkeypatch.setenv("HSWQ_HOME", str(tmp_path / "other-home"))
     assert resolve(str(folder)).path.read_bytes() == first.path.read_bytes()
+
+
+def test_one_copy_is_kept_of_what_is_there_twice(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "twin")
+    assert resolve(str(tmp_path / "twin")).path == resolve(str(folder)).path
+    assert resolve(str(folder)).name == "model" and len(cache.contents()) == 1
+    assert resolve(str(folder), verify=True).path == resolve(str(folder)).path
 
 
 def test_quantized_it_loads_like_any_other(folder, tmp_path):

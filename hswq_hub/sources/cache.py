@@ -78,7 +78,10 @@ def find(sha256: str, *, verify: bool = False) -> Path | None:
 
 
 def add(arrived: Path, name: str, sha256: str) -> Path:
-    """Take a verified file, which is moved, into the cache under `name`; returns where it is."""
+    """Take a verified file, which is moved, into the cache under `name`; returns where it, or its like, is."""
+    if known := find(sha256):
+        arrived.unlink()
+        return known
     path = folder() / sha256 / name
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(arrived, path)
@@ -113,12 +116,12 @@ def mark_verified(path: Path, sha256: str) -> None:
 def contents() -> list[Cached]:
     """Everything in the cache, the largest first."""
     found = []
-    for place in (path for path in folder().glob("*/") if path.name not in (_PARTIAL, _DIGESTS, _VERIFIED)):
-        for path in place.iterdir():
+    for place in (folder() / name for name in _names(folder()) if name not in (_PARTIAL, _DIGESTS, _VERIFIED)):
+        for path in (place / name for name in _names(place)):
             record = _record(path)
             used = record.stat().st_mtime if record.exists() else path.stat().st_mtime
             found.append(Cached(path.name, place.name, path.stat().st_size, used, (place, record)))
-    for path in (folder() / _PARTIAL).glob("*"):
+    for path in (folder() / _PARTIAL / name for name in _names(folder() / _PARTIAL)):
         if path.suffix == ".lock" or ".json" in path.suffixes:
             continue
         key = path.name.removeprefix(".").split(".")[0]  # a file being written has a dot before and something behind
@@ -149,6 +152,10 @@ def _in_use(entry: Cached) -> bool:
         return True
     lock.release()
     return False
+
+
+def _names(place: Path) -> list[str]:
+    return sorted(os.listdir(place)) if place.is_dir() else []
 
 
 def _name_of(record: Path) -> str:

@@ -65,13 +65,14 @@ def find_denoiser(folder: Path) -> Path:
     )
 
 
-def join(config: Path, weights: list[Path], name: str) -> tuple[Path, str]:
+def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) -> tuple[Path, str]:
     """Put shards together into `<name>.safetensors` in the cache, unless that was done before.
 
     Args:
         config: the component's config.json.
         weights: its files, all of them.
         name: what the file is called.
+        verify: read a file that is in the cache again, in full.
 
     Returns:
         The file and its SHA-256.
@@ -85,7 +86,7 @@ def join(config: Path, weights: list[Path], name: str) -> tuple[Path, str]:
     key = hashlib.sha256(json.dumps([text, states]).encode()).hexdigest()
     with cache.locked(key):
         known = cache.recall(key)
-        if known and (found := cache.find(known)):
+        if known and (found := cache.find(known, verify=verify)):
             return found, known
         check_room(cache.folder(), sum(size for _, size, _ in states))
         path = cache.partial(key)

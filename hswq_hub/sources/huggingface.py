@@ -114,7 +114,7 @@ class Hub:
         paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
         if listing.files == tuple(weights):
             return paths[0], weights[0].sha256
-        return join(paths[0], paths[1:], listing.name)
+        return join(paths[0], paths[1:], listing.name, verify=verify)
 
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:

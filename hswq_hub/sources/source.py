@@ -128,7 +128,7 @@ def resolve(
     if isinstance(found, DemoRef):
         return _demo(base)
     if isinstance(found, LocalRef):
-        return _local(found, base, licence)
+        return _local(found, base, licence, verify)
     host = _host(found, civitai_endpoint, choose)
     listing = host.listing(found)
     listing.check_permitted(permitted)
@@ -160,14 +160,14 @@ def _demo(base: str | None) -> Source:
     )
 
 
-def _local(reference: LocalRef, base: str | None, licence: str | None) -> Source:
+def _local(reference: LocalRef, base: str | None, licence: str | None, verify: bool) -> Source:
     path, digest, kind, name = reference.path, None, "file", reference.path.stem
     if path.is_dir():
         place, kind, name = find_denoiser(path.resolve()), "folder", str(reference)
         whole = place if (place / MODEL_INDEX).is_file() else place.parent
         base = base or (str(whole) if (whole / MODEL_INDEX).is_file() else None)
         weights = weights_of([file.name for file in place.iterdir()])
-        path, digest = join(place / CONFIG, [place / file for file in weights], name)
+        path, digest = join(place / CONFIG, [place / file for file in weights], name, verify=verify)
     return Source(
         name=name,
         path=path,
