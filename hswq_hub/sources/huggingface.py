@@ -1,7 +1,8 @@
 """Hugging Face, through its own client: which file of a repo is meant, its licence, and the file itself.
 
-The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it. What it does
-not do is compare a file with the SHA-256 that the Hub lists; that is done here.
+The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it; so is resuming,
+which it does within a process but not after one. What it does not do is compare a file with the
+SHA-256 that the Hub lists; that is done here.
 """
 
 import difflib
