@@ -1,6 +1,7 @@
 """The model card: typed data from a finished folder, put into one template."""
 
 import json
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,12 +18,13 @@ from .evaluate import ORIGINAL, Evaluation
 from .files import write_atomically
 from .quantize import Decision
 from .report import HEADINGS, comparisons, megabytes, table
+from .sources.licence import Licence
+from .sources.listing import NSFW_TAG
 from .targets import RECORD
 
 METRICS = "metrics.json"
 CARD = "README.md"
 IMAGES = "images"
-LICENCE_FILE = "LICENSE"
 _LICENCE_TEXTS = ("apache-2.0",)
 
 
@@ -55,15 +57,21 @@ class Card:
     @property
     def metadata(self) -> ModelCardData:
         """The YAML front matter."""
-        base = self.record["base"]
+        source = self.record["source"]
+        base = source.get("repo") or self.record["base"]
         return ModelCardData(
             model_name=self.record["repo"],
             license=self.record["licence"],
+            license_name=self.record.get("licence_name"),
+            license_link=self.record.get("licence_link"),
             base_model=[base] if base else None,
             base_model_relation="quantized" if base else None,
             library_name="diffusers",
             pipeline_tag="text-to-image",
-            tags=["hswq", "fp8", "quantized", "comfyui", self.architecture.name],
+            tags=[
+                *("hswq", "fp8", "quantized", "comfyui", self.architecture.name),
+                *([NSFW_TAG] if source.get("nsfw") else []),
+            ],
             eval_results=[
                 EvalResult(
                     task_type="text-to-image",
@@ -134,11 +142,18 @@ def write_card(folder: Path) -> Path:
     return folder / CARD
 
 
-def licence_text(licence: str | None) -> str | None:
-    """The text of a licence by its Hub id, None if it does not ship with us."""
-    if licence not in _LICENCE_TEXTS:
+def licence_text(licence: Licence | None) -> str | None:
+    """The text that came with the source, or that of a licence that ships with us; None if there is neither."""
+    if licence is not None and licence.text is not None:
+        return licence.text
+    if licence is None or licence.id not in _LICENCE_TEXTS:
         return None
-    return (files("hswq_hub") / "licences" / f"{licence}.txt").read_text(encoding="utf-8")
+    return (files("hswq_hub") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    """A stranger's text as Markdown that shows it and nothing else."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|!&~])", r"\\\1", text)
 
 
 def _environment() -> Environment:
@@ -151,4 +166,5 @@ def _environment() -> Environment:
         autoescape=False,
     )
     environment.filters["megabytes"] = megabytes
+    environment.filters["escaped"] = _escaped
     return environment

@@ -29,6 +29,9 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+PRUNE_DAYS = 30.0
+UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify"}
+"""Options that are about this machine and not about what comes out."""
 CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
 
 
@@ -55,8 +58,15 @@ def _options(*options):
     return decorate
 
 
-base_option = click.option(
-    "--base", metavar="REPO|FOLDER", help="Hub repo or diffusers folder with text encoder, VAE and the rest."
+source_options = _options(
+    click.option(
+        "--base", metavar="REPO|FOLDER", help="Hub repo or diffusers folder with text encoder, VAE and the rest."
+    ),
+    click.option("--civitai-endpoint", metavar="URL", help="Where Civitai's API is.  [default: the site named]"),
+    click.option(
+        "--i-have-permission", "permitted", is_flag=True, help="The creator allowed me what the listing does not."
+    ),
+    click.option("--verify", is_flag=True, help="Read a file that is in the cache again, in full."),
 )
 device_option = click.option("--device", type=click.Choice(DEVICES), default=CALIBRATION.device, show_default=True)
 compute_options = _options(
@@ -123,7 +133,7 @@ def main():
 
 @main.command()
 @click.argument("reference")
-@base_option
+@source_options
 @click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
 @recipe_options
 @calibration_options
@@ -136,7 +146,6 @@ def main():
 @compute_options
 def publish(
     reference,
-    base,
     folder,
     recipe,
     keep_ratio,
@@ -151,14 +160,17 @@ def publish(
     licence,
     device,
     dtype,
+    **lookup,
 ):
     """Do it all: a checkpoint in, a folder to upload out.
 
-    The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo" or a
-    safetensors file. A run that was stopped goes on where it was.
+    The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
+    safetensors file or diffusers folder, a Civitai or Hugging Face address, owner/repo, civitai:MODEL@VERSION, or
+    a name that `hswq-hub models` lists. A run that was stopped goes on where it was.
 
     \b
     hswq-hub publish demo
+    hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     """
     from .card import Card
@@ -167,7 +179,7 @@ def publish(
     from .sources import resolve
 
     _quiet()
-    source = resolve(reference, base, licence)
+    source = resolve(reference, licence=licence, choose=_chooser(), **lookup)
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
@@ -176,7 +188,7 @@ def publish(
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
     )
     published = publish(
-        source, folder or default_folder(source), settings, command=_command(click.get_current_context())
+        source, folder or default_folder(source), settings, command=_command(click.get_current_context(), source)
     )
     click.echo(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
@@ -208,14 +220,14 @@ def inspect(file):
 
 @main.command()
 @click.argument("reference")
-@base_option
+@source_options
 @calibration_options
 @picture_options
 @compute_options
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
-def calibrate(reference, base, samples, steps, seed, guidance, size, device, dtype, output):
+def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, output, **lookup):
     """Gather statistics while the original makes pictures.
 
     \b
@@ -228,7 +240,7 @@ def calibrate(reference, base, samples, steps, seed, guidance, size, device, dty
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     settings = CalibrationSettings(samples, steps, seed, guidance, size, device, dtype)
-    calibration = calibrate(resolve(reference, base), settings)
+    calibration = calibrate(resolve(reference, choose=_chooser(), **lookup), settings)
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
@@ -236,12 +248,12 @@ def calibrate(reference, base, samples, steps, seed, guidance, size, device, dty
 
 @main.command()
 @click.argument("reference")
-@base_option
+@source_options
 @click.option("--calibration", "statistics", type=EXISTING_FILE, required=True, help="What `calibrate` wrote.")
 @recipe_options
 @device_option
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
-def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, output):
+def quantize(reference, statistics, recipe, keep_ratio, format_, device, output, **lookup):
     """Write the quantized files.
 
     \b
@@ -253,7 +265,7 @@ def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, o
     from .sources import resolve
 
     _quiet()
-    source, calibration = resolve(reference, base), Calibration.load(statistics)
+    source, calibration = resolve(reference, choose=_chooser(), **lookup), Calibration.load(statistics)
     for version in _formats(format_):
         path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio), device)
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
@@ -263,14 +275,14 @@ def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, o
 @main.command()
 @click.argument("reference")
 @click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
-@base_option
+@source_options
 @pairs_option
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]")
 @click.option("--seed", type=SEED, default=EVALUATION.seed, show_default=True, help="Seed of the first pair.")
 @picture_options
 @compute_options
 @click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
-def evaluate(reference, files, base, pairs, steps, seed, guidance, size, device, dtype, output):
+def evaluate(reference, files, pairs, steps, seed, guidance, size, device, dtype, output, **lookup):
     """Measure quantized files against their original.
 
     Every file makes the same pictures, from the same prompts and the same noise.
@@ -287,7 +299,7 @@ def evaluate(reference, files, base, pairs, steps, seed, guidance, size, device,
     if output is not None:
         check_replaceable(output, ".json", Evaluation.load)
     settings = EvaluationSettings(pairs, steps, seed, guidance, size, device, dtype)
-    evaluation = evaluate(resolve(reference, base), label_files(files), settings)
+    evaluation = evaluate(resolve(reference, choose=_chooser(), **lookup), label_files(files), settings)
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))
@@ -306,22 +318,126 @@ def card(folder):
     click.echo(write_card(folder))
 
 
+@main.command()
+@click.argument("reference")
+@source_options
+@click.option("--dry-run", is_flag=True, help="Only say what would be fetched.")
+def pull(reference, dry_run, **lookup):
+    """Fetch a model and everything it needs, without quantizing it.
+
+    \b
+    hswq-hub pull harukiMIX_zit2603 --dry-run
+    hswq-hub pull https://huggingface.co/owner/repo/blob/main/model.safetensors
+    """
+    from .sources import locate, resolve
+    from .sources.tables import listing_lines
+
+    _quiet()
+    choose = _chooser()
+    if dry_run:
+        click.echo("\n".join(listing_lines(locate(reference, lookup["civitai_endpoint"], choose), lookup["base"])))
+        return
+    source = resolve(reference, choose=choose, **lookup)
+    source.fetch_components()
+    click.echo(f"{source.path}\nSHA-256 {source.sha256}\nother components: {source.base}")
+
+
+@main.command()
+def models():
+    """List the catalog: names that stand for a model, and the figures that upstream reported by its own protocol.
+
+    \b
+    hswq-hub models
+    """
+    from .report import text_table
+    from .sources.catalog import catalog
+    from .sources.tables import CATALOG_HEADINGS, catalog_table
+
+    click.echo(text_table(CATALOG_HEADINGS, catalog_table(catalog().values())))
+
+
+@main.group()
+def cache():
+    """Look at the downloaded models, or make room."""
+
+
+@cache.command(name="list")
+def list_():
+    """List what is in the cache.
+
+    \b
+    hswq-hub cache list
+    """
+    from .report import text_table
+    from .sources.cache import contents, folder
+    from .sources.tables import CACHE_HEADINGS, cache_table
+
+    click.echo(f"{folder()}\n" + text_table(CACHE_HEADINGS, cache_table(contents())))
+
+
+@cache.command()
+@click.option("--older-than", type=click.FloatRange(0), default=PRUNE_DAYS, show_default=True, help="Days without use.")
+def prune(older_than):
+    """Remove models and unfinished downloads that were not used for some time.
+
+    \b
+    hswq-hub cache prune --older-than 0
+    """
+    from .report import text_table
+    from .sources.cache import prune
+    from .sources.tables import CACHE_HEADINGS, cache_table
+
+    click.echo(text_table(CACHE_HEADINGS, cache_table(prune(older_than))))
+
+
+@main.command()
+@click.argument("host", type=click.Choice(["civitai"]))
+@click.option("--civitai-endpoint", metavar="URL", help="Where Civitai's API is.")
+def login(host, civitai_endpoint):
+    """Keep a token for later runs: in the keyring, or in a file that only you can read.
+
+    For Hugging Face there is `hf auth login`.
+
+    \b
+    hswq-hub login civitai
+    """
+    from .sources.civitai import log_in
+
+    token = click.prompt("Token", hide_input=True, err=True)
+    click.echo(log_in(token, civitai_endpoint))
+
+
+def _chooser():
+    """Somebody to ask, if there is a terminal."""
+    return _choose if sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+def _choose(question: str, answers: list[str]) -> int:
+    click.echo(f"{question}:", err=True)
+    for number, answer in enumerate(answers, start=1):
+        click.echo(f"  {number}  {answer}", err=True)
+    return click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True) - 1
+
+
 def _formats(name: str) -> tuple[Format, ...]:
     return tuple(Format) if name == "both" else (Format(name),)
 
 
-def _command(context: click.Context) -> str:
-    """The command line that does the same again: arguments and options that differ from their defaults.
+def _command(context: click.Context, source) -> str:
+    """The command line that does the same again: the reference, and options that differ from their defaults.
 
-    Paths of this machine are cut to their last part, since it goes into the published card.
+    It goes into the published card: the reference is in its short form, since the one that was typed may hold a
+    token, and paths of this machine are cut to their last part.
     """
-    words = ["hswq-hub", context.info_name]
+    words = ["hswq-hub", context.info_name, source.reference]
     for parameter in context.command.params:
         value = context.params[parameter.name]
-        if value is None or value == parameter.get_default(context) or parameter.name == "folder":
+        if isinstance(parameter, click.Argument) or parameter.name in UNPUBLISHED_OPTIONS:
+            continue
+        if value is None or value == parameter.get_default(context):
             continue
         word = Path(value).name if isinstance(value, Path) or Path(str(value)).exists() else str(value)
-        words += [word] if isinstance(parameter, click.Argument) else [parameter.opts[0], word]
+        words += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], word]
     return shlex.join(words)
 
 

@@ -1,11 +1,14 @@
-"""Writing files so that a name either holds the whole product or does not exist."""
+"""Writing files so that a name either holds the whole product or does not exist; and their digests."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from .progress import progress
 
 
 @contextmanager
@@ -32,6 +35,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     """`data` under the name `path`, whole or not at all."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces of 16 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file, progress(total=path.stat().st_size, desc=f"sha256 {path.name}", unit="B") as bar:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+            bar.update(len(piece))
+    return digest.hexdigest()
 
 
 def _umask() -> int:

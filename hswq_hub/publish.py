@@ -18,15 +18,16 @@ from hswq_runtime.pipeline import MODEL_INDEX, component_folders
 
 from . import __version__
 from .calibrate import Calibration, calibrate
-from .card import CARD, IMAGES, LICENCE_FILE, METRICS, licence_text, write_card
+from .card import CARD, IMAGES, METRICS, licence_text, write_card
 from .evaluate import Evaluation, evaluate
-from .files import write_atomically
+from .files import file_sha256, write_atomically
 from .hardware import describe, pick_device, pick_dtype, versions
 from .pictures import comparison
 from .quantize import Plan, plan_hswq, plan_naive, quantized_name, write_quantized
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
-from .sources.source import file_sha256
+from .sources.facts import licence_facts, source_facts
+from .sources.licence import LICENCE_FILE
 from .targets import CONTENTS, RECORD, check_room, check_target, list_contents, replace_folder
 from .workspace import Workspace, code_digest, home
 
@@ -83,8 +84,8 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         "repo": folder.resolve().name,
         "architecture": source.checkpoint.architecture.name,
         "base": source.hub_base,
-        "licence": source.licence,
-        "source": {"origin": source.origin, "file": source.path.name, "sha256": source.sha256},
+        **licence_facts(source.licence),
+        "source": source_facts(source),
         "command": command,
         "recipe": asdict(settings.recipe),
         "calibration": calibration.made_by,

@@ -12,3 +12,4 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 def own_home(tmp_path_factory, monkeypatch):
     """A fresh workspace for every test."""
     monkeypatch.setenv("HSWQ_HOME", str(tmp_path_factory.mktemp("hswq-home")))
+    monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)

@@ -82,7 +82,7 @@ def refused(result, sentence):
 
 
 def test_unknown_reference(run):
-    refused(run("publish", "nowhere.safetensors"), "neither a file nor 'demo'")
+    refused(run("publish", "nowhere.safetensors"), "neither a file here nor a known reference")
 
 
 def test_statistics_never_replace_a_checkpoint(run, tmp_path):

@@ -47,6 +47,11 @@ def test_nothing_with_a_generic_name_is_installed(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hswq_hub", "hswq_runtime", "spaces_app"}
 
 
+def test_the_catalog_is_installed(command, tmp_path):
+    result = command("models", cwd=tmp_path)
+    assert result.returncode == 0 and "harukiMIX_zit2603" in result.stdout, result.stderr
+
+
 def test_help(command, tmp_path):
     result = command("--help", cwd=tmp_path)
     assert result.returncode == 0 and "publish" in result.stdout

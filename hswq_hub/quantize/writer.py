@@ -38,7 +38,7 @@ _MODEL_SPEC = (
     "trigger_phrase",
     "architecture",
 )
-_CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC}
+_CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC} | {Metadata.CONFIG.value}
 """Header strings of the source that stay true of the quantized file. Others are not carried over: hashes would be
 wrong, and trainers and workflow editors leave paths and whole workflows there."""
 _HEADER_ALIGNMENT = 8

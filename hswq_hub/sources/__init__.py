@@ -1,5 +1,7 @@
 """From a reference that a person types to a local file whose origin is known."""
 
-from .source import Prompts, Source, UnknownReferenceError, resolve
+from .errors import SourceError, UnknownReferenceError
+from .listing import Listing, Provenance
+from .source import Prompts, Source, locate, resolve
 
-__all__ = ["Prompts", "Source", "UnknownReferenceError", "resolve"]
+__all__ = ["Listing", "Prompts", "Provenance", "Source", "SourceError", "UnknownReferenceError", "locate", "resolve"]

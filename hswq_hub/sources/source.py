@@ -1,22 +1,20 @@
 """What a source is, and how a reference becomes one."""
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
-from hswq_runtime.errors import HSWQError
-from hswq_runtime.pipeline import check_components, find_base
+from hswq_runtime.pipeline import MODEL_INDEX, check_components, find_base
 
-from ..progress import progress
-
-DEMO = "demo"
-
-
-class UnknownReferenceError(HSWQError):
-    """The reference names nothing that can be quantized."""
+from ..files import file_sha256
+from .civitai import Civitai
+from .diffusers_folder import CONFIG, find_denoiser, join, weights_of
+from .huggingface import Choose, Hub
+from .licence import Licence
+from .listing import Listing, Provenance
+from .reference import DEMO, CivitaiRef, DemoRef, HubRef, LocalRef, ModelRef, parse
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,14 @@ class Source:
     """diffusers folder or Hub repo of the other components."""
     origin: str
     """One phrase for the card: where the file came from, without a path of this machine."""
-    licence: str | None
-    """Hub licence id, None if nobody said."""
+    licence: Licence | None
+    """None if nobody said."""
     prompts: Prompts
+    reference: str
+    """The reference in its short form, without a path of this machine or a secret."""
+    provenance: Provenance = field(default_factory=Provenance)
+    digest: str | None = None
+    """SHA-256 of the file, if it was found out on the way here."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -54,7 +57,7 @@ class Source:
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the whole file."""
-        return file_sha256(self.path)
+        return self.digest or file_sha256(self.path)
 
     def check_components(self) -> None:
         """Check that the base has all components besides the denoiser.
@@ -64,54 +67,136 @@ class Source:
         """
         check_components(self.checkpoint.architecture, self.base)
 
+    def fetch_components(self) -> None:
+        """Bring the other components here, if they are in a Hub repo; its own denoiser is left there.
+
+        Raises:
+            ComponentError: names what is missing.
+            DownloadError: they do not arrive.
+        """
+        self.check_components()
+        if self.hub_base is not None:
+            Hub().fetch_components(self.hub_base, self.checkpoint.architecture)
+
     @property
     def hub_base(self) -> str | None:
         """The Hub repo of the other components; None if they come from a folder of this machine."""
         return None if Path(self.base).is_dir() else self.base
 
 
-def resolve(reference: str, base: str | None = None, licence: str | None = None) -> Source:
-    """The source that `reference` names. Only its header is read.
-
-    Args:
-        reference: "demo" for the bundled model, or the path of a safetensors file.
-        base: diffusers folder or Hub repo with the other components; None: the folder of the file if it is
-            a diffusers folder, else the base repo of the architecture.
-        licence: Hub licence id of a local file, if it is known.
+def locate(reference: str, civitai_endpoint: str | None = None, choose: Choose | None = None) -> Listing | None:
+    """What `reference` leads to on its host, without fetching it; None for what is on this machine already.
 
     Raises:
-        UnknownReferenceError: neither of those.
+        SourceError: see :func:`resolve`.
+    """
+    found = parse(reference)
+    host = _host(found, civitai_endpoint, choose)
+    return host and host.listing(found)
+
+
+def resolve(
+    reference: str,
+    base: str | None = None,
+    licence: str | None = None,
+    *,
+    civitai_endpoint: str | None = None,
+    permitted: bool = False,
+    verify: bool = False,
+    choose: Choose | None = None,
+) -> Source:
+    """The source that `reference` names, fetched if it is not here yet. Of a local file only the header is read.
+
+    Args:
+        reference: see :mod:`hswq_hub.sources.reference`.
+        base: diffusers folder or Hub repo with the other components; None: the folder of the file, or the repo that
+            it is from, if that is a diffusers one, else the base repo of the architecture.
+        licence: Hub licence id, if its host names none.
+        civitai_endpoint: where Civitai's API is; None: the site that the reference names.
+        permitted: the user has the creator's permission where the listing has objections.
+        verify: read a file that is in a cache again, in full.
+        choose: whom to ask which of several models of a repo is meant; None: nobody, it is an error.
+
+    Raises:
+        SourceError: no file came of it; its subclasses in :mod:`hswq_hub.sources.errors` say why.
+        TargetError: the disk has no room for it.
         FormatError: the file is not a complete safetensors file, or does not fit its architecture.
         UnknownArchitectureError: its keys match no architecture that we know.
         AlreadyQuantizedError: it is not full precision.
     """
-    if reference == DEMO:
-        data = files("hswq_hub") / "demo_model"
-        path, base = Path(str(data / "demo.safetensors")), base or str(data / "components")
-        origin, prompts = "the demo model that ships with hswq-hub", Prompts.read(data / "prompts")
-        licence = "apache-2.0"
-    else:
-        path = Path(reference)
-        if not path.is_file():
-            raise UnknownReferenceError(
-                f"{reference!r} is neither a file nor 'demo'; give the path of a safetensors checkpoint"
-            )
-        origin, prompts = f"the local file {path.name}", Prompts.read(files("hswq_hub") / "prompts")
+    found = parse(reference)
+    if isinstance(found, DemoRef):
+        return _demo(base)
+    if isinstance(found, LocalRef):
+        return _local(found, base, licence, verify)
+    host = _host(found, civitai_endpoint, choose)
+    listing = host.listing(found)
+    listing.check_permitted(permitted)
+    path, digest = host.fetch(listing, _checked, verify=verify)
+    return Source(
+        name=listing.name,
+        path=path,
+        base=find_base(_checked(path), base or listing.base),
+        origin=listing.origin,
+        licence=listing.licence or (Licence(licence) if licence else None),
+        prompts=_general_prompts(),
+        reference=listing.reference,
+        provenance=listing.provenance,
+        digest=digest,
+    )
+
+
+def _demo(base: str | None) -> Source:
+    data = files("hswq_hub") / "demo_model"
+    path = Path(str(data / "demo.safetensors"))
+    return Source(
+        name=path.stem,
+        path=path,
+        base=find_base(_checked(path), base or str(data / "components")),
+        origin="the demo model that ships with hswq-hub",
+        licence=Licence("apache-2.0"),
+        prompts=Prompts.read(data / "prompts"),
+        reference=DEMO,
+    )
+
+
+def _local(reference: LocalRef, base: str | None, licence: str | None, verify: bool) -> Source:
+    path, digest, kind, name = reference.path, None, "file", reference.path.stem
+    if path.is_dir():
+        place, kind, name = find_denoiser(path.resolve()), "folder", str(reference)
+        whole = place if (place / MODEL_INDEX).is_file() else place.parent
+        base = base or (str(whole) if (whole / MODEL_INDEX).is_file() else None)
+        weights = weights_of([file.name for file in place.iterdir()])
+        path, digest = join(place / CONFIG, [place / file for file in weights], name, verify=verify)
+    return Source(
+        name=name,
+        path=path,
+        base=find_base(_checked(path), base),
+        origin=f"the local {kind} {reference}",
+        licence=Licence(licence) if licence else None,
+        prompts=_general_prompts(),
+        reference=str(reference),
+        digest=digest,
+    )
+
+
+def _host(reference: ModelRef, civitai_endpoint: str | None, choose: Choose | None) -> Civitai | Hub | None:
+    """Who has it: something with `listing(reference)` and `fetch(listing, check_header)`."""
+    if isinstance(reference, CivitaiRef):
+        return Civitai.of(reference, civitai_endpoint)
+    return Hub(choose) if isinstance(reference, HubRef) else None
+
+
+def _checked(path: Path) -> Checkpoint:
+    """The checkpoint, if it is one that can be quantized."""
     checkpoint = Checkpoint(path)
     checkpoint.require_full_precision()
     checkpoint.check_fits(checkpoint.empty_model())
-    base = find_base(checkpoint, base)
-    return Source(name=path.stem, path=path, base=base, origin=origin, licence=licence, prompts=prompts)
+    return checkpoint
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces of 16 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file, progress(total=path.stat().st_size, desc=f"sha256 {path.name}", unit="B") as bar:
-        while piece := file.read(1 << 24):
-            digest.update(piece)
-            bar.update(len(piece))
-    return digest.hexdigest()
+def _general_prompts() -> Prompts:
+    return Prompts.read(files("hswq_hub") / "prompts")
 
 
 def _lines(file) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Architecture:
     config: Callable[[Shapes], dict]
     """Shapes by key -> keyword arguments of `model_class`."""
     never_quantized: Mapping[str, str]
-    """Regular expression on the layer's name -> why that layer can never be FP8."""
+    """Regular expression on the layer's name, in either layout -> why that layer can never be FP8."""
     sensitive: tuple[str, ...]
     """Regular expressions on the names of diffusers modules whose inputs are never rounded to FP8: embedders,
     modulation and output, few and small, through which every error reaches the whole picture."""
@@ -137,3 +137,16 @@ def recognise(keys) -> tuple[Architecture, str]:
     raise UnknownArchitectureError(
         f"unknown architecture: {len(keys)} keys such as {sample} match none of those known ({known})"
     )
+
+
+def recognise_class(model_class) -> Architecture:
+    """The architecture of a checkpoint in diffusers' own layout, by the class that its configuration names.
+
+    Raises:
+        UnknownArchitectureError: no row has that class.
+    """
+    for row in ARCHITECTURES.values():
+        if row.model_class == model_class:
+            return row
+    known = ", ".join(row.model_class for row in ARCHITECTURES.values())
+    raise UnknownArchitectureError(f"unknown architecture: {model_class!r} is none of the classes known ({known})")

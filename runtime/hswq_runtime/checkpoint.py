@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import formats
-from .architectures import OTHER_COMPONENTS, recognise
+from .architectures import OTHER_COMPONENTS, recognise, recognise_class
 from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 from .fit import misfits
 from .fp8 import FP8
@@ -56,8 +56,12 @@ class Checkpoint:
             raise FormatError(f"{self.path} is not a complete safetensors file ({error})") from error
         self.metadata = self._file.metadata() or {}
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
+        self._stored_config = formats.config_of(self.metadata)
         try:
-            self.architecture, self.prefix = recognise(self.tensors)
+            if self._stored_config is None:
+                self.architecture, self.prefix = recognise(self.tensors)
+            else:
+                self.architecture, self.prefix = recognise_class(self._stored_config.get("_class_name")), ""
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
@@ -101,7 +105,10 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict:
-        """Keyword arguments of the architecture's diffusers class, from the shapes alone."""
+        """Keyword arguments of the architecture's diffusers class: from the shapes alone, or as a file in diffusers'
+        own layout states them."""
+        if self._stored_config is not None:
+            return {name: value for name, value in self._stored_config.items() if not name.startswith("_")}
         shapes = {key.removeprefix(self.prefix): self.tensors[key].shape for key in self._denoiser_keys}
         try:
             return self.architecture.config(shapes)
@@ -119,7 +126,7 @@ class Checkpoint:
         try:
             with accelerate.init_empty_weights():
                 return getattr(diffusers, self.architecture.model_class)(**self.config)
-        except (AssertionError, ValueError, RuntimeError) as error:
+        except (AssertionError, ValueError, RuntimeError, TypeError) as error:
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
                 f"shapes: {self.config}"
@@ -133,6 +140,8 @@ class Checkpoint:
             for key in self._denoiser_keys
             if key not in self._quantized[1]
         }
+        if self._stored_config is not None:  # diffusers' own layout: every tensor is a parameter
+            return {key: [Piece(key, 0, (shape or (1,))[0])] for key, shape in stored.items()}
         found = trace(stored, self.architecture.model_class, self.config)
         return {
             name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]

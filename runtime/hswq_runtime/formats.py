@@ -77,6 +77,7 @@ class Metadata(str, Enum):
     FORMAT = "hswq_format"
     ARCHITECTURE = "hswq_architecture"
     BASE = "hswq_base"
+    CONFIG = "hswq_config"
     RECIPE = "hswq_recipe"
     SOURCE_SHA256 = "hswq_source_sha256"
     TOOL = "hswq_tool"
@@ -229,6 +230,24 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
     for layer, described in named.items():
         if described != _COMFY_FP8:
             raise FormatError(f"{layer} is {described!r} by the header; this release reads {_COMFY_FP8}")
+
+
+def config_of(metadata: Mapping[str, str]) -> dict | None:
+    """The diffusers configuration in a header. A file that has one stores diffusers' own layout of its class.
+
+    Raises:
+        FormatError: it is no JSON object.
+    """
+    text = metadata.get(Metadata.CONFIG.value)
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the file's {Metadata.CONFIG.value} is not JSON") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"the file's {Metadata.CONFIG.value} is no configuration of a model")
+    return config
 
 
 def version_of(metadata: Mapping[str, str]) -> Format | None:

@@ -154,13 +154,13 @@ def _list_files(repo: str, hub: HubOptions) -> set[str]:
 
 
 def _hub_call(repo: str, method: str, *arguments, **options):
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         return getattr(HfApi(), method)(repo, *arguments, **options)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
         raise FormatError(_unreachable(repo, HubOptions(options.get("revision")), error)) from error
 
 

@@ -1,0 +1,153 @@
+"""A denoiser as diffusers stores it (config.json beside one file or several shards), made into one file.
+
+Everything that follows works on one file, so the shards are put together: the same tensors under the same keys, byte
+for byte, with the configuration in the header. What is stored per key is diffusers' own layout then, and so is what
+comes out of quantizing it.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from hswq_runtime.architectures import ARCHITECTURES
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Metadata
+
+from ..files import atomic_file, file_sha256
+from ..progress import progress
+from ..targets import check_room
+from . import cache
+from .errors import UnsuitableSourceError
+
+CONFIG = "config.json"
+WEIGHTS = ".safetensors"
+DENOISERS = frozenset(row.component for row in ARCHITECTURES.values()) | {"transformer", "unet"}
+OTHER_COMPONENTS = (
+    "text_encoder", "vae", "image_encoder", "safety_checker", "controlnet", "feature_extractor", "lora"
+)  # fmt: skip
+"""What folders with other models' weights begin with."""
+_STEM = "diffusion_pytorch_model"
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
+_COPY = 1 << 24
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is one of several that make up a model."""
+    return _SHARD.fullmatch(name) is not None
+
+
+def weights_of(names: list[str]) -> list[str]:
+    """The weight files among the names in a component's folder: those without a variant, whole before sharded."""
+    if f"{_STEM}{WEIGHTS}" in names:
+        return [f"{_STEM}{WEIGHTS}"]
+    shards = sorted(name for name in names if re.fullmatch(rf"{_STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
+    if shards:
+        return shards
+    others = [name for name in names if name.endswith(WEIGHTS) and "/" not in name]
+    return others if len(others) == 1 else []
+
+
+def find_denoiser(folder: Path) -> Path:
+    """The denoiser's folder in a diffusers folder, or the folder itself if it is one.
+
+    Raises:
+        UnsuitableSourceError: there is none.
+    """
+    for place in (folder, *(folder / name for name in sorted(DENOISERS))):
+        if (place / CONFIG).is_file() and weights_of([path.name for path in place.iterdir()]):
+            return place
+    raise UnsuitableSourceError(
+        f"{folder} is no diffusers folder with safetensors weights: it has neither {CONFIG} nor a transformer/ or "
+        "unet/ that has"
+    )
+
+
+def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) -> tuple[Path, str]:
+    """Put shards together into `<name>.safetensors` in the cache, unless that was done before.
+
+    Args:
+        config: the component's config.json.
+        weights: its files, all of them.
+        name: what the file is called.
+        verify: read a file that is in the cache again, in full.
+
+    Returns:
+        The file and its SHA-256.
+
+    Raises:
+        FormatError: one of them is not a complete safetensors file, a shard is missing, or two hold the same tensor.
+        TargetError: the disk has no room.
+    """
+    states = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+    text = _read_config(config)
+    key = hashlib.sha256(json.dumps([text, states]).encode()).hexdigest()
+    with cache.locked(key):
+        known = cache.recall(key)
+        if known and (found := cache.find(known, verify=verify)):
+            return found, known
+        check_room(cache.folder(), sum(size for _, size, _ in states))
+        path = cache.partial(key)
+        _write(path, weights, {Metadata.CONFIG.value: text})
+        digest = file_sha256(path)
+        cache.remember(key, digest)
+        return cache.add(path, f"{name}{WEIGHTS}", digest), digest
+
+
+def _read_config(path: Path) -> str:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FormatError(f"{path} is not JSON") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} is no configuration of a model")
+    # What else begins with an underscore is of whoever saved it, such as a path of that machine.
+    kept = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
+
+def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:
+    """All tensors of `weights` in their order, behind one header."""
+    total = len(weights)
+    if match := re.search(r"-of-(\d{5})\.", weights[0].name):
+        total = int(match[1])
+    if total != len(weights):
+        raise FormatError(f"{weights[0].parent} holds {len(weights)} of {total} shards; get the others")
+    entries: dict = {"__metadata__": metadata}
+    bodies, offset = [], 0
+    for file in weights:
+        start, header = _header(file)
+        tensors = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        for name, entry in tensors:
+            if name in entries:
+                raise FormatError(f"{file} holds {name} once more; the shards do not belong together")
+            begin, end = entry["data_offsets"]
+            entries[name] = entry | {"data_offsets": [offset + begin, offset + end]}
+        bodies.append((file, start))
+        offset += file.stat().st_size - start
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as out, progress(total=offset, desc=f"join {path.name}", unit="B") as bar:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for file, start in bodies:
+            with file.open("rb") as body:
+                body.seek(start)
+                while piece := body.read(_COPY):
+                    out.write(piece)
+                    bar.update(len(piece))
+
+
+def _header(path: Path) -> tuple[int, dict]:
+    """Where the tensors' bytes begin, and what the header says of each."""
+    try:
+        with safe_open(str(path), framework="pt"):  # the library checks that the offsets are in order and in the file
+            pass
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is not a complete safetensors file ({error})") from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return 8 + size, header

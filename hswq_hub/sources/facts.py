@@ -1,0 +1,25 @@
+"""What the record of a published folder says of its source; what nobody knows is left out."""
+
+from dataclasses import asdict
+
+from .licence import Licence
+from .source import Source
+
+
+def source_facts(source: Source) -> dict:
+    """Origin, file, digest, and all that the source's host said."""
+    found = source.provenance
+    said = {name: value for name, value in asdict(found).items() if value not in (None, False)}
+    if found.permissions is not None:
+        said["permission_lines"] = found.permissions.lines()
+    return {"origin": source.origin, "file": source.path.name, "sha256": source.sha256, **said}
+
+
+def licence_facts(licence: Licence | None) -> dict:
+    """The Hub's licence fields, under the names that the record gives them."""
+    facts = {"licence": licence.id if licence else None}
+    if licence and licence.name:
+        facts["licence_name"] = licence.name
+    if licence and licence.link:
+        facts["licence_link"] = licence.link
+    return facts

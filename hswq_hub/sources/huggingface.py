@@ -1,0 +1,238 @@
+"""Hugging Face, through its own client: which file of a repo is meant, its licence, and the file itself.
+
+The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it; so is resuming,
+which it does within a process but not after one. What it does not do is compare a file with the
+SHA-256 that the Hub lists; that is done here.
+"""
+
+import difflib
+import errno
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.hf_api import ModelInfo
+
+from hswq_runtime.architectures import Architecture
+from hswq_runtime.pipeline import MODEL_INDEX
+
+from ..files import file_sha256
+from ..targets import check_room
+from . import cache
+from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, is_shard, join, weights_of
+from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
+from .header import CheckHeader, check_as_file
+from .licence import LICENCE_FILE, Licence, licence_of_card
+from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
+from .reference import HubRef
+
+Choose = Callable[[str, list[str]], int]
+"""A question and the answers to it -> the number of one of them."""
+
+_COMPONENT_SUFFIXES = ("json", "safetensors", "txt", "model", "jinja")
+_OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+_LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
+_SITE = "https://huggingface.co"
+"""What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
+_LONGEST_LICENCE = 1 << 20
+
+
+class Hub:
+    """The Hub that huggingface_hub is set to (`HF_ENDPOINT`). `choose` is asked where a repo holds several models."""
+
+    def __init__(self, choose: Choose | None = None):
+        self._choose = choose
+        self._api = HfApi(library_name="hswq-hub")
+
+    def listing(self, reference: HubRef) -> Listing:
+        """What `reference` leads to.
+
+        Raises:
+            UnknownReferenceError: there is no such repo, revision or file.
+            AmbiguousReferenceError: several models, and nobody to ask.
+            AccessError: gated or private.
+            DownloadError: the Hub cannot be reached.
+        """
+        with _explained(reference.repo):
+            info = self._api.model_info(reference.repo, revision=reference.revision, files_metadata=True)
+        found = _models(info, reference)
+        if not found:
+            raise UnsuitableSourceError(f"{reference} holds no safetensors file of a model; look at its files")
+        names = list(found)
+        in_repo = {sibling.rfilename for sibling in info.siblings or ()}
+        name = names[0] if len(names) == 1 else self._ask(reference, names)
+        card = info.card_data
+        stem = safe_name(PurePosixPath(name).stem if name.endswith(WEIGHTS) else reference.repo.split("/")[1])
+        return Listing(
+            name=stem,
+            reference=str(HubRef(reference.repo, name, reference.revision)),
+            origin=f"{reference.repo} on Hugging Face",
+            files=tuple(found[name]),
+            licence=self._with_text(info, licence_of_card(card)),
+            base=reference.repo if MODEL_INDEX in in_repo else None,
+            provenance=Provenance(
+                url=f"{_SITE}/{reference.repo}",
+                title=reference.repo,
+                version=info.sha,
+                creator=reference.repo.split("/")[0],
+                creator_url=f"{_SITE}/{reference.repo.split('/')[0]}",
+                base_model=plain(getattr(card, "base_model", None)),
+                repo=reference.repo,
+                nsfw=NSFW_TAG in (info.tags or ()),
+                gated=info.gated or None,
+            ),
+        )
+
+    def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str | None]:
+        """One file with the whole model, compared with the digests that are listed, and its own digest.
+
+        Raises:
+            DownloadError: they do not arrive, or are not what is listed.
+            AccessError: gated or private.
+            HSWQError: what `check_header` says of a single file.
+        """
+        repo, revision = listing.provenance.repo, listing.provenance.version
+        weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
+        missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
+        if listing.files == tuple(weights) and missing:
+            self._check_header(repo, revision, weights[0], check_header)
+        check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
+        paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
+        if listing.files == tuple(weights):
+            return paths[0], weights[0].sha256
+        return join(paths[0], paths[1:], listing.name, verify=verify)
+
+    def _ask(self, reference: HubRef, names: list[str]) -> str:
+        if self._choose is None:
+            raise AmbiguousReferenceError(
+                f"{reference} holds {len(names)} models: {', '.join(names)}; name one of them, as in "
+                f"{HubRef(reference.repo, names[0], reference.revision)}"
+            )
+        return names[self._choose(f"{reference} holds several models", names)]
+
+    def fetch_components(self, base: str, architecture: Architecture) -> None:
+        """What a pipeline needs of the Hub repo `base` besides the denoiser, which is never fetched.
+
+        Raises:
+            DownloadError: it does not arrive.
+        """
+        with _explained(base):
+            index = json.loads(Path(hf_hub_download(base, MODEL_INDEX)).read_text(encoding="utf-8"))
+            parts = {name for name, entry in index.items() if isinstance(entry, list)} - {architecture.component}
+            patterns = [f"{part}/*.{suffix}" for part in sorted(parts) for suffix in _COMPONENT_SUFFIXES]
+            snapshot_download(base, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS)
+
+    def _fetch(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path:
+        for again in (False, True):
+            with _explained(repo):
+                path = Path(hf_hub_download(repo, file.id, revision=revision, force_download=again))
+            if file.sha256 is None or (cache.is_verified(path, file.sha256) and not verify):
+                return path
+            if file_sha256(path) == file.sha256:
+                cache.mark_verified(path, file.sha256)
+                return path
+        raise DownloadError(f"{repo}/{file.id} does not have the SHA-256 that the Hub lists; try again later")
+
+    def _is_cached(self, repo: str, revision: str, file: RemoteFile) -> bool:
+        return isinstance(try_to_load_from_cache(repo, file.id, revision=revision), str)
+
+    def _check_header(self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader) -> None:
+        """Read only the header from the Hub, so that a file of no use is refused before it is fetched."""
+        with _explained(repo):
+            header = self._api.parse_safetensors_file_metadata(repo, file.id, revision=revision)
+        entries = {"__metadata__": header.metadata} | {
+            key: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
+            for key, info in header.tensors.items()
+        }
+        text = json.dumps(entries).encode()
+        check_as_file(len(text).to_bytes(8, "little") + text, file.name, check_header)
+
+    def _with_text(self, info: ModelInfo, licence: Licence | None) -> Licence | None:
+        """The licence with the text that the repo ships, where it does."""
+        names = {s.rfilename.casefold(): s for s in info.siblings or ()}
+        shipped = next((names[name] for name in _LICENCES if name in names), None)
+        if licence is None or shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
+            return licence
+        with _explained(info.id):
+            path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        return replace(licence, text=text, link=licence.link or (LICENCE_FILE if licence.name else None))
+
+
+def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
+    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards."""
+    files = {sibling.rfilename: sibling for sibling in info.siblings or () if ".." not in sibling.rfilename.split("/")}
+    wanted = reference.path
+    if wanted is not None and wanted.endswith(WEIGHTS):
+        if wanted not in files:
+            near = difflib.get_close_matches(wanted, [name for name in files if name.endswith(WEIGHTS)], n=1)
+            hint = f"did you mean {near[0]}?" if near else "look at its files"
+            raise UnknownReferenceError(f"{reference.repo} has no file {wanted}; {hint}")
+        return {wanted: [_remote(files[wanted])]}
+    found: dict[str, list[RemoteFile]] = {}
+    for path in sorted(files):
+        folder, _, name = path.rpartition("/")
+        if wanted is not None and not path.startswith(f"{wanted}/"):
+            continue
+        if any(part.startswith(OTHER_COMPONENTS) for part in path.split("/")[:-1]):
+            continue
+        if f"{folder}/{CONFIG}" in files and (folder == wanted or folder.split("/")[-1] in DENOISERS):
+            if folder not in found:
+                inside = [other.removeprefix(f"{folder}/") for other in files if other.startswith(f"{folder}/")]
+                if weights := weights_of(inside):
+                    found[folder] = [_remote(files[f"{folder}/{name}"]) for name in (CONFIG, *weights)]
+        elif name.endswith(WEIGHTS) and not is_shard(name):
+            found[path] = [_remote(files[path])]
+    return found
+
+
+def _remote(sibling) -> RemoteFile:
+    lfs = sibling.lfs
+    return RemoteFile(safe_name(sibling.rfilename), sibling.size, lfs.sha256 if lfs else None, sibling.rfilename)
+
+
+@contextmanager
+def _explained(repo: str):
+    """Every way in which the Hub's client fails, as a sentence and what to do."""
+    try:
+        yield
+    except GatedRepoError:
+        raise AccessError(
+            f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UnknownReferenceError(
+            f"the Hub has no repo {repo} that you may see; check its name, or run `hf auth login` if it is private"
+        ) from None
+    except RevisionNotFoundError:
+        raise UnknownReferenceError(f"{repo} has no such revision; look at its branches and tags") from None
+    except LocalEntryNotFoundError:
+        raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from None
+    except EntryNotFoundError:
+        raise UnknownReferenceError(f"{repo} has no such file; look at its files") from None
+    except HFValidationError:
+        raise UnknownReferenceError(f"{repo} is no name of a Hub repo: owner/repo is") from None
+    except (SafetensorsParsingError, NotASafetensorsRepoError):
+        raise UnsuitableSourceError(f"the file in {repo} is not a safetensors file; choose another one") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "nothing"
+        raise DownloadError(f"the Hub answers {status} for {repo}; try again later") from None
+    except (OSError, httpx2.HTTPError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from error

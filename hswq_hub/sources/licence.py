@@ -1,0 +1,88 @@
+"""Licences, as the Hub's model cards write them.
+
+What Civitai calls a base model decides the licence of its weights; a creator's permissions come on top of it and
+are in `permissions.py`.
+"""
+
+import re
+from dataclasses import dataclass
+
+from huggingface_hub import ModelCardData
+
+LICENCE_FILE = "LICENSE"
+"""What the text is called in a published folder."""
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The Hub's licence fields. `name` and `link` go with the id "other"; `text` is what the source shipped."""
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.name})" if self.name else self.id
+
+
+_APACHE = Licence("apache-2.0")
+_OPENRAIL_M = Licence("creativeml-openrail-m")
+_OPENRAIL_PLUS = Licence("openrail++")
+_FAIPL = Licence("other", "faipl-1.0-sd", "https://freedevproject.org/faipl-1.0-sd/")
+_FLUX_DEV = Licence(
+    "other",
+    "flux-1-dev-non-commercial-license",
+    "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+)
+_SDXL_TURBO = Licence("other", "sai-nc-community", "https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md")
+_PONY_V7 = Licence("other", "pony-v7", "https://purplesmart.ai/license")
+
+_OF_CIVITAI_BASE_MODEL = {
+    **dict.fromkeys(
+        (
+            "ZImageTurbo",
+            "ZImageBase",
+            "Flux.1 S",
+            "Flux.2 Klein 4B",
+            "Flux.2 Klein 4B-base",
+            "Chroma",
+            "Qwen",
+        ),
+        _APACHE,
+    ),
+    **dict.fromkeys(("SDXL 1.0", "SDXL Lightning", "SDXL Hyper", "SDXL 1.0 LCM", "Pony"), _OPENRAIL_PLUS),
+    **dict.fromkeys(("SD 1.4", "SD 1.5", "SD 1.5 LCM", "SD 1.5 Hyper"), _OPENRAIL_M),
+    **dict.fromkeys(("Illustrious", "NoobAI"), _FAIPL),
+    **dict.fromkeys(
+        ("Flux.1 D", "Flux.1 Krea", "Flux.1 Kontext", "Flux.2 D", "Flux.2 Klein 9B", "Flux.2 Klein 9B-base"), _FLUX_DEV
+    ),
+    "SDXL Turbo": _SDXL_TURBO,
+    "Pony V7": _PONY_V7,
+}
+
+
+def licence_of_base_model(base_model: str | None) -> Licence | None:
+    """The licence of what Civitai calls `base_model`; None where Civitai names none, as for "Other"."""
+    by_name = {name.casefold(): licence for name, licence in _OF_CIVITAI_BASE_MODEL.items()}
+    return by_name.get((base_model or "").casefold())
+
+
+def licence_of_card(card: ModelCardData | None) -> Licence | None:
+    """The licence that a Hub repo's card states; None if it states none.
+
+    A link within the repo is left out: the text that it leads to is copied along.
+    """
+    named = getattr(card, "license", None)
+    if isinstance(named, list):
+        named = named[0] if len(named) == 1 else None
+    id = _if_it_is(r"[\w.+-]+", named)
+    if id is None:
+        return None
+    name, link = getattr(card, "license_name", None), getattr(card, "license_link", None)
+    return Licence(id, _if_it_is(r"[\w.+ -]+", name), _if_it_is(r"https://[\w.~/?#&=%+-]+", link))
+
+
+def _if_it_is(pattern: str, value) -> str | None:
+    """A stranger's text if it has the form that it should have: it goes into the card as it is."""
+    return value if isinstance(value, str) and re.fullmatch(pattern, value) else None

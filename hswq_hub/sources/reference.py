@@ -1,0 +1,239 @@
+"""From what people have on the clipboard to a typed reference, without any network.
+
+======================================================  ===============================================
+demo, or a name of the catalog                          `DemoRef`; whatever the catalog says
+a path of a safetensors file or a diffusers folder      `LocalRef`
+civitai:MODEL@VERSION, civitai:MODEL,                   `CivitaiRef`
+civitai:sha256:HASH, AIR urns, every civitai.com URL
+owner/repo[@revision][/path], hf:…, huggingface.co URL  `HubRef`
+======================================================  ===============================================
+
+`str()` of a reference is its short form, which means the same and holds no token: that is what a card shows.
+"""
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .catalog import catalog
+from .errors import UnknownReferenceError
+
+DEMO = "demo"
+CIVITAI_HOSTS = ("civitai.com", "civitai.red", "civitai.green")
+_HUB_HOSTS = ("huggingface.co", "hf.co")
+_FORMS = (
+    "give a safetensors file, a diffusers folder, owner/repo, a Civitai or Hugging Face URL, civitai:MODEL@VERSION, "
+    "or a name that `hswq-hub models` lists"
+)
+_FILE_WISHES = ("type", "format", "size", "fp", "quantType")
+"""Parts of a Civitai download URL that say which of a version's files is meant."""
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_OTHER_HASH = re.compile(r"[0-9a-fA-F]{8,64}")
+_REPO_PART = re.compile(r"[\w-][\w.-]*")
+_AIR = re.compile(
+    r"(?:urn:)?air:(?P<ecosystem>[\w.-]+):(?P<type>[\w.-]+):(?P<source>[\w.-]+):(?P<model>\d+)"
+    r"(?:@(?P<version>\d+))?(?::[\w.-]+)?(?:\.[A-Za-z]+)?",
+    re.IGNORECASE,
+)
+_CIVITAI_SHORT = re.compile(r"civitai:(?P<model>\d+)(?:@(?P<version>\d+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DemoRef:
+    """The model that ships with the package."""
+
+    def __str__(self) -> str:
+        return DEMO
+
+
+@dataclass(frozen=True)
+class LocalRef:
+    """A file or folder of this machine; only its last part is ever shown."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return Path(os.path.abspath(self.path)).name  # `.` has a name as well
+
+
+@dataclass(frozen=True)
+class CivitaiRef:
+    """A model, a version or a file on Civitai; at least one of `model`, `version`, `hash` is set.
+
+    host: which of Civitai's sites was named. file: id of one of the version's files. wishes: what a download
+    URL says of the file, such as ("fp", "fp16").
+    """
+
+    model: int | None = None
+    version: int | None = None
+    hash: str | None = None
+    file: int | None = None
+    wishes: tuple[tuple[str, str], ...] = ()
+    host: str = CIVITAI_HOSTS[0]
+
+    def __str__(self) -> str:
+        if self.hash is not None:
+            return f"civitai:sha256:{self.hash}" if _SHA256.fullmatch(self.hash) else f"civitai:hash:{self.hash}"
+        if self.model is None:
+            return f"https://{self.host}/model-versions/{self.version}"
+        return f"civitai:{self.model}" + (f"@{self.version}" if self.version is not None else "")
+
+
+@dataclass(frozen=True)
+class HubRef:
+    """A Hub repo, or a file or folder in it. `revision` None: the main branch."""
+
+    repo: str
+    path: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"hf:{self.repo}{f'@{self.revision}' if self.revision else ''}{f'/{self.path}' if self.path else ''}"
+
+
+ModelRef = DemoRef | LocalRef | CivitaiRef | HubRef
+
+
+def parse(reference: str) -> ModelRef:
+    """What `reference` means. Names come first (`./demo` is the path), then what is on this disk, then the rest.
+
+    Raises:
+        UnknownReferenceError: it has none of the forms above; a near miss is suggested.
+    """
+    reference = reference.strip()
+    if reference.casefold() == DEMO:
+        return DemoRef()
+    entry = catalog().get(reference.casefold())
+    if entry is not None:
+        return CivitaiRef(entry.model, entry.version)
+    path = os.path.expanduser(reference)
+    if reference and os.path.exists(path):
+        return LocalRef(Path(path))
+    for read in (_read_civitai, _read_url, _read_hub):
+        found = read(reference)
+        if found is not None:
+            return found
+    raise UnknownReferenceError(f"{_shown(reference)} is neither a file here nor a known reference; {_hint(reference)}")
+
+
+def _read_civitai(text: str) -> CivitaiRef | None:
+    if match := _CIVITAI_SHORT.fullmatch(text):
+        return CivitaiRef(int(match["model"]), int(match["version"]) if match["version"] else None)
+    scheme, _, rest = text.partition(":")
+    if scheme.casefold() == "civitai":
+        kind, _, digest = rest.partition(":")
+        if kind.casefold() == "sha256" and _SHA256.fullmatch(digest):
+            return CivitaiRef(hash=digest.lower())
+        if kind.casefold() == "hash" and _OTHER_HASH.fullmatch(digest):
+            return CivitaiRef(hash=digest.lower())
+        raise UnknownReferenceError(
+            f"{_shown(text)} is not complete: write civitai:MODEL@VERSION, civitai:MODEL or civitai:sha256:HASH "
+            "with all 64 digits"
+        )
+    if scheme.casefold() in ("urn", "air"):
+        match = _AIR.fullmatch(text)
+        if match is None or match["source"].casefold() != "civitai":
+            raise UnknownReferenceError(
+                f"{_shown(text)} is no AIR of a Civitai model: urn:air:ECOSYSTEM:checkpoint:civitai:MODEL@VERSION"
+            )
+        return CivitaiRef(int(match["model"]), int(match["version"]) if match["version"] else None)
+    return None
+
+
+def _read_url(text: str) -> ModelRef | None:
+    """A web address, with or without its scheme."""
+    hub_host = urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()
+    first = text.removeprefix("//").split("/", 1)[0].lower().removeprefix("www.")
+    if "://" not in text and (text.startswith("//") or first in (*CIVITAI_HOSTS, *_HUB_HOSTS)):
+        text = "https://" + text.removeprefix("//")
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        return None
+    try:
+        url = urlsplit(text)
+        host = (url.hostname or "").lower().removeprefix("www.")
+        netloc = url.netloc.rpartition("@")[2].lower()
+    except ValueError:
+        raise UnknownReferenceError(f"{_shown(text)} is not a valid address") from None
+    parts = [unquote(part) for part in url.path.split("/") if part]
+    if host in CIVITAI_HOSTS:
+        found = _civitai_page(host, parts, parse_qs(url.query))
+    elif host in _HUB_HOSTS or (hub_host and netloc == hub_host):
+        found = _hub_page(parts)
+    else:
+        raise UnknownReferenceError(f"{_shown(text)} is on neither Civitai nor Hugging Face; {_FORMS}")
+    if found is None:
+        raise UnknownReferenceError(f"{_shown(text)} is not the address of a model; {_FORMS}")
+    return found
+
+
+def _civitai_page(host: str, parts: list[str], query: dict[str, list[str]]) -> CivitaiRef | None:
+    def number(text: str | None) -> int | None:
+        return int(text) if text and re.fullmatch(r"[0-9]+", text) else None
+
+    asked = {key: values[-1] for key, values in query.items()}
+    match parts:
+        case ["models", model, *_] | ["api", "v1", "models", model] if number(model):
+            return CivitaiRef(number(model), number(asked.get("modelVersionId")), host=host)
+        case ["api", "download", "models", version] if number(version):
+            wishes = tuple((key, asked[key]) for key in _FILE_WISHES if key in asked)
+            return CivitaiRef(version=number(version), file=number(asked.get("fileId")), wishes=wishes, host=host)
+        case ["api", "v1", "model-versions", "by-hash", digest] if _OTHER_HASH.fullmatch(digest):
+            return CivitaiRef(hash=digest.lower(), host=host)
+        case (
+            ["model-versions", version]
+            | ["api", "v1", "model-versions", version]
+            | ["api", "v1", "model-versions", "mini", version]
+        ) if number(version):
+            return CivitaiRef(version=number(version), host=host)
+    return None
+
+
+def _hub_page(parts: list[str]) -> HubRef | None:
+    match parts:
+        case [owner, repo] if _is_repo(owner, repo):
+            return HubRef(f"{owner}/{repo}")
+        case [owner, repo, "tree" | "blob" | "resolve" | "raw", revision, *path] if _is_repo(owner, repo):
+            return HubRef(f"{owner}/{repo}", _path(path), None if revision == "main" else revision)
+    return None
+
+
+def _read_hub(text: str) -> HubRef | None:
+    """owner/repo, owner/repo@revision, owner/repo/path; the same behind `hf:` or `hf://`."""
+    scheme, _, rest = text.partition(":")
+    explicit = scheme.casefold() in ("hf", "huggingface")
+    parts = (rest.removeprefix("//") if explicit else text).strip("/").split("/")
+    if len(parts) >= 2:
+        repo, _, revision = parts[1].partition("@")
+        written_as_path = text.startswith((".", "/", "~")) or "\\" in text
+        a_missing_file = len(parts) == 2 and repo.endswith(".safetensors")
+        if _is_repo(parts[0], repo) and (explicit or not (written_as_path or a_missing_file)):
+            return HubRef(f"{parts[0]}/{repo}", _path(parts[2:]), revision or None)
+    if explicit:
+        raise UnknownReferenceError(f"{_shown(text)} is not complete: write hf:owner/repo or hf:owner/repo/file")
+    return None
+
+
+def _is_repo(owner: str, repo: str) -> bool:
+    reserved = ("models", "datasets", "spaces", "api", "docs", "collections", "papers")
+    return bool(_REPO_PART.fullmatch(owner) and _REPO_PART.fullmatch(repo)) and owner.casefold() not in reserved
+
+
+def _path(parts: list[str]) -> str | None:
+    if ".." in parts or "." in parts:
+        raise UnknownReferenceError("a path in a repo holds no '..'; give the file's own path")
+    return "/".join(parts) or None
+
+
+def _hint(reference: str) -> str:
+    names = {DEMO: DEMO, **{key: entry.name for key, entry in catalog().items()}}
+    near = difflib.get_close_matches(reference.casefold(), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else _FORMS
+
+
+def _shown(reference: str) -> str:
+    """The reference as an error may show it: without a query or a password, where tokens are."""
+    text = reference.split("?", 1)[0]
+    return repr(re.sub(r"//[^/@]*@", "//", text)[:200])

@@ -1,0 +1,274 @@
+"""From a Hub reference to a verified file, with the real client against a server that speaks the Hub's protocol."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from hub_server import COMMIT, TOKEN, HubServer, Repo
+from safetensors.torch import save
+
+from hswq_hub.sources import resolve
+from hswq_hub.sources.facts import licence_facts
+from hswq_hub.sources.licence import Licence
+
+CHILD = """
+import json, sys
+from dataclasses import asdict
+from hswq_hub.sources import resolve
+from hswq_hub.sources.facts import licence_facts, source_facts
+
+for reference in json.loads(sys.argv[1]):
+    try:
+        source = resolve(reference)
+        facts = source_facts(source) | licence_facts(source.licence)
+        text = source.licence and source.licence.text
+        found = dict(path=str(source.path), name=source.name, base=source.base, reference=source.reference,
+                     hub_base=source.hub_base, text=text, facts=facts)
+    except Exception as error:
+        found = dict(error=type(error).__name__, message=str(error))
+    print(json.dumps(found))
+"""
+
+
+def folder_files(folder: Path, within: str = "") -> dict[str, bytes]:
+    return {f"{within}{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def diffusers_files(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("diffusers")
+    tiny.model().save_pretrained(folder / "transformer", max_shard_size="150KB")
+    (folder / "model_index.json").write_text("{}")
+    (folder / "text_encoder").mkdir()
+    (folder / "text_encoder/model.safetensors").write_bytes(b"not fetched")
+    return folder_files(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, diffusers_files):
+    model = tiny.checkpoint(tmp_path_factory.mktemp("tiny")).read_bytes()
+    tensors = tiny.original_layout(tiny.model().state_dict())
+    key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
+    quantized = save(tensors | {key: tensors[key].to(torch.float8_e4m3fn)})
+    others = {"split_files/text_encoders/qwen.safetensors": b"no", "vae/vae.safetensors": b"no"}
+    card = {"license": "other", "license_name": "my-licence-1.0", "license_link": "LICENSE.md"}
+    with HubServer() as server:
+        server.repos = {
+            "alice/single": Repo(
+                {"my.safetensors": model, "LICENSE.md": b"Be kind.\n", "README.md": b"# hi", **others},
+                card,
+                tags=["not-for-all-audiences"],
+                revisions=("main", "v1"),
+            ),
+            "alice/several": Repo({"a.safetensors": model, "split_files/b.safetensors": model, **others}),
+            "alice/diffusers": Repo(diffusers_files, {"license": "apache-2.0"}),
+            "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
+            "alice/quantized": Repo({"q.safetensors": quantized}),
+            "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
+            "alice/page": Repo({"page.safetensors": b"<html>" * 100}),
+            "alice/corrupt": Repo({"corrupt.safetensors": model}),
+        }
+        server.corrupt = {"corrupt.safetensors"}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="module")
+def environment(server, home):
+    return {**os.environ, **server.environment(home), "HF_TOKEN": TOKEN, "HSWQ_HOME": str(home / "hswq")}
+
+
+@pytest.fixture(scope="module")
+def look_up(environment):
+    """Resolves references in a process of its own."""
+
+    def look_up(*references, **changes):
+        theirs = {name: value for name, value in {**environment, **changes}.items() if value is not None}
+        command = [sys.executable, "-c", CHILD, json.dumps(references)]
+        result = subprocess.run(command, env=theirs, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        assert TOKEN not in result.stdout + result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return look_up
+
+
+FORMS = (
+    "alice/single",
+    "hf:alice/single",
+    "{url}/alice/single/blob/main/my.safetensors",
+    "alice/single@v1/my.safetensors",
+    f"{{url}}/alice/single/resolve/{COMMIT}/my.safetensors?download=true",
+)
+REFUSED = {
+    "alice/several": ("AmbiguousReferenceError", "a.safetensors, split_files/b.safetensors; name one"),
+    "alice/single/mine.safetensors": ("UnknownReferenceError", "did you mean my.safetensors?"),
+    "alice/single@v2": ("UnknownReferenceError", "no such revision"),
+    "nobody/nothing": ("UnknownReferenceError", "no repo nobody/nothing"),
+    "alice/pickled": ("UnsuitableSourceError", "no safetensors file"),
+    "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
+    "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
+    "alice/corrupt": ("DownloadError", "does not have the SHA-256"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(server, look_up) -> dict[str, dict]:
+    """What became of each reference, all in one process."""
+    references = [*FORMS, "alice/gated", "alice/diffusers", *REFUSED]
+    answers = look_up(*(reference.format(url=server.url) for reference in references))
+    return dict(zip(references, answers, strict=True))
+
+
+def test_files_of_the_hub(server, found):
+    model = server.repos["alice/single"].files["my.safetensors"]
+    for form in FORMS:
+        one = found[form]
+        assert Path(one["path"]).read_bytes() == model
+        assert one["name"] == "my" and one["base"] == one["hub_base"] == "Tongyi-MAI/Z-Image-Turbo"
+    one, facts = found["alice/single"], found["alice/single"]["facts"]
+    assert one["reference"] == "hf:alice/single/my.safetensors" and one["text"] == "Be kind.\n"
+    assert (facts["repo"], facts["creator"], facts["version"], facts["nsfw"]) == ("alice/single", "alice", COMMIT, True)
+    assert (facts["licence"], facts["licence_name"], facts["licence_link"]) == ("other", "my-licence-1.0", "LICENSE")
+    fetched = server.fetched("alice/single")
+    assert "vae/vae.safetensors" not in fetched
+    assert fetched["my.safetensors"] < 1.5 * len(model), "fetched once, and its header before"
+
+
+def test_no_token_reaches_the_storage(server, found):
+    storage = [seen for seen in server.seen if seen.path.startswith("/storage/")]
+    assert storage and not any("Authorization" in seen.headers for seen in storage)
+    assert any(seen.headers.get("Authorization") == f"Bearer {TOKEN}" for seen in server.seen)
+
+
+def test_a_gated_repo_says_so_to_what_is_made_from_it(found):
+    assert found["alice/gated"]["facts"]["gated"] == "auto"
+
+
+def test_a_diffusers_repo_is_put_together(server, found):
+    one = found["alice/diffusers"]
+    assert one["name"] == "diffusers" and one["hub_base"] == "alice/diffusers"
+    assert one["facts"]["licence"] == "apache-2.0"
+    fetched = server.fetched("alice/diffusers")
+    assert "text_encoder/model.safetensors" not in fetched
+    assert sum(name.endswith(".safetensors") for name in fetched) > 1, "it is sharded"
+
+
+@pytest.mark.parametrize("reference", REFUSED)
+def test_what_cannot_be_used_is_explained(found, reference):
+    error, sentence = REFUSED[reference]
+    assert found[reference]["error"] == error and sentence in found[reference]["message"]
+
+
+def test_a_quantized_file_is_told_by_its_header(server, found):
+    quantized = server.repos["alice/quantized"].files["q.safetensors"]
+    assert server.fetched("alice/quantized")["q.safetensors"] < len(quantized) / 2
+
+
+def test_a_gated_repo_without_its_token(look_up, home):
+    (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"))
+    assert found["error"] == "AccessError" and "accept its terms" in found["message"]
+
+
+def test_a_hub_that_is_not_there(look_up, home):
+    (found,) = look_up("alice/single", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(home / "third"))
+    assert found["error"] == "DownloadError" and "cannot be reached" in found["message"]
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(server, found, look_up):
+    path = Path(found["alice/single"]["path"])
+    model = server.repos["alice/single"].files["my.safetensors"]
+    path.resolve().chmod(0o644)
+    path.resolve().write_bytes(bytes(len(model)))
+    look_up("alice/single")
+    assert path.read_bytes() == model
+
+
+@pytest.fixture(scope="module")
+def base_repo(server):
+    components = folder_files(Path(resolve("demo").base))
+    server.repos["alice/base"] = Repo({**components, "transformer/diffusion_pytorch_model.safetensors": b"12 GB"})
+    return "alice/base"
+
+
+def command(environment, *arguments, cwd):
+    line = [sys.executable, "-m", "hswq_hub", *map(str, arguments)]
+    return subprocess.run(line, env=environment, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_components_of_the_base_come_without_its_denoiser(server, base_repo, environment, tmp_path):
+    """Ahead, by `pull`, and on the way, by what needs them."""
+    model = resolve("demo").path
+    pulled = command(environment, "pull", model, "--base", base_repo, cwd=tmp_path)
+    assert pulled.returncode == 0 and base_repo in pulled.stdout, pulled.stderr
+    wanted = {"text_encoder/model.safetensors", "vae/config.json", "scheduler/scheduler_config.json"}
+    ahead = server.fetched(base_repo)
+    server.seen.clear()
+    fresh = {**environment, "HF_HOME": str(tmp_path / "fresh")}
+    quick = ("--samples", 1, "--steps", 1, "--size", 32, "-o", "statistics.safetensors")
+    result = command(fresh, "calibrate", model, "--base", base_repo, *quick, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for fetched in (ahead, server.fetched(base_repo)):
+        assert wanted <= fetched.keys() and not [name for name in fetched if name.startswith("transformer")]
+
+
+def test_dry_run(server, environment, tmp_path):
+    server.seen.clear()
+    result = command(environment, "pull", "alice/several/a.safetensors", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for part in ("hf:alice/several/a.safetensors", "not stated", "SHA-256", "alice", "in all"):
+        assert part in result.stdout
+    assert server.fetched("alice/several") == {}
+
+
+def test_on_a_terminal_one_is_asked_which(monkeypatch):
+    from click.testing import CliRunner
+
+    from hswq_hub import cli
+
+    answers = []
+    ask = cli.click.command()(lambda: answers.append(cli._choose("which?", ["a.safetensors", "b.safetensors"])))
+    result = CliRunner().invoke(ask, input="7\n2\n")
+    assert answers == [1] and "2  b.safetensors" in result.output
+    assert cli._chooser() is None, "no terminal here"
+
+
+def test_licence_text_is_what_the_source_shipped():
+    from hswq_hub.card import licence_text
+
+    assert licence_text(Licence("apache-2.0", text="as shipped")) == "as shipped"
+    assert "Apache License" in licence_text(Licence("apache-2.0"))
+    assert licence_text(Licence("mit")) is None and licence_text(None) is None
+    assert licence_facts(None) == {"licence": None}
+
+
+def test_a_card_names_the_repo_that_was_quantized(tmp_path):
+    from dataclasses import replace
+
+    from hswq_hub.card import Card
+    from hswq_hub.sources import Provenance
+    from hswq_hub.sources.facts import source_facts
+
+    found = Provenance(repo="alice/single", creator="alice", creator_url="https://huggingface.co/alice", gated="auto")
+    source = replace(resolve("demo"), provenance=found, licence=Licence("other", "my-licence-1.0", "LICENSE"))
+    shutil.copytree(Path(__file__).parents[1] / "model_cards/demo-hswq", tmp_path / "out")
+    record = json.loads((tmp_path / "out/hswq.json").read_text())
+    record |= {"source": source_facts(source), **licence_facts(source.licence)}
+    (tmp_path / "out/hswq.json").write_text(json.dumps(record))
+    front, body = Card.from_folder(tmp_path / "out").render().split("---\n", 2)[1:]
+    data = yaml.safe_load(front)
+    assert data["base_model"] == ["alice/single"] and data["base_model_relation"] == "quantized"
+    assert (data["license_name"], data["license_link"]) == ("my-licence-1.0", "LICENSE")
+    assert "- Creator: [alice](https://huggingface.co/alice)\n- Licence: [`my-licence-1.0`](LICENSE)." in body
+    assert record["source"]["gated"] == "auto", "for whoever uploads it"
