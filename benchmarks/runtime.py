@@ -173,7 +173,7 @@ def touch(model) -> None:
     """Read every byte: memory-mapped files are not read before."""
     for tensor in [*model.parameters(), *model.buffers()]:
         for part in flattened(tensor):
-            part.detach().contiguous().view(torch.uint8).flatten()[::1024].sum()
+            part.detach().contiguous().flatten().view(torch.uint8)[::1024].sum()
 
 
 def flattened(tensor) -> list[torch.Tensor]:

@@ -1,7 +1,6 @@
 """HSWQ files as diffusers' own classes open them, save them and open them again."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import torch
 from diffusers import PipelineQuantizationConfig, ZImagePipeline, ZImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.sources import resolve
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model
 from hswq_runtime.errors import FormatError
 
@@ -157,22 +155,7 @@ def test_registered_by_importing_the_package_before_or_after_diffusers():
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A folder as it is published: a V1 file, a V2 file, and the other components. Nothing is calibrated here."""
-    demo = resolve("demo")
-    folder = tmp_path_factory.mktemp("published")
-    shutil.copytree(demo.base, folder, dirs_exist_ok=True)
-    tensors = load_file(demo.path)
-    for version in ("v1", "v2"):
-        quantized = {}
-        for key, tensor in tensors.items():
-            quantized[key] = tensor
-            if key.endswith(".weight") and tensor.ndim == 2 and ".layers." in key:
-                scale = tensor.abs().max().float() / 448 if version == "v2" else torch.ones(())
-                quantized[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
-                if version == "v2":
-                    quantized[key.removesuffix("weight") + "scale"] = scale.reshape(1)
-        save_file(quantized, folder / f"demo-hswq-{version}.safetensors", metadata={"hswq_format": version})
-    return folder
+    return tiny.published_demo(tmp_path_factory.mktemp("published"))
 
 
 def picture(pipe):

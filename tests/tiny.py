@@ -1,11 +1,14 @@
 """A one-block Z-Image with random weights, in the layout in which checkpoints are distributed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from hswq_hub.sources import resolve
 
 PREFIX = "model.diffusion_model."
 CONFIG = {
@@ -138,6 +141,23 @@ def quantized(folder: Path, style: str, prefix: str = PREFIX, change=None) -> Pa
     path = folder / f"{style}.safetensors"
     save_file(tensors, path, metadata=metadata or None)
     return path
+
+
+def published_demo(folder: Path) -> Path:
+    """A folder as it is published: a V1 file, a V2 file, and the other components. Nothing is calibrated here."""
+    demo = resolve("demo")
+    shutil.copytree(demo.base, folder, dirs_exist_ok=True)
+    tensors = load_file(demo.path)
+    for version in ("v1", "v2"):
+        stored = dict(tensors)
+        for key, tensor in tensors.items():
+            if key.endswith(".weight") and tensor.ndim == 2 and ".layers." in key:
+                scale = tensor.abs().max().float() / 448 if version == "v2" else torch.ones(())
+                stored[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+                if version == "v2":
+                    stored[key.removesuffix("weight") + "scale"] = scale.reshape(1)
+        save_file(stored, folder / f"demo-hswq-{version}.safetensors", metadata={"hswq_format": version})
+    return folder
 
 
 def same_bytes(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

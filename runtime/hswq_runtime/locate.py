@@ -86,7 +86,7 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
         raise FormatError(f"{reference} is neither a file nor a folder here, nor a Hub repo")
     weight_name = weight_name or "/".join(parts[2:]) or None
     if hub.local_files_only:
-        return _in_folder(_download(repo, [], hub), variant, weight_name)
+        return _in_folder(_download(repo, [MODEL_INDEX, weight_name or ""], hub), variant, weight_name)
     names = _list_files(repo, hub)
     candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if weight_name is None and not candidates and MODEL_INDEX in names:
@@ -113,9 +113,10 @@ def _choose(names: list[str], variant: str | None, read_format: Callable[[str], 
             found.setdefault(read_format(name), []).append(name)
         except UnknownArchitectureError:  # a LoRA, say: not what is looked for
             continue
-    wanted = found.get(Format(variant) if variant else Format.V2 if Format.V2 in found else None, [])
-    if not variant and len(found) == 1:
-        wanted = next(iter(found.values()))
+    if variant:
+        wanted = found.get(Format(variant), [])
+    else:
+        wanted = found.get(Format.V2) or [name for names_of_format in found.values() for name in names_of_format]
     if len(wanted) == 1:
         return wanted[0]
     wish = f" of variant {variant}" if variant else ""
@@ -139,12 +140,12 @@ def fetch_components(repo: str, names: Iterable[str], hub: HubOptions) -> Path:
 
 
 def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
-    # Half-precision twins of full-precision weights would only cost time.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns or None, ignore_patterns="*.fp16.*", **asdict(hub)))
+        # Half-precision twins of full-precision weights would only cost time.
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns="*.fp16.*", **asdict(hub)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FormatError(_unreachable(repo, hub, error)) from error
 
