@@ -34,7 +34,7 @@ from hswq_runtime.pipeline import MODEL_INDEX
 from ..files import file_sha256
 from ..targets import check_room
 from . import cache
-from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, is_shard, join, weights_of
+from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, check_class, is_shard, join, weights_of
 from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
 from .header import CheckHeader, check_as_file
 from .licence import LICENCE_FILE, Licence, licence_of_card
@@ -109,11 +109,14 @@ class Hub:
         repo, revision = listing.provenance.repo, listing.provenance.version
         weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
         missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
-        if listing.files == tuple(weights) and missing:
+        single = listing.files == tuple(weights)
+        if single and missing:
             self._check_header(repo, revision, weights[0], check_header)
+        elif missing:
+            check_class(self._fetch(repo, revision, listing.files[0], verify))
         check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
         paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
-        if listing.files == tuple(weights):
+        if single:
             return paths[0], weights[0].sha256
         return join(paths[0], paths[1:], listing.name, verify=verify)
 
