@@ -79,6 +79,11 @@ class Checkpoint:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
 
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether the tensors have the names of diffusers' parameters instead of those of the original layout."""
+        return self._stored_config is not None
+
     def _info(self, key: str) -> TensorInfo:
         view = self._file.get_slice(key)
         return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
@@ -149,7 +154,7 @@ class Checkpoint:
         from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
         keys = [key for key in self._denoiser_keys if key not in self._quantized[1]]
-        if self._stored_config is not None:  # diffusers' own layout: every tensor is a parameter
+        if self.has_diffusers_layout:  # every tensor is a parameter
             return {key: [Piece(key, 0, (self.tensors[key].shape or (1,))[0])] for key in keys}
         tagged = {key.removeprefix(self.prefix): self._tags(n, key) for n, key in enumerate(keys)}
         convert = SINGLE_FILE_LOADABLE_CLASSES[self.architecture.model_class]["checkpoint_mapping_fn"]
