@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from hswq_runtime.pipeline import MODEL_INDEX, component_folders
+from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
+from hswq_runtime.pipeline import component_folders
 
 from . import __version__
 from .calibrate import Calibration, calibrate
@@ -34,7 +35,6 @@ from .workspace import Workspace, code_digest, home
 NAIVE = "naive FP8"
 _SHOWN = 4
 _EXAMPLES = "examples.json"
-_PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _files(folders: list[Path]) -> list[Path]:
 
 def _publishable(path: Path) -> bool:
     """Weights, configurations and vocabularies; no pickles, caches or anything else that lies about."""
-    return path.suffix in _PUBLISHED_SUFFIXES and not path.name.startswith(".")
+    return path.suffix in PUBLISHED_SUFFIXES and not path.name.startswith(".")
 
 
 def _ignore_foreign(folder: str, names: list[str]) -> list[str]:

@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from hswq_hub.card import Card
 from hswq_hub.quantize import plan_naive, write_quantized
 from hswq_hub.sources import cache, resolve
 from hswq_hub.sources.errors import UnsuitableSourceError
+from hswq_hub.sources.facts import source_facts
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
 from hswq_runtime.fp8 import FP8
+
+SHOWN = Path(__file__).parents[1] / "model_cards/demo-hswq"
 
 
 @pytest.fixture(params=["whole", "sharded"])
@@ -61,6 +66,14 @@ def test_quantized_it_loads_like_any_other(folder, tmp_path):
     assert torch.equal(quantized.state_dict()[key], tiny.model().state_dict()[key].to(FP8))
     assert Checkpoint(path).why_never_quantized("t_embedder.mlp.0.weight")
     assert quantized.state_dict()["t_embedder.mlp.0.weight"].dtype == torch.bfloat16
+
+
+def test_the_card_says_which_names_the_tensors_have(folder, tmp_path):
+    shutil.copytree(SHOWN, tmp_path / "out")
+    record = json.loads((tmp_path / "out/hswq.json").read_text())
+    for source, said in ((resolve("demo"), False), (resolve(str(folder)), True)):
+        (tmp_path / "out/hswq.json").write_text(json.dumps(record | {"source": source_facts(source)}))
+        assert ("names of diffusers' own parameters" in Card.from_folder(tmp_path / "out").render()) is said
 
 
 def test_its_own_folder_is_the_base(folder):

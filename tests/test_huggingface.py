@@ -72,6 +72,12 @@ def server(tmp_path_factory, diffusers_files):
             "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
+            "alice/flux": Repo(
+                {
+                    "transformer/config.json": b'{"_class_name": "FluxTransformer2DModel"}',
+                    "transformer/diffusion_pytorch_model.safetensors": b"24 GB",
+                }
+            ),
             "alice/page": Repo({"page.safetensors": b"<html>" * 100}),
             "alice/corrupt": Repo({"corrupt.safetensors": model}),
         }
@@ -118,6 +124,7 @@ REFUSED = {
     "nobody/nothing": ("UnknownReferenceError", "no repo nobody/nothing"),
     "alice/pickled": ("UnsuitableSourceError", "no safetensors file"),
     "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
+    "alice/flux": ("UnknownArchitectureError", "FluxTransformer2DModel"),
     "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
     "alice/corrupt": ("DownloadError", "does not have the SHA-256"),
 }
@@ -171,9 +178,10 @@ def test_what_cannot_be_used_is_explained(found, reference):
     assert found[reference]["error"] == error and sentence in found[reference]["message"]
 
 
-def test_a_quantized_file_is_told_by_its_header(server, found):
+def test_what_is_of_no_use_is_told_before_it_is_fetched(server, found):
     quantized = server.repos["alice/quantized"].files["q.safetensors"]
     assert server.fetched("alice/quantized")["q.safetensors"] < len(quantized) / 2
+    assert list(server.fetched("alice/flux")) == ["transformer/config.json"]
 
 
 def test_a_gated_repo_without_its_token(look_up, home):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from hswq_runtime.architectures import ARCHITECTURES
+from hswq_runtime.architectures import ARCHITECTURES, recognise_class
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata
 
@@ -96,7 +96,18 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         return cache.add(path, f"{name}{WEIGHTS}", digest), digest
 
 
+def check_class(config: Path) -> None:
+    """Check that a config.json is of an architecture that we know, before its weights are fetched.
+
+    Raises:
+        FormatError: it is no configuration.
+        UnknownArchitectureError: it is of another class.
+    """
+    recognise_class(json.loads(_read_config(config)).get("_class_name"))
+
+
 def _read_config(path: Path) -> str:
+    """The configuration as canonical JSON."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -12,6 +12,8 @@ def source_facts(source: Source) -> dict:
     said = {name: value for name, value in asdict(found).items() if value not in (None, False)}
     if found.permissions is not None:
         said["permission_lines"] = found.permissions.lines()
+    if source.checkpoint.has_diffusers_layout:
+        said["layout"] = "diffusers"
     return {"origin": source.origin, "file": source.path.name, "sha256": source.sha256, **said}
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -28,13 +28,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hswq_runtime.architectures import Architecture
-from hswq_runtime.pipeline import MODEL_INDEX
+from hswq_runtime.locate import MODEL_INDEX
 
 from ..files import file_sha256
 from ..targets import check_room
 from . import cache
-from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, is_shard, join, weights_of
+from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, check_class, is_shard, join, weights_of
 from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
 from .header import CheckHeader, check_as_file
 from .licence import LICENCE_FILE, Licence, licence_of_card
@@ -44,8 +43,6 @@ from .reference import HubRef
 Choose = Callable[[str, list[str]], int]
 """A question and the answers to it -> the number of one of them."""
 
-_COMPONENT_SUFFIXES = ("json", "safetensors", "txt", "model", "jinja")
-_OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
@@ -109,11 +106,14 @@ class Hub:
         repo, revision = listing.provenance.repo, listing.provenance.version
         weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
         missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
-        if listing.files == tuple(weights) and missing:
+        single = listing.files == tuple(weights)
+        if single and missing:
             self._check_header(repo, revision, weights[0], check_header)
+        elif missing:
+            check_class(self._fetch(repo, revision, listing.files[0], verify))
         check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
         paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
-        if listing.files == tuple(weights):
+        if single:
             return paths[0], weights[0].sha256
         return join(paths[0], paths[1:], listing.name, verify=verify)
 
@@ -124,18 +124,6 @@ class Hub:
                 f"{HubRef(reference.repo, names[0], reference.revision)}"
             )
         return names[self._choose(f"{reference} holds several models", names)]
-
-    def fetch_components(self, base: str, architecture: Architecture) -> None:
-        """What a pipeline needs of the Hub repo `base` besides the denoiser, which is never fetched.
-
-        Raises:
-            DownloadError: it does not arrive.
-        """
-        with _explained(base):
-            index = json.loads(Path(hf_hub_download(base, MODEL_INDEX)).read_text(encoding="utf-8"))
-            parts = {name for name, entry in index.items() if isinstance(entry, list)} - {architecture.component}
-            patterns = [f"{part}/*.{suffix}" for part in sorted(parts) for suffix in _COMPONENT_SUFFIXES]
-            snapshot_download(base, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS)
 
     def _fetch(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path:
         for again in (False, True):

@@ -6,7 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
-from hswq_runtime.pipeline import MODEL_INDEX, check_components, find_base
+from hswq_runtime.locate import MODEL_INDEX
+from hswq_runtime.pipeline import check_components, fetch_base, find_base
 
 from ..files import file_sha256
 from .civitai import Civitai
@@ -72,11 +73,11 @@ class Source:
 
         Raises:
             ComponentError: names what is missing.
-            DownloadError: they do not arrive.
+            FormatError: they do not arrive.
         """
         self.check_components()
         if self.hub_base is not None:
-            Hub().fetch_components(self.hub_base, self.checkpoint.architecture)
+            fetch_base(self.checkpoint.architecture, self.hub_base)
 
     @property
     def hub_base(self) -> str | None:

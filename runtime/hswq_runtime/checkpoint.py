@@ -67,6 +67,11 @@ class Checkpoint:
         self.format = formats.version_of(self.metadata)
         formats.check_metadata(self.metadata)
 
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether the tensors have the names of diffusers' parameters instead of those of the original layout."""
+        return self._stored_config is not None
+
     def _info(self, key: str) -> TensorInfo:
         view = self._file.get_slice(key)
         return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
@@ -140,7 +145,7 @@ class Checkpoint:
             for key in self._denoiser_keys
             if key not in self._quantized[1]
         }
-        if self._stored_config is not None:  # diffusers' own layout: every tensor is a parameter
+        if self.has_diffusers_layout:  # every tensor is a parameter
             return {key: [Piece(key, 0, (shape or (1,))[0])] for key, shape in stored.items()}
         found = trace(stored, self.architecture.model_class, self.config)
         return {

@@ -18,6 +18,9 @@ MODEL_INDEX = "model_index.json"
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 """What a diffusers folder may hold of weights, configurations and vocabularies; no pickles, no code."""
 
+_OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+"""Twins of full-precision weights, which would only cost time."""
+
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _URL = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/]+)/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?#]+)")
 
@@ -144,8 +147,7 @@ def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        # Half-precision twins of full-precision weights would only cost time.
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns="*.fp16.*", **asdict(hub)))
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS, **asdict(hub)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FormatError(_unreachable(repo, hub, error)) from error
 

@@ -140,9 +140,8 @@ def assemble_pipeline(
     Raises:
         ComponentError: a component cannot be loaded.
     """
-    if not Path(base).is_dir():
-        given = {name for name, component in pipeline_arguments.items() if component is not None}
-        base = str(fetch_components(base, _component_names(architecture) - given, hub or HubOptions()))
+    given = {name for name, component in pipeline_arguments.items() if component is not None}
+    base = fetch_base(architecture, base, given, hub)
     device_map = pipeline_arguments.get("device_map")
     if device_map is not None and device_map != "balanced":
         denoiser.to(device_map)
@@ -155,6 +154,17 @@ def assemble_pipeline(
     if tokenizer is not None and not tokenizer("a").input_ids:
         raise ComponentError(f"{base} has a tokenizer without a vocabulary")
     return pipeline
+
+
+def fetch_base(architecture: Architecture, base: str, given=(), hub: HubOptions | None = None) -> str:
+    """`base` as a folder on this disk: of a Hub repo, all but the denoiser and what is `given` is fetched.
+
+    Raises:
+        FormatError: the repo cannot be reached.
+    """
+    if Path(base).is_dir():
+        return base
+    return str(fetch_components(base, _component_names(architecture) - {*given}, hub or HubOptions()))
 
 
 def _first_line(error: Exception) -> str:
