@@ -263,7 +263,7 @@ def test_what_cannot_be_loaded_is_explained(folder, tmp_path):
         HSWQPipeline.from_pretrained(folder, variant="v3")
     with pytest.raises(FormatError, match="is not a v2 file"):
         HSWQPipeline.from_pretrained(folder / "demo-hswq-v1.safetensors", variant="v2")
-    with pytest.raises(FormatError, match="neither a folder nor a file"):
+    with pytest.raises(FormatError, match="neither a file nor a folder"):
         HSWQPipeline.from_pretrained(tmp_path / "nothing")
     several = tmp_path / "several"
     several.mkdir()
