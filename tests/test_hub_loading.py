@@ -93,7 +93,7 @@ QUESTIONS = {
     "odd name": ("bob/dozen", {"weight_name": "z.safetensors"}),
     "below": ("carol/two", {"weight_name": "sub/z.safetensors", **OWN}),
     "two": ("carol/two", {"variant": "v1", **OWN}),
-    "by path": ("alice/demo-hswq/demo-hswq-v1.safetensors", OWN),
+    "by path": ("alice/demo-hswq/demo-hswq-v1.safetensors", {}),
     "saved": ("carol/saved", {}),
     "based": ("bob/based", {}),
     "with token": ("dave/open", {"token": TOKEN, **OWN}),
@@ -117,7 +117,7 @@ def answers(server, home, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     questions = {
         **QUESTIONS,
-        "by address": (by_url, {**OWN, "method": "from_single_file"}),
+        "by address": (by_url, {"method": "from_single_file"}),
         "own cache": ("alice/both", {"cache_dir": cache}),
         **{question: (question[0], dict(question[1])) for question in SENTENCES},
     }

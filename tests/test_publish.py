@@ -311,4 +311,4 @@ def test_card_snippet_runs(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     names: dict = {}
     exec(snippet.replace("num_inference_steps=9", "num_inference_steps=1"), names)
-    assert names["image"].size == (96, 96)
+    assert names["image"].size == (64, 64)

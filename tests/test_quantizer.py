@@ -196,3 +196,19 @@ def test_a_pipeline_quantization_config_reaches_the_transformer(published, tmp_p
 def test_pipelines_and_models_say_what_they_compute_in(published):
     pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float16)
     assert pipe.dtype == pipe.transformer.dtype == torch.float16
+
+
+def test_a_saved_pipeline_that_is_not_one_of_ours_is_refused_in_a_sentence(published, tmp_path):
+    HSWQPipeline.from_pretrained(published, variant="v2", dtype=torch.float32).save_pretrained(tmp_path / "saved")
+    with pytest.raises(FormatError, match="no variants and takes no base"):
+        HSWQPipeline.from_pretrained(tmp_path / "saved", variant="v1")
+    path = tmp_path / "saved/transformer/config.json"
+    described = json.loads(path.read_text())
+    described["quantization_config"]["of_the_future"] = 1
+    path.write_text(json.dumps(described))
+    with pytest.raises(FormatError, match=r"transformer/config\.json is not a configuration"):
+        HSWQPipeline.from_pretrained(tmp_path / "saved")
+    del described["quantization_config"]
+    path.write_text(json.dumps(described))
+    with pytest.raises(FormatError, match="no component saved with HSWQ"):
+        HSWQPipeline.from_pretrained(tmp_path / "saved")

@@ -38,7 +38,7 @@ def test_the_five_snippets_run_one_after_the_other(elsewhere):
     names = {}
     load, lora, memory, compiled, save = SNIPPETS
     exec(load, names)
-    assert names["image"].size == (96, 96)
+    assert names["image"].size == (64, 64)
     exec(lora, names)
     assert names["pipe"].get_active_adapters() == ["style"]
     exec(memory, names)

@@ -39,13 +39,27 @@ class HubOptions:
         return HubOptions(None, self.token, self.cache_dir, self.local_files_only)
 
 
+@dataclass(frozen=True)
+class Located:
+    """What a reference leads to.
+
+    file: the checkpoint on this disk; None if the reference is a saved diffusers pipeline. folder: that pipeline, or
+    the folder it was looked for in. repo, hub: of the Hub repo it came from; None if it was here.
+    """
+
+    file: Path | None
+    folder: Path
+    repo: str | None = None
+    hub: HubOptions | None = None
+
+
 def is_repo_id(text: str) -> bool:
     """Whether `text` is spelled like "owner/name"."""
     return _REPO_ID.fullmatch(text) is not None
 
 
-def locate(reference: str | Path, variant: str | None, weight_name: str | None, hub: HubOptions) -> Path | None:
-    """The checkpoint that `reference` means, on this disk; None if it is a saved diffusers pipeline.
+def locate(reference: str | Path, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
+    """The checkpoint or the saved pipeline that `reference` means, fetched if need be.
 
     Args:
         reference: a file, a folder, "owner/repo", "owner/repo/path/in/it.safetensors", or such a file's URL.
@@ -59,9 +73,9 @@ def locate(reference: str | Path, variant: str | None, weight_name: str | None, 
         raise FormatError(f"there is no variant {variant!r}; choose {' or '.join(format.value for format in Format)}")
     path = Path(reference)
     if path.is_file():
-        return path
+        return Located(path, path.parent)
     if path.is_dir():
-        return _in_folder(path, variant, weight_name)
+        return Located(_in_folder(path, variant, weight_name), path)
     return _on_hub(str(reference), variant, weight_name, hub)
 
 
@@ -79,7 +93,7 @@ def _in_folder(folder: Path, variant: str | None, weight_name: str | None) -> Pa
     return folder / name
 
 
-def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: HubOptions) -> Path | None:
+def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
     if match := _URL.fullmatch(reference):
         hub = HubOptions(match["revision"], hub.token, hub.cache_dir, hub.local_files_only)
         reference = f"{match['repo']}/{match['file']}"
@@ -89,11 +103,12 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
         raise FormatError(f"{reference} is neither a file nor a folder here, nor a Hub repo")
     weight_name = weight_name or "/".join(parts[2:]) or None
     if hub.local_files_only:
-        return _in_folder(_download(repo, [MODEL_INDEX, weight_name or ""], hub), variant, weight_name)
+        folder = _download(repo, [MODEL_INDEX, weight_name or ""], hub)
+        return Located(_in_folder(folder, variant, weight_name), folder, repo, hub)
     names = _list_files(repo, hub)
     candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if weight_name is None and not candidates and MODEL_INDEX in names:
-        return None
+        return Located(None, _download(repo, [f"**{suffix}" for suffix in PUBLISHED_SUFFIXES], hub), repo, hub)
 
     def read_format(name: str) -> Format | None:
         header = _hub_call(repo, "parse_safetensors_file_metadata", name, revision=hub.revision, token=hub.token)
@@ -103,7 +118,8 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
     name = weight_name or _choose(candidates, variant, read_format, where=repo)
     if name not in names:
         raise FormatError(f"{repo} has no file {name}; it holds {', '.join(candidates) or 'no safetensors file'}")
-    return _download(repo, [name], hub) / name
+    folder = _download(repo, [name], hub)
+    return Located(folder / name, folder, repo, hub)
 
 
 def _choose(names: list[str], variant: str | None, read_format: Callable[[str], Format | None], where: str) -> str:
@@ -125,11 +141,6 @@ def _choose(names: list[str], variant: str | None, read_format: Callable[[str], 
     wish = f" of variant {variant}" if variant else ""
     held = ", ".join(names) or "no safetensors file"
     raise FormatError(f"{where} does not hold just one model{wish}: it holds {held}; choose with weight_name")
-
-
-def fetch_pipeline(repo: str, hub: HubOptions) -> Path:
-    """A saved diffusers pipeline of the Hub, as a folder on this disk: weights and configurations, no code."""
-    return _download(repo, [f"**{suffix}" for suffix in PUBLISHED_SUFFIXES], hub)
 
 
 def fetch_components(repo: str, names: Iterable[str], hub: HubOptions) -> Path:

@@ -14,7 +14,7 @@ from .errors import ComponentError, FormatError
 from .formats import Format, Metadata
 from .layers import weight_bytes
 from .loading import load_model
-from .locate import MODEL_INDEX, HubOptions, fetch_components, fetch_pipeline, is_repo_id, locate
+from .locate import MODEL_INDEX, HubOptions, Located, fetch_components, is_repo_id, locate
 from .matmul import set_fp8_matmul
 from .quantizer import HSWQConfig, Method
 
@@ -70,15 +70,16 @@ class HSWQPipeline:
         """
         dtype = dtype or torch_dtype
         hub = HubOptions(revision, token, cache_dir, local_files_only)
-        file = locate(path, variant, weight_name, hub)
-        if file is None:
-            folder = Path(path) if Path(path).is_dir() else fetch_pipeline(str(path), hub)
-            return _open_saved(folder, dtype, fp8_matmul, pipeline_arguments)
-        checkpoint = Checkpoint(file)
+        found = locate(path, variant, weight_name, hub)
+        if found.file is None:
+            if variant is not None or base is not None:
+                raise FormatError(f"{path} is one saved pipeline: it has no variants and takes no base; leave them out")
+            return _open_saved(found.folder, dtype, fp8_matmul, pipeline_arguments)
+        checkpoint = Checkpoint(found.file)
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
-        if base is None and is_repo_id(str(path)) and not Path(path).exists():
-            base = _own_components(checkpoint, str(path), hub)
+        if base is None and found.repo is not None:
+            base = _own_components(checkpoint, found)
         base = find_base(checkpoint, base)
         check_components(checkpoint.architecture, base, given=pipeline_arguments, hub=hub.elsewhere())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
@@ -97,7 +98,7 @@ def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, argum
     import diffusers
 
     name, config = _quantized_component(folder)
-    dtype = dtype or HSWQConfig(**config).compute_dtype
+    dtype = dtype or config.compute_dtype
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folder, **{"dtype": dtype, **arguments}, use_safetensors=True
@@ -108,21 +109,26 @@ def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, argum
     return pipeline
 
 
-def _quantized_component(folder: Path) -> tuple[str, dict]:
-    """The component of a saved pipeline that is quantized with HSWQ, and its quantization configuration."""
+def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
+    """The component of a saved pipeline that is quantized with HSWQ, and how."""
     for path in sorted(folder.glob("*/config.json")):
-        config = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
-        if isinstance(config, dict) and config.get("quant_method") == Method.HSWQ.value:
-            return path.parent.name, config
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+            if described["quant_method"] == Method.HSWQ.value:
+                return path.parent.name, HSWQConfig(**described)
+        except KeyError:
+            continue
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"{path} is not a configuration that this release reads") from error
     raise FormatError(
         f"{folder} holds no FP8 checkpoint and no component saved with HSWQ; use diffusers' from_pretrained"
     )
 
 
-def _own_components(checkpoint: Checkpoint, repo: str, hub: HubOptions) -> str | None:
-    """The repo's own other components, as a folder; None if it has none."""
-    folder = fetch_components(repo, _component_names(checkpoint.architecture), hub)
-    return str(folder) if (folder / MODEL_INDEX).is_file() else None
+def _own_components(checkpoint: Checkpoint, found: Located) -> Path | None:
+    """The other components of the repo that the checkpoint came from, as a folder; None if it has none."""
+    folder = fetch_components(found.repo, _component_names(checkpoint.architecture), found.hub)
+    return folder if (folder / MODEL_INDEX).is_file() else None
 
 
 def assemble_pipeline(
