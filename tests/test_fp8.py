@@ -1,5 +1,7 @@
 """The FP8 grid and the casts to it and from it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -101,3 +103,17 @@ def test_nobody_computes_in_fp8_or_integers():
     for dtype in (fp8.FP8, torch.int8):
         with pytest.raises(FormatError, match=r"pass torch\.bfloat16"):
             fp8.check_compute_dtype(dtype)
+
+
+def test_transient_results_share_memory_in_a_thread_and_with_no_other():
+    one, two = (fp8.saturating_cast(torch.randn(5, 7)) for _ in range(2))
+    first = fp8.dequantize(one, None, torch.float32, transient=True)
+    assert torch.equal(first, one.float())
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(fp8.dequantize, two, None, torch.float32, transient=True).result()
+    assert torch.equal(first, one.float()) and torch.equal(other, two.float())
+    second = fp8.dequantize(two[:3], None, torch.float32, transient=True)
+    assert torch.equal(second, two[:3].float()) and second.data_ptr() == first.data_ptr()
+    kept = fp8.dequantize(one, None, torch.float32)
+    fp8.dequantize(two, None, torch.float32, transient=True)
+    assert torch.equal(kept, one.float())

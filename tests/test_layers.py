@@ -1,5 +1,7 @@
 """FP8 layers compute what plain layers with the dequantized weight compute."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,24 @@ def check_gradients(plain, scales, inputs):
     assert torch.allclose(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
     assert torch.allclose(layer.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
     assert layer.weight.grad is None
+
+
+@KINDS
+def test_inference_mode_and_training_may_follow_each_other_in_any_order(kind):
+    plain, inputs = plain_layer(kind)
+    layer = fp8_layer(plain)
+
+    def infer():
+        with torch.inference_mode():
+            return layer(inputs).clone()
+
+    def run_in_a_fresh_thread():
+        first = infer()
+        layer(inputs.clone().requires_grad_(True)).sum().backward()
+        return torch.equal(first, infer())
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_in_a_fresh_thread).result()
 
 
 def test_training_keeps_the_fp8_weight_for_the_backward_pass_and_no_expanded_one():

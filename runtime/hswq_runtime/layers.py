@@ -130,7 +130,8 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not (torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias))):
-            return self._conv_forward(input, self.dequantized_weight(), self.bias)
+            expanded = fp8.dequantize(self.weight, self.scale, self.compute_dtype, transient=True)
+            return self._conv_forward(input, expanded, self.bias)
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -140,7 +141,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
 
 
 def _expand_and_multiply(input, weight, scale, bias, dtype):
-    return F.linear(input, fp8.dequantize(weight, scale, dtype), bias)
+    return F.linear(input, fp8.dequantize(weight, scale, dtype, transient=True), bias)
 
 
 def _multiply(input, weight, scale, bias, dtype):
@@ -162,7 +163,8 @@ class _LinearProduct(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, scale = ctx.saved_tensors
         _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        input = gradient @ fp8.dequantize(weight, scale, gradient.dtype) if input_needed else None
+        expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=True)
+        input = gradient @ expanded if input_needed else None
         bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if bias_needed else None
         return None, input, None, None, bias, None
 
@@ -174,7 +176,7 @@ class _ConvProduct(torch.autograd.Function):
     def forward(ctx, geometry, input, weight, scale, bias, dtype):
         ctx.save_for_backward(weight, scale)
         ctx.geometry, ctx.input_shape = geometry, input.shape
-        return F.conv2d(input, fp8.dequantize(weight, scale, dtype), bias, *geometry)
+        return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -182,7 +184,7 @@ class _ConvProduct(torch.autograd.Function):
         _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
         input = None
         if input_needed:
-            expanded = fp8.dequantize(weight, scale, gradient.dtype)
+            expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=True)
             input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
         bias = gradient.sum((0, 2, 3)) if bias_needed else None
         return None, input, None, None, bias, None
