@@ -3,6 +3,8 @@
 *Sensitivity* of a layer is the variance of its output, ``Var(Y) = E[Y²] − E[Y]²``, where the expectations are
 means over calls of the means within a call. *Importance* of an input channel c is ``I_c = mean |X_c|`` over all
 other dimensions, again averaged over calls. A call that holds anything non-finite is left out and counted.
+
+On the way some calls of the whole denoiser are recorded (see `calls.py`), for what is measured afterwards.
 """
 
 import json
@@ -19,6 +21,7 @@ from torch import nn
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
 
+from .calls import Call, record_calls, spread
 from .files import write_atomically
 from .generate import generate, generation_settings, open_pipeline
 from .hardware import describe, pick_device, pick_dtype, versions
@@ -27,6 +30,8 @@ from .settings import CalibrationSettings
 from .sources import Source
 
 _SETTINGS = "hswq_calibration"
+_CALLS = "calls/"
+"""Recorded tensors are stored as `calls/<call>/<number>`; no module's name holds a slash."""
 
 
 @dataclass
@@ -80,10 +85,11 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics by diffusers module name, and everything that made them."""
+    """Statistics by diffusers module name, recorded calls, and everything that made them."""
 
     layers: dict[str, LayerStatistics]
     made_by: dict = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write `path` (safetensors) and, beside it with the suffix .json, the same without the vectors."""
@@ -92,7 +98,12 @@ class Calibration:
             name: {k: v for k, v in vars(statistics).items() if k != "importance_sum"}
             for name, statistics in self.layers.items()
         }
-        header = json.dumps({"made_by": self.made_by, "layers": numbers})
+        descriptions = []
+        for i, call in enumerate(self.calls):
+            description, recorded = call.flatten()
+            descriptions.append(description)
+            tensors |= {f"{_CALLS}{i}/{n}": tensor.contiguous() for n, tensor in enumerate(recorded)}
+        header = json.dumps({"made_by": self.made_by, "layers": numbers, "calls": descriptions})
         readable = {
             "made_by": self.made_by,
             "layers": {
@@ -117,9 +128,16 @@ class Calibration:
                     name: LayerStatistics(importance_sum=file.get_tensor(name), **numbers)
                     for name, numbers in header["layers"].items()
                 }
+                calls = [_call(file, i, description) for i, description in enumerate(header["calls"])]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} is not a calibration file; make one with `hswq-hub calibrate`") from error
-        return cls(layers, header["made_by"])
+        return cls(layers, header["made_by"], calls)
+
+
+def _call(file, number: int, description) -> Call:
+    prefix = f"{_CALLS}{number}/"
+    count = sum(key.startswith(prefix) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
+    return Call.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
 
 
 @contextmanager
@@ -170,6 +188,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     with (
+        record_calls(denoiser, spread(settings.calls, settings.samples, how.steps)) as calls,
         monitor(denoiser) as layers,
         progress(total=settings.samples * how.steps, desc="calibrate", unit="step") as bar,
     ):
@@ -186,6 +205,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
             "hardware": describe(device),
             "versions": versions(),
         },
+        calls=calls,
     )
 
 

@@ -15,14 +15,19 @@ from hswq_runtime.formats import Format
 
 from . import __version__
 from .settings import (
+    CALIBRATION_MEMORY,
+    DEFAULT_RECIPE,
     DEVICES,
     DTYPES,
+    KEEP_BY,
     RECIPES,
+    ROUNDINGS,
     CalibrationSettings,
     EvaluationSettings,
     PublishSettings,
     Recipe,
 )
+from .settings import recipe as recipe_of
 
 DEBUG_VARIABLE = "HSWQ_DEBUG"
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -83,11 +88,41 @@ calibration_options = _options(
     click.option("--seed", type=SEED, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
 )
 recipe_options = _options(
-    click.option("--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True),
+    click.option(
+        "--recipe",
+        type=click.Choice(list(RECIPES)),
+        default=DEFAULT_RECIPE,
+        show_default=True,
+        help="measured: compensated rounding, and in full precision what costs most. hswq: the method as published.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(ROUNDINGS),
+        help="gptq: what changes the layer's outputs least. nearest: each weight by itself.  [default: the recipe's]",
+    ),
+    click.option(
+        "--keep-by",
+        type=click.Choice(KEEP_BY),
+        help="What decides which layers stay in full precision: measured error per byte, or output variance.  "
+        "[default: the recipe's]",
+    ),
     click.option(
         "--keep-ratio",
         type=click.FloatRange(0, 1),
-        help="Share of the layers that stays in full precision.  [default: the architecture's; 0.1 for Z-Image]",
+        help="Keep this share of the layers.  [default: the recipe's; hswq: the architecture's, 0.1 for Z-Image]",
+    ),
+    click.option(
+        "--budget",
+        type=click.FloatRange(0, min_open=True),
+        help="Keep what fits: the denoiser takes this share of its size in 16 bits.  [default: the recipe's]",
+    ),
+    click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
+    click.option(
+        "--calibration-memory",
+        type=click.FloatRange(0, min_open=True),
+        default=CALIBRATION_MEMORY,
+        show_default=True,
+        help="GB that second moments (gptq) may take at once.",
     ),
     click.option(
         "--format",
@@ -139,7 +174,12 @@ def publish(
     base,
     folder,
     recipe,
+    rounding,
+    keep_by,
     keep_ratio,
+    budget,
+    row_scales,
+    calibration_memory,
     format_,
     samples,
     steps,
@@ -171,7 +211,8 @@ def publish(
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
-        recipe=Recipe(name=recipe, keep_ratio=keep_ratio),
+        recipe=_recipe(recipe, rounding, keep_by, keep_ratio, budget, row_scales),
+        calibration_memory=calibration_memory,
         calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
     )
@@ -227,7 +268,7 @@ def calibrate(reference, base, samples, steps, seed, guidance, size, device, dty
 
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
-    settings = CalibrationSettings(samples, steps, seed, guidance, size, device, dtype)
+    settings = CalibrationSettings(samples, steps, seed=seed, guidance=guidance, size=size, device=device, dtype=dtype)
     calibration = calibrate(resolve(reference, base), settings)
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
@@ -241,7 +282,21 @@ def calibrate(reference, base, samples, steps, seed, guidance, size, device, dty
 @recipe_options
 @device_option
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
-def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, output):
+def quantize(
+    reference,
+    base,
+    statistics,
+    recipe,
+    rounding,
+    keep_by,
+    keep_ratio,
+    budget,
+    row_scales,
+    calibration_memory,
+    format_,
+    device,
+    output,
+):
     """Write the quantized files.
 
     \b
@@ -254,8 +309,8 @@ def quantize(reference, base, statistics, recipe, keep_ratio, format_, device, o
 
     _quiet()
     source, calibration = resolve(reference, base), Calibration.load(statistics)
-    for version in _formats(format_):
-        path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio), device)
+    how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, row_scales)
+    for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         click.echo(text_table(*plan_table(plan)) + "\n")
 
@@ -310,6 +365,14 @@ def _formats(name: str) -> tuple[Format, ...]:
     return tuple(Format) if name == "both" else (Format(name),)
 
 
+def _recipe(name, rounding, keep_by, keep_ratio, budget, row_scales) -> Recipe:
+    if keep_ratio is not None and budget is not None:
+        raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
+    return recipe_of(
+        name, rounding=rounding, keep_by=keep_by, keep_ratio=keep_ratio, budget=budget, row_scales=row_scales
+    )
+
+
 def _command(context: click.Context) -> str:
     """The command line that does the same again: arguments and options that differ from their defaults.
 
@@ -319,6 +382,9 @@ def _command(context: click.Context) -> str:
     for parameter in context.command.params:
         value = context.params[parameter.name]
         if value is None or value == parameter.get_default(context) or parameter.name == "folder":
+            continue
+        if value is True:
+            words.append(parameter.opts[0])
             continue
         word = Path(value).name if isinstance(value, Path) or Path(str(value)).exists() else str(value)
         words += [word] if isinstance(parameter, click.Argument) else [parameter.opts[0], word]

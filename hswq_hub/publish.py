@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from hswq_runtime.formats import Format
 from hswq_runtime.pipeline import MODEL_INDEX, component_folders
 
 from . import __version__
@@ -23,7 +24,17 @@ from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .hardware import describe, pick_device, pick_dtype, versions
 from .pictures import comparison
-from .quantize import Plan, plan_hswq, plan_naive, quantized_name, write_quantized
+from .quantize import (
+    Plan,
+    codes_of,
+    keep,
+    measure_errors,
+    plan_everything,
+    plan_naive,
+    quantized_name,
+    write_compensated,
+    write_quantized,
+)
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
 from .sources.source import file_sha256
@@ -69,10 +80,19 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
     workspace = Workspace(source.name, source.sha256)
     device = settings.calibration.device
     calibration = _calibrated(workspace, source, settings.calibration)
-    plans = [plan_hswq(source.checkpoint, calibration, format, settings.recipe, device) for format in settings.formats]
+    plans = plan_everything(source.checkpoint, calibration, settings.formats, settings.recipe, device)
+    rounded = _rounded(workspace, source, calibration, plans, settings)
+    plans = [
+        keep(
+            plan, source.checkpoint, settings.recipe, _errors(workspace, source, plan, rounded[plan.version], settings)
+        )
+        for plan in plans.values()
+    ]
     naive = _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors", device)
     files = {
-        plan.version: _quantized(workspace, source, plan, quantized_name(source, plan.version), device)
+        plan.version: _quantized(
+            workspace, source, plan, quantized_name(source, plan.version), device, rounded[plan.version]
+        )
         for plan in plans
     }
     candidates = {NAIVE: naive, **{version.label: path for version, path in files.items()}}
@@ -101,7 +121,9 @@ def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
     source.check_components()
     size = source.path.stat().st_size
     components = sum(file.stat().st_size for file in _files(_local_components(source)))
-    check_room(home(), size * (len(settings.formats) + 1))
+    # Besides the published files the naive one, and for each format one with all weights rounded.
+    rounded = len(settings.formats) if settings.recipe.rounding != "nearest" else 0
+    check_room(home(), size * (len(settings.formats) + rounded + 1))
     check_room(folder, size * len(settings.formats) + components)
 
 
@@ -127,7 +149,7 @@ def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts
 def _settle(settings: PublishSettings, source: Source) -> PublishSettings:
     """The settings with everything that was left open decided, as it will be recorded."""
     recipe = settings.recipe
-    if recipe.keep_ratio is None:
+    if recipe.keep_ratio is None and recipe.budget is None:
         recipe = replace(recipe, keep_ratio=source.checkpoint.architecture.keep_ratio)
 
     def decide(part):
@@ -153,11 +175,86 @@ def _calibrated(workspace: Workspace, source: Source, settings: CalibrationSetti
     return Calibration.load(path)
 
 
-def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str, device: str) -> Path:
-    made_from = [code_digest(), plan.recipe, plan.version.value, plan.as_rows(), source.hub_base]
+def _rounded(
+    workspace: Workspace, source: Source, calibration: Calibration, plans: dict[Format, Plan], settings: PublishSettings
+) -> dict[Format, Path | None]:
+    """By format the file with all weights rounded by the recipe; None where they are rounded when they are written."""
+    recipe = settings.recipe
+    if recipe.rounding == "nearest":
+        return dict.fromkeys(plans)
+    made_from = [
+        _maker(settings.calibration.device),
+        calibration.made_by,
+        source.prompts.calibration,
+        _base_identity(source),
+        asdict(recipe.compensation),
+    ]
+    paths = {
+        version: workspace.product("rounded", [made_from, version.value, plan.as_rows()], "rounded.safetensors")
+        for version, plan in plans.items()
+    }
+    missing = {version: path for version, path in paths.items() if not path.exists()}
+    if missing:
+        write_compensated(
+            source.checkpoint,
+            calibration,
+            {version: plans[version] for version in missing},
+            missing,
+            recipe.compensation,
+            source_sha256=source.sha256,
+            memory=settings.calibration_memory,
+            device=settings.calibration.device,
+        )
+    return paths
+
+
+def _errors(
+    workspace: Workspace, source: Source, plan: Plan, rounded: Path | None, settings: PublishSettings
+) -> dict[str, float] | None:
+    """Measured error of each weight by key, if the recipe keeps by that."""
+    recipe = settings.recipe
+    if recipe.keep_by != "error":
+        return None
+    made_from = [
+        _maker(settings.calibration.device),
+        asdict(settings.calibration),
+        asdict(recipe.measurement),
+        source.prompts.calibration,
+        _base_identity(source),
+        rounded.parent.name if rounded else None,
+        plan.version.value,
+        plan.as_rows(),
+    ]
+    path = workspace.product("errors", made_from, "errors.json")
+    if not path.exists():
+        codes = codes_of(source.checkpoint, plan.version, rounded, settings.calibration.device)
+        errors = measure_errors(source, plan, codes, settings.calibration, recipe.measurement)
+        write_atomically(path, (json.dumps(errors, indent=2) + "\n").encode())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _quantized(
+    workspace: Workspace, source: Source, plan: Plan, name: str, device: str, rounded: Path | None = None
+) -> Path:
+    made_from = [
+        code_digest(),
+        plan.recipe,
+        plan.version.value,
+        plan.as_rows(),
+        source.hub_base,
+        rounded.parent.name if rounded else None,
+    ]
     path = workspace.product(plan.recipe, made_from, name)
     if not path.exists():
-        write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=device)
+        write_quantized(
+            source.checkpoint,
+            plan,
+            path,
+            source_sha256=source.sha256,
+            base=source.hub_base,
+            rounded=rounded,
+            device=device,
+        )
     return path
 
 

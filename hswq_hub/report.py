@@ -87,17 +87,19 @@ def _compare(better: VariantResult, worse: VariantResult) -> Comparison:
 def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and a row for each weight of `plan`: what happens to it, and why.
 
-    "range" is the found amax over max|w|.
+    "error": latent MSE when it alone is quantized. "range": the found amax over max|w|.
     """
     rows = [
         (
             d.layer,
             d.number_format,
+            d.rounding or "",
             "" if d.sensitivity is None else f"{d.sensitivity:.3g}",
+            "" if d.error is None else f"{d.error:.2e}",
             f"{d.amax / d.maximum:.4f}" if d.maximum else "",
             f"{d.scale:.3g}" if d.scale is not None else "",
             d.reason,
         )
         for d in plan.decisions
     ]
-    return ("layer", "stored as", "output variance", "range", "scale", "why"), rows
+    return ("layer", "stored as", "rounding", "output variance", "error", "range", "scale", "why"), rows

@@ -19,7 +19,7 @@ def weight(seed=0, shape=(64, 32)):
 def slow_error(histogram, delta: float, scaled: bool) -> float:
     """The formula, one candidate and one bin at a time, on the grid values."""
     values, scale, total = grid().double().numpy(), delta / FP8_MAX if scaled else 1.0, 0.0
-    for x, mass in zip(histogram.middles.tolist(), histogram.mass.tolist(), strict=True):
+    for x, mass in zip(histogram.values.tolist(), histogram.mass.tolist(), strict=True):
         total += mass * (values[np.abs(values - min(x, delta) / scale).argmin()] * scale - x) ** 2
     return total
 
@@ -40,7 +40,7 @@ def test_histogram_is_numpys():
         values.abs().numpy(), bins=64, range=(0, values.abs().max().item()), weights=importance.expand(64, -1).numpy()
     )
     assert histogram.mass.tolist() == pytest.approx((mass / mass.sum()).tolist(), abs=1e-3)
-    assert histogram.middles.tolist() == pytest.approx(((edges[1:] + edges[:-1]) / 2).tolist())
+    assert histogram.values.tolist() == pytest.approx(((edges[1:] + edges[:-1]) / 2).tolist())
     assert histogram.mass.sum().item() == pytest.approx(1)
 
 

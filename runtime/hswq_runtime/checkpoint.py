@@ -24,12 +24,29 @@ _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
 
 
+DTYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", formats.DTYPE_FP8), 1),
+}
+"""Bytes of one value, by safetensors' names."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What the header says of one tensor: its safetensors dtype name and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.values * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,11 @@ class Checkpoint:
         if empty:
             raise FormatError(f"{self.path} holds empty tensors: {', '.join(empty)}")
         return keys
+
+    @property
+    def denoiser_tensors(self) -> dict[str, TensorInfo]:
+        """`TensorInfo` of the denoiser's tensors, without those of other components in the same file."""
+        return {key: self.tensors[key] for key in self._denoiser_keys}
 
     @cached_property
     def _quantized(self) -> tuple[dict[str, formats.StoredWeight], set[str]]:
