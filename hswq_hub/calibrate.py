@@ -25,6 +25,7 @@ from .calls import Call, record_calls, spread
 from .files import write_atomically
 from .generate import generate, generation_settings, open_pipeline
 from .hardware import describe, pick_device, pick_dtype, versions
+from .processes import Group
 from .progress import progress
 from .settings import CalibrationSettings
 from .sources import Source
@@ -171,7 +172,8 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
 def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Calibration:
     """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
 
-    Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`.
+    Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
+    that were launched together share the samples, and each returns the whole.
 
     Raises:
         DeviceError: CUDA asked for and absent.
@@ -179,21 +181,28 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         HSWQError: a layer was never called with finite values, so nothing is known of it.
     """
     settings = settings or CalibrationSettings()
-    device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device)
+    group = Group(pick_device(settings.device))
+    dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
     architecture = source.checkpoint.architecture
     denoiser = load_model(source.checkpoint, dtype)
-    pipeline = open_pipeline(architecture, denoiser, source.base, device)
+    pipeline = open_pipeline(architecture, denoiser, source.base, group.device)
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
+    ours = range(group.number, settings.samples, group.size)
+    # Calls are numbered over all samples; the n-th that this process sees has the number numbers[n].
+    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
+    wanted = spread(settings.calls, settings.samples, how.steps)
     with (
-        record_calls(denoiser, spread(settings.calls, settings.samples, how.steps)) as calls,
+        record_calls(denoiser, {n for n, number in enumerate(numbers) if number in wanted}) as calls,
         monitor(denoiser) as layers,
-        progress(total=settings.samples * how.steps, desc="calibrate", unit="step") as bar,
+        progress(total=len(numbers), desc="calibrate", unit="step") as bar,
     ):
-        for i in range(settings.samples):
+        for i in ours:
             generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
+    layers = {name: merged([part[name] for part, _ in found]) for name in layers}
+    recorded = {number: call for _, part in found for number, call in part.items()}
     _require_calls(layers)
     return Calibration(
         layers,
@@ -202,10 +211,22 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
             "source_sha256": source.sha256,
             "generation": asdict(how),
             "dtype": str(dtype).removeprefix("torch."),
-            "hardware": describe(device),
+            "hardware": describe(group.device),
+            "processes": group.size,
             "versions": versions(),
         },
-        calls=calls,
+        calls=[recorded[number] for number in sorted(recorded)],
+    )
+
+
+def merged(parts: list[LayerStatistics]) -> LayerStatistics:
+    """The statistics of one layer over the calls of all `parts`."""
+    return LayerStatistics(
+        importance_sum=torch.stack([part.importance_sum for part in parts]).sum(dim=0),
+        mean_sum=sum(part.mean_sum for part in parts),
+        square_sum=sum(part.square_sum for part in parts),
+        calls=sum(part.calls for part in parts),
+        skipped=sum(part.skipped for part in parts),
     )
 
 

@@ -22,6 +22,7 @@ from .settings import (
     KEEP_BY,
     RECIPES,
     ROUNDINGS,
+    SEARCHES,
     CalibrationSettings,
     EvaluationSettings,
     PublishSettings,
@@ -116,6 +117,12 @@ recipe_options = _options(
         type=click.FloatRange(0, min_open=True),
         help="Keep what fits: the denoiser takes this share of its size in 16 bits.  [default: the recipe's]",
     ),
+    click.option(
+        "--search",
+        type=click.Choice(list(SEARCHES)),
+        help="Where a weight's range may be clipped: over a histogram as published, over its values, or not at all.  "
+        "[default: the recipe's]",
+    ),
     click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
     click.option(
         "--calibration-memory",
@@ -178,6 +185,7 @@ def publish(
     keep_by,
     keep_ratio,
     budget,
+    search,
     row_scales,
     calibration_memory,
     format_,
@@ -211,7 +219,7 @@ def publish(
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
-        recipe=_recipe(recipe, rounding, keep_by, keep_ratio, budget, row_scales),
+        recipe=_recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales),
         calibration_memory=calibration_memory,
         calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
@@ -256,20 +264,31 @@ def inspect(file):
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
-def calibrate(reference, base, samples, steps, seed, guidance, size, device, dtype, output):
+@click.option(
+    "--num-processes",
+    type=click.IntRange(2),
+    help="Share the pictures among so many processes, one a GPU, as `accelerate launch -m hswq_hub calibrate` does.",
+)
+def calibrate(reference, base, samples, steps, seed, guidance, size, device, dtype, output, num_processes):
     """Gather statistics while the original makes pictures.
 
     \b
     hswq-hub calibrate demo -o demo-calibration.safetensors
     """
     from .calibrate import Calibration, calibrate
+    from .hardware import pick_device
+    from .processes import Group, launch
     from .sources import resolve
     from .targets import check_replaceable
 
+    if num_processes is not None:
+        sys.exit(launch(num_processes, _arguments(click.get_current_context(), leaving_out="num_processes")))
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     settings = CalibrationSettings(samples, steps, seed=seed, guidance=guidance, size=size, device=device, dtype=dtype)
     calibration = calibrate(resolve(reference, base), settings)
+    if not Group(pick_device(device)).first:
+        return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
@@ -291,6 +310,7 @@ def quantize(
     keep_by,
     keep_ratio,
     budget,
+    search,
     row_scales,
     calibration_memory,
     format_,
@@ -303,15 +323,18 @@ def quantize(
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
     from .calibrate import Calibration
+    from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
     from .sources import resolve
 
     _quiet()
     source, calibration = resolve(reference, base), Calibration.load(statistics)
-    how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, row_scales)
+    how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales)
     for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
+        for drawing in draw_plan(source.checkpoint, plan, path):
+            click.echo(drawing)
         click.echo(text_table(*plan_table(plan)) + "\n")
 
 
@@ -349,6 +372,23 @@ def evaluate(reference, files, base, pairs, steps, seed, guidance, size, device,
 
 
 @main.command()
+@click.argument("one", type=EXISTING_FILE)
+@click.argument("other", type=EXISTING_FILE)
+def compare(one, other):
+    """Show two files of one model, quantized or not, tensor by tensor.
+
+    \b
+    hswq-hub compare out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    """
+    from hswq_runtime.checkpoint import Checkpoint
+
+    from .compare import compare
+    from .report import compare_table, text_table
+
+    click.echo(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
+
+
+@main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def card(folder):
     """Render a published folder's model card anew.
@@ -365,12 +405,29 @@ def _formats(name: str) -> tuple[Format, ...]:
     return tuple(Format) if name == "both" else (Format(name),)
 
 
-def _recipe(name, rounding, keep_by, keep_ratio, budget, row_scales) -> Recipe:
+def _recipe(name, rounding, keep_by, keep_ratio, budget, search, row_scales) -> Recipe:
     if keep_ratio is not None and budget is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
     return recipe_of(
-        name, rounding=rounding, keep_by=keep_by, keep_ratio=keep_ratio, budget=budget, row_scales=row_scales
+        name,
+        rounding=rounding,
+        keep_by=keep_by,
+        keep_ratio=keep_ratio,
+        budget=budget,
+        search=search,
+        row_scales=row_scales,
     )
+
+
+def _arguments(context: click.Context, leaving_out: str) -> list[str]:
+    """The command's name and what it was given, but for one option."""
+    words = [context.info_name]
+    for parameter in context.command.params:
+        value = context.params[parameter.name]
+        if value is None or parameter.name == leaving_out:
+            continue
+        words += [str(value)] if isinstance(parameter, click.Argument) else [parameter.opts[-1], str(value)]
+    return words
 
 
 def _command(context: click.Context) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from hswq_runtime.formats import Format
 from hswq_runtime.pipeline import MODEL_INDEX, component_folders
 
-from . import __version__
+from . import __version__, plots
 from .calibrate import Calibration, calibrate
 from .card import CARD, IMAGES, LICENCE_FILE, METRICS, licence_text, write_card
 from .evaluate import Evaluation, evaluate
@@ -111,7 +111,7 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         "files": {plan.version.value: _file_facts(files[plan.version], plan) for plan in plans},
         "layers": {plan.version.value: plan.as_rows() for plan in plans},
     }
-    replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, facts))
+    replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, plans, facts))
     return Published(folder, Evaluation.load(folder / METRICS))
 
 
@@ -127,11 +127,12 @@ def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
     check_room(folder, size * len(settings.formats) + components)
 
 
-def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts: dict) -> None:
+def _fill(target: Path, source: Source, files: list[Path], measured: Path, plans: list[Plan], facts: dict) -> None:
     """Put the products together as they are uploaded."""
     for file in files:
         shutil.copyfile(file, target / file.name)
     shutil.copytree(measured, target, dirs_exist_ok=True)
+    _draw(target, source, plans)
     examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
     (target / _EXAMPLES).unlink()
     if (text := licence_text(source.licence)) is not None:
@@ -144,6 +145,17 @@ def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts
     record = facts | {"examples": examples, CONTENTS: sorted([*list_contents(target), CARD])}
     write_atomically(target / RECORD, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     write_card(target)
+
+
+def _draw(target: Path, source: Source, plans: list[Plan]) -> None:
+    """What was decided in the last of the published files, and what all of them cost and give."""
+    evaluation = Evaluation.load(target / METRICS)
+    whole, *variants = evaluation.variants
+    points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
+    plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
+    if plans[-1].quantized:
+        plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
+    plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
 
 
 def _settle(settings: PublishSettings, source: Source) -> PublishSettings:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from .compare import TensorComparison
 from .evaluate import ORIGINAL, Evaluation, VariantResult
 from .quantize import Plan
 
@@ -103,3 +104,17 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         for d in plan.decisions
     ]
     return ("layer", "stored as", "rounding", "output variance", "error", "range", "scale", "why"), rows
+
+
+def compare_table(found: list[TensorComparison]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row for each weight of two files."""
+    rows = [
+        (
+            tensor.layer,
+            *tensor.stored,
+            "" if tensor.codes is None else f"{tensor.codes:.1%}",
+            f"{tensor.difference:.2e}",
+        )
+        for tensor in found
+    ]
+    return ("layer", "A", "B", "codes that differ", "|A - B| / |A|"), rows

@@ -45,20 +45,25 @@ class SearchSettings:
     lowest: float = 0.5
 
 
+SEARCHES = {"histogram": SearchSettings(), "exact": SearchSettings(bins=None), "none": None}
+"""As published; over the weights themselves; not at all."""
+
+
 @dataclass(frozen=True)
 class RoundingSettings:
     """Compensated rounding: damping as a share of the mean second moment, sweeps of descent at most."""
 
-    damping: float = 0.01
+    damping: float = 0.003
     sweeps: int = 3
 
 
 @dataclass(frozen=True)
 class ErrorSettings:
-    """How the error that one weight makes is measured: pictures, and what is added to their seeds so that their
-    noise is none that the calibration saw."""
+    """How the error that one weight makes is measured: pictures, denoising steps of each (None: the model's own), and
+    what is added to their seeds so that their noise is none that the calibration saw."""
 
     samples: int = 4
+    steps: int | None = None
     seed_offset: int = 500
 
 
@@ -68,7 +73,8 @@ class Recipe:
 
     rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
     size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
-    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row.
+    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. search: of the
+    range; None: the range is max|w|.
     """
 
     name: str
@@ -77,7 +83,7 @@ class Recipe:
     keep_ratio: float | None = None
     budget: float | None = None
     row_scales: bool = False
-    search: SearchSettings = field(default_factory=SearchSettings)
+    search: SearchSettings | None = None
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)
 
@@ -85,17 +91,18 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("measured", rounding="gptq", keep_by="error", budget=0.56, search=SearchSettings(bins=None)),
-        Recipe("hswq", rounding="nearest", keep_by="variance"),
+        Recipe("measured", rounding="gptq", keep_by="error", budget=0.56),
+        Recipe("hswq", rounding="nearest", keep_by="variance", search=SEARCHES["histogram"]),
     )
 }
-"""The default first. "hswq" is the method as published; "measured" was chosen by `benchmarks/fidelity.py`."""
+"""The default first. "hswq" is the method as published; "measured" was chosen by `benchmarks/fidelity.py`: a range
+that is searched for rounding to nearest loses to max|w| when rounding is compensated."""
 DEFAULT_RECIPE = next(iter(RECIPES))
 
 
 def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
     """The recipe `name` with those of `changes` that are not None; a keep ratio takes the place of a budget, and
-    the other way round.
+    the other way round. `search` is a name in `SEARCHES`.
 
     Raises:
         ValueError: both a keep ratio and a budget.
@@ -103,6 +110,8 @@ def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
     changes = {key: value for key, value in changes.items() if value is not None}
     if {"keep_ratio", "budget"} <= changes.keys():
         raise ValueError("a keep ratio and a budget cannot both be kept; give one of them")
+    if "search" in changes:
+        changes["search"] = SEARCHES[changes["search"]]
     limits = {"keep_ratio": None, "budget": None} if {"keep_ratio", "budget"} & changes.keys() else {}
     return replace(RECIPES[name], **limits | changes)
 

@@ -32,14 +32,14 @@ def measure_errors(
     """Latent MSE against the original, by key, with one weight of `plan` quantized at a time.
 
     `codes`: decision -> FP8 codes and scale, see `writer.codes_of`. `calibration`: device, dtype, seed, guidance and
-    size; the number of steps is the model's own, as that is what its pictures are made with.
+    size. Steps are the model's own by default, as those are what its pictures are made with.
     """
     device = pick_device(calibration.device)
     dtype = pick_dtype(calibration.dtype, device)
     checkpoint = source.checkpoint
     denoiser = load_model(checkpoint, dtype)
     pipeline = open_pipeline(checkpoint.architecture, denoiser, source.base, device)
-    how = generation_settings(pipeline, checkpoint.architecture, guidance=calibration.guidance, size=calibration.size)
+    how = generation_settings(pipeline, checkpoint.architecture, settings.steps, calibration.guidance, calibration.size)
     prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]
     reference = final_latents(pipeline, prompts, seeds, how)

@@ -20,8 +20,8 @@ from hswq_runtime.fp8 import FP8_MAX
 
 from ..calibrate import Calibration
 from ..progress import progress
-from ..settings import Recipe
-from .search import search_amax, weighted_histogram, weighted_values
+from ..settings import Recipe, SearchSettings
+from .search import Histogram, search_amax, weighted_histogram, weighted_values
 
 KEPT, FP8 = "kept", "fp8_e4m3fn"
 NAIVE = "naive"
@@ -111,25 +111,30 @@ def plan_everything(
             for version in versions:
                 found[version].append(decision)
             continue
-        importance = _importance(checkpoint, calibration, decision.key)
-        if recipe.search.bins is None:
-            histogram = weighted_values(weight.to(device), importance)
-        else:
-            histogram = weighted_histogram(weight.to(device), importance, recipe.search.bins)
+        maximum = weight.abs().max().item()
+        if recipe.search is not None:
+            histogram = _histogram(weight.to(device), _importance(checkpoint, calibration, decision.key), recipe.search)
         for version in versions:
             by_row = recipe.row_scales and version.scaled
-            amax = histogram.maximum if by_row else search_amax(histogram, version.scaled, recipe.search)
+            searched = recipe.search is not None and not by_row
+            amax = search_amax(histogram, version.scaled, recipe.search) if searched else maximum
             found[version].append(
                 replace(
                     decision,
                     rounding=recipe.rounding,
-                    maximum=histogram.maximum,
-                    amax=amax,
+                    maximum=maximum,
+                    amax=amax if version.scaled else min(amax, FP8_MAX),
                     scale=_scale(amax, version),
                     row_scales=by_row,
                 )
             )
     return {version: Plan(version, recipe.name, tuple(decisions)) for version, decisions in found.items()}
+
+
+def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
+    if search.bins is None:
+        return weighted_values(weight, importance)
+    return weighted_histogram(weight, importance, search.bins)
 
 
 def plan_naive(checkpoint: Checkpoint) -> Plan:
