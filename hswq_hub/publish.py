@@ -256,7 +256,7 @@ def _quantized(
         source.hub_base,
         rounded.parent.name if rounded else None,
     ]
-    path = workspace.product(plan.recipe, made_from, name)
+    path = workspace.product("quantized", made_from, name)
     if not path.exists():
         write_quantized(
             source.checkpoint,

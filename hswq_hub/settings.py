@@ -3,7 +3,7 @@
 This module imports nothing heavy, so that `--help` need not wait for torch.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from hswq_runtime.formats import Format
 
@@ -51,10 +51,12 @@ SEARCHES = {"histogram": SearchSettings(), "exact": SearchSettings(bins=None), "
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """Compensated rounding: damping as a share of the mean second moment, sweeps of descent at most."""
+    """Compensated rounding: damping as a share of the mean second moment, sweeps of descent at most, and how many
+    rows of input count in one call of a layer, evenly spread; more cost time and change little."""
 
     damping: float = 0.003
     sweeps: int = 3
+    tokens: int = 1024
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,18 @@ class Recipe:
     search: SearchSettings | None = None
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)
+
+    @property
+    def label(self) -> str:
+        """What a file's header says: the name and what differs from the recipe of that name."""
+        own = RECIPES[self.name]
+        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(own, f.name)]
+        simple = (str, int, float, type(None))
+        said = [
+            f"{name} {getattr(self, name)}" if isinstance(getattr(self, name), simple) else f"{name} changed"
+            for name in differing
+        ]
+        return f"{self.name} ({', '.join(said)})" if said else self.name
 
 
 RECIPES = {

@@ -93,6 +93,13 @@ def test_a_keep_ratio_and_a_budget_exclude_each_other():
     assert recipe(keep_ratio=0.1).budget is None and recipe("hswq", budget=0.6).keep_ratio is None
 
 
+def test_the_header_says_what_differs_from_the_recipe():
+    assert recipe().label == "measured"
+    assert recipe("hswq", rounding="gptq", keep_ratio=0.2).label == "hswq (rounding gptq, keep_ratio 0.2)"
+    assert recipe("hswq", search="exact").label == "hswq (search changed)"
+    assert recipe(search="none").label == "measured"
+
+
 def test_an_exchanged_weight_reaches_all_modules_behind_it_and_goes_again(source):
     model = load_model(source, torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -9,7 +9,8 @@ from torch import nn
 
 from hswq_hub.calibrate import Calibration
 from hswq_hub.calls import Call, record_calls, spread
-from hswq_hub.quantize.moments import TOKENS, in_groups, moment_bytes, second_moments
+from hswq_hub.quantize.moments import in_groups, moment_bytes, second_moments
+from hswq_hub.settings import RoundingSettings
 from hswq_runtime.errors import HSWQError
 
 
@@ -61,7 +62,7 @@ def test_convolution(settings):
 
 
 def test_tokens_beyond_the_bound_are_thinned_evenly():
-    count = 3 * TOKENS
+    count = 3 * RoundingSettings().tokens
     x = torch.arange(count).float().reshape(1, count, 1)
     assert moments_of(nn.Linear(1, 1), x).item() == pytest.approx(
         (torch.arange(0, count, 3).double() ** 2).mean().item()

@@ -59,7 +59,7 @@ def write_compensated(
         for file in files.values():
             file.copy_kept()
         for group in in_groups(modules, int(memory * 1e9)):
-            moments = second_moments(model, group, calibration.calls, device)
+            moments = second_moments(model, group, calibration.calls, device, settings.tokens)
             for key in progress(group, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
                 for version, file in files.items():

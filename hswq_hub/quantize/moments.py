@@ -14,9 +14,7 @@ from hswq_runtime.errors import HSWQError
 
 from ..calls import Call
 from ..progress import progress
-
-TOKENS = 1024
-"""Rows of input that count in one call of a layer, at most; evenly spread. More cost time and change little."""
+from ..settings import RoundingSettings
 
 _WORD = torch.float32.itemsize
 
@@ -28,13 +26,13 @@ def moment_shape(module: nn.Module) -> tuple[int, int, int]:
     return groups, n, n
 
 
-def layer_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """What the rows of the weight are multiplied with: float32 [groups, at most TOKENS, n].
+def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
+    """What the rows of the weight are multiplied with, `tokens` of them at most: float32 [groups, tokens, n].
 
     `inputs`: [..., n] of a linear layer; [B, C, H, W] of a convolution, whose patches become rows.
     """
     if not isinstance(module, nn.Conv2d):
-        return _thin(inputs.reshape(1, -1, inputs.shape[-1])).float()
+        return _thin(inputs.reshape(1, -1, inputs.shape[-1]), tokens).float()
     padding = module.padding
     if isinstance(padding, str):  # "same" or "valid", which torch has worked out already
         padding = module._reversed_padding_repeated_twice[2::-2] if padding == "same" else (0, 0)
@@ -43,23 +41,28 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     patches = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
     batch, _, places = patches.shape
     grouped = patches.reshape(batch, module.groups, -1, places)
-    return _thin(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1)).float()
+    return _thin(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1), tokens).float()
 
 
-def _thin(rows: torch.Tensor) -> torch.Tensor:
-    """[groups, tokens, n] -> at most TOKENS of the tokens, evenly spread."""
+def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
+    """[groups, tokens, n] -> at most `wanted` of the tokens, evenly spread."""
     count = rows.shape[1]
-    if count <= TOKENS:
+    if count <= wanted:
         return rows
-    return rows[:, torch.arange(TOKENS, device=rows.device) * count // TOKENS]
+    return rows[:, torch.arange(wanted, device=rows.device) * count // wanted]
 
 
 def second_moments(
-    model: nn.Module, modules: Mapping[str, nn.Module], calls: Sequence[Call], device: torch.device | str
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    calls: Sequence[Call],
+    device: torch.device | str,
+    tokens: int = RoundingSettings().tokens,
 ) -> dict[str, torch.Tensor]:
     """E[xxᵀ] of each of `modules` (parts of `model`, by any name): float32 [groups, n, n] on `device`.
 
-    `model` has to be on `device`. A call of a layer whose inputs are not finite is left out.
+    `model` has to be on `device`. Of one call of a layer at most `tokens` rows of input count; a call whose inputs are
+    not finite is left out.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
@@ -70,7 +73,7 @@ def second_moments(
     rows = dict.fromkeys(modules, 0)
 
     def hook(module, inputs, _output, name):
-        x = layer_rows(module, inputs[0].detach())
+        x = layer_rows(module, inputs[0].detach(), tokens)
         if x.isfinite().all():
             sums[name].baddbmm_(x.transpose(1, 2), x)
             rows[name] += x.shape[1]

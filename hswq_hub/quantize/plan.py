@@ -128,7 +128,7 @@ def plan_everything(
                     row_scales=by_row,
                 )
             )
-    return {version: Plan(version, recipe.name, tuple(decisions)) for version, decisions in found.items()}
+    return {version: Plan(version, recipe.label, tuple(decisions)) for version, decisions in found.items()}
 
 
 def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
