@@ -21,7 +21,8 @@ from results import put_section
 from hswq_hub.calibrate import Calibration, LayerStatistics
 from hswq_hub.files import atomic_file
 from hswq_hub.hardware import describe
-from hswq_hub.quantize import Decision, keep, plan_everything, plan_naive, write_quantized
+from hswq_hub.quantize import keep, plan_everything, plan_naive, write_quantized
+from hswq_hub.quantize.plan import unread_plan
 from hswq_hub.quantize.search import search_amax, weighted_histogram
 from hswq_hub.settings import SearchSettings, recipe
 from hswq_runtime import Checkpoint, Format
@@ -82,7 +83,7 @@ def run_case(case: str, source: Path, output: Path) -> None:
     """One case; the first is what the others are compared with."""
     checkpoint = Checkpoint(source)
     if case == CASES[0]:
-        quantized = {d.key for d in plan_keys(checkpoint)}
+        quantized = {d.key for d in unread_plan(checkpoint, Format.V1, recipe()).quantized}
         with atomic_file(output) as file:
             for key in checkpoint.tensors:
                 tensor = checkpoint.tensor(key)
@@ -98,15 +99,6 @@ def run_case(case: str, source: Path, output: Path) -> None:
         plan = plan_everything(checkpoint, statistics(checkpoint), [version], how)[version]
         plan = keep(plan, checkpoint, how)
     write_quantized(checkpoint, plan, output, source_sha256="0" * 64)
-
-
-def plan_keys(checkpoint: Checkpoint):
-    """The weights that can be FP8, without reading them."""
-    return [
-        Decision(key, checkpoint.layer(key), kind.__name__, "", "")
-        for key, kind in checkpoint.layers.items()
-        if checkpoint.why_never_quantized(key) is None
-    ]
 
 
 class _Memory(threading.Thread):

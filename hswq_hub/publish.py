@@ -26,6 +26,8 @@ from .hardware import describe, pick_device, pick_dtype, versions
 from .pictures import comparison
 from .quantize import (
     Plan,
+    check_budget,
+    check_memory,
     codes_of,
     keep,
     measure_errors,
@@ -119,6 +121,10 @@ def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
     """Everything that can be known to fail, before anything costs time."""
     check_target(folder)
     source.check_components()
+    for version in settings.formats:
+        check_budget(source.checkpoint, version, settings.recipe)
+    if settings.recipe.rounding == "gptq":
+        check_memory(source.checkpoint, settings.calibration_memory)
     size = source.path.stat().st_size
     components = sum(file.stat().st_size for file in _files(_local_components(source)))
     # Besides the published files the naive one, and for each format one with all weights rounded.

@@ -11,6 +11,7 @@ from hswq_hub.calibrate import Calibration, monitor
 from hswq_hub.calls import record_calls
 from hswq_hub.generate import final_latents, generate, generation_settings, open_pipeline
 from hswq_hub.quantize import (
+    check_budget,
     codes_of,
     keep,
     measure_errors,
@@ -85,6 +86,9 @@ def plan_nearest(source, plan):
 def test_an_impossible_budget_says_what_is_possible(source, plan):
     with pytest.raises(HSWQError, match=r"budget 0\.4 cannot be met: .* takes 0\.7\d+; raise --budget"):
         keep(plan, source, recipe(budget=0.4), errors_of(plan, {}))
+    with pytest.raises(HSWQError, match="budget 0\\.4 cannot be met"):
+        check_budget(source, Format.V1, recipe(budget=0.4))
+    check_budget(source, Format.V2, recipe(budget=0.75))
 
 
 def test_a_keep_ratio_and_a_budget_exclude_each_other():

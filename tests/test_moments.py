@@ -83,11 +83,11 @@ def test_a_calibration_without_calls_says_so():
 
 def test_groups_fit_the_memory_and_hold_everything_in_order():
     modules = {str(i): nn.Linear(n, 1) for i, n in enumerate([10, 10, 20, 5, 20])}
-    groups = list(in_groups(modules, memory=2000))
+    groups = list(in_groups(modules, memory=2e-6))
     assert [list(group) for group in groups] == [["0", "1"], ["2", "3"], ["4"]]
     assert all(sum(map(moment_bytes, group.values())) <= 2000 for group in groups)
     with pytest.raises(HSWQError, match=r"of 2 alone .* --calibration-memory"):
-        list(in_groups(modules, memory=1000))
+        list(in_groups(modules, memory=1e-6))
 
 
 def test_replay_gives_what_the_call_gave():

@@ -17,8 +17,8 @@ from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
 from ..settings import recipe as recipe_of
 from ..sources import Source
 from ..targets import check_replaceable
-from .compensate import write_compensated
-from .keep import keep
+from .compensate import check_memory, write_compensated
+from .keep import check_budget, keep
 from .measure import measure_errors
 from .plan import Decision, Plan, plan_everything, plan_naive
 from .writer import codes_of, write_quantized
@@ -26,6 +26,8 @@ from .writer import codes_of, write_quantized
 __all__ = [
     "Decision",
     "Plan",
+    "check_budget",
+    "check_memory",
     "codes_of",
     "keep",
     "measure_errors",
@@ -63,6 +65,8 @@ def quantize(
     paths = {version: folder / quantized_name(source, version) for version in versions}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
+    for version in versions:
+        check_budget(checkpoint, version, recipe)
     plans = plan_everything(checkpoint, calibration, versions, recipe, where)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".rounded-") as scratch:

@@ -4,7 +4,7 @@ The file is what the others are made of: whatever is not kept in the end is copi
 original's inputs, so layers do not depend on each other or on the order in which they are done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .gptq import compensated_layer
-from .moments import in_groups, second_moments
+from .moments import in_groups, moment_bytes, second_moments
 from .plan import Plan
 from .writer import quantized_file
 
@@ -46,11 +46,11 @@ def write_compensated(
     Raises:
         HSWQError: one layer's moments do not fit, or there are no recorded calls.
     """
+    check_memory(checkpoint, memory)
     model = load_model(checkpoint, getattr(torch, calibration.made_by["dtype"])).to(device)
     todo = {version: {d.key: d for d in plan.quantized} for version, plan in plans.items()}
     keys = next(iter(todo.values()))
-    # All modules behind a fused tensor are given the same input: the first speaks for them.
-    modules = {key: model.get_submodule(layer_of(checkpoint.modules[key][0])) for key in keys}
+    modules = _modules(checkpoint, model, keys)
     with ExitStack() as stack:
         files = {
             version: stack.enter_context(quantized_file(checkpoint, plan, paths[version], source_sha256=source_sha256))
@@ -58,7 +58,7 @@ def write_compensated(
         }
         for file in files.values():
             file.copy_kept()
-        for group in in_groups(modules, int(memory * 1e9)):
+        for group in in_groups(modules, memory):
             moments = second_moments(model, group, calibration.calls, device, settings.tokens)
             for key in progress(group, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
@@ -74,3 +74,21 @@ def write_compensated(
                     )
                     file.put_weight(decision, codes, scale)
                 del moments[key]
+
+
+def check_memory(checkpoint: Checkpoint, memory: float) -> tuple[int, float]:
+    """Into how many groups layers have to be taken, and the GB that all second moments would take together.
+
+    Known from shapes alone: no weight is read.
+
+    Raises:
+        HSWQError: one layer's moments alone take more than `memory` GB.
+    """
+    possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
+    modules = _modules(checkpoint, checkpoint.empty_model(), possible)
+    return len(list(in_groups(modules, memory))), sum(map(moment_bytes, modules.values())) / 1e9
+
+
+def _modules(checkpoint: Checkpoint, model: torch.nn.Module, keys: Iterable[str]) -> dict[str, torch.nn.Module]:
+    """By key the module whose inputs count. All behind a fused tensor are given the same: the first speaks for them."""
+    return {key: model.get_submodule(layer_of(checkpoint.modules[key][0])) for key in keys}

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Format
 
 from ..settings import Recipe
-from .plan import KEPT, Decision, Plan
+from .plan import KEPT, Decision, Plan, unread_plan
 from .writer import planned_bytes
 
 _BYTES_16_BIT = 2
@@ -53,6 +54,16 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
         return replace(decision, number_format=KEPT, reason=f"{reason}, within {limit}", **nothing)
 
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
+
+
+def check_budget(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> None:
+    """Check, before anything is read, that the recipe's budget can be met.
+
+    Raises:
+        HSWQError: it cannot.
+    """
+    if recipe.budget is not None:
+        _room(unread_plan(checkpoint, version, recipe), checkpoint, recipe.budget)
 
 
 def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str]:

@@ -16,7 +16,7 @@ from ..calls import Call
 from ..progress import progress
 from ..settings import RoundingSettings
 
-_WORD = torch.float32.itemsize
+_WORD, _GB = torch.float32.itemsize, 1e9
 
 
 def moment_shape(module: nn.Module) -> tuple[int, int, int]:
@@ -98,8 +98,8 @@ def moment_bytes(module: nn.Module) -> int:
     return torch.Size(moment_shape(module)).numel() * _WORD
 
 
-def in_groups(modules: Mapping[str, nn.Module], memory: int) -> Iterable[dict[str, nn.Module]]:
-    """`modules` in their order, cut into groups whose second moments take at most `memory` bytes.
+def in_groups(modules: Mapping[str, nn.Module], memory: float) -> Iterable[dict[str, nn.Module]]:
+    """`modules` in their order, cut into groups whose second moments take at most `memory` GB.
 
     Raises:
         HSWQError: one of them alone takes more.
@@ -107,11 +107,11 @@ def in_groups(modules: Mapping[str, nn.Module], memory: int) -> Iterable[dict[st
     group, taken = {}, 0
     for name, module in modules.items():
         size = moment_bytes(module)
-        if size > memory:
+        if size > memory * _GB:
             raise HSWQError(
-                f"the second moments of {name} alone take {size / 1e9:.2g} GB; raise --calibration-memory to that"
+                f"the second moments of {name} alone take {size / _GB:.2g} GB; raise --calibration-memory to that"
             )
-        if taken + size > memory:
+        if taken + size > memory * _GB:
             yield group
             group, taken = {}, 0
         group[name] = module

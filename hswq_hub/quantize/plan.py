@@ -149,15 +149,25 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     return Plan(Format.V1, NAIVE, tuple(decisions))
 
 
+def unread_plan(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Plan:
+    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file."""
+    by_row = recipe.row_scales and version.scaled
+    decisions = (replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint))
+    return Plan(version, recipe.label, tuple(decisions))
+
+
+def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
+    """A decision for each weight as far as it needs no choice."""
+    for key, kind in checkpoint.layers.items():
+        why = checkpoint.why_never_quantized(key)
+        number_format, reason = (FP8, "") if why is None else (KEPT, _NEVER + why)
+        yield Decision(key, checkpoint.layer(key), kind.__name__, number_format, reason)
+
+
 def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.Tensor | None]]:
     """A decision for each weight as far as it needs no choice, and the weight if it can be FP8."""
-    for key, kind in progress(checkpoint.layers.items(), desc=what, unit="layer"):
-        why = checkpoint.why_never_quantized(key)
-        known = {"key": key, "layer": checkpoint.layer(key), "kind": kind.__name__}
-        if why is None:
-            yield Decision(number_format=FP8, reason="", **known), _finite(checkpoint, key)
-        else:
-            yield Decision(number_format=KEPT, reason=_NEVER + why, **known), None
+    for decision in progress(list(_undecided(checkpoint)), desc=what, unit="layer"):
+        yield decision, _finite(checkpoint, decision.key) if decision.quantized else None
 
 
 def _finite(checkpoint: Checkpoint, key: str) -> torch.Tensor:
