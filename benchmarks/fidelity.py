@@ -1,7 +1,8 @@
 """How close each way to quantize comes to the original, and how large its file is.
 
-    python benchmarks/fidelity.py run demo --seed 0 --work build/fidelity     once for each seed
-    python benchmarks/fidelity.py report --work build/fidelity                -> RESULTS.md, fidelity.png
+    python benchmarks/fidelity.py make demo --seed 0 --work build/fidelity       for each seed
+    python benchmarks/fidelity.py measure demo --seed 0 --work build/fidelity
+    python benchmarks/fidelity.py report --work build/fidelity                   -> RESULTS.md, fidelity.png
 
 A seed decides the calibration's noise and, apart from it, that of the evaluation; prompts of the two have nothing in
 common. Files of ours are written and loaded as users get them. INT8 and the other tools' formats are simulated: a
@@ -21,7 +22,7 @@ import torch
 from results import HERE, put_section
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.calibrate import calibrate
+from hswq_hub.calibrate import Calibration, calibrate
 from hswq_hub.evaluate import evaluate
 from hswq_hub.quantize import (
     Plan,
@@ -34,7 +35,7 @@ from hswq_hub.quantize import (
     write_quantized,
 )
 from hswq_hub.quantize.writer import planned_bytes
-from hswq_hub.settings import RECIPES, CalibrationSettings, EvaluationSettings, recipe
+from hswq_hub.settings import RECIPES, CalibrationSettings, EvaluationSettings, Recipe, recipe
 from hswq_hub.sources import Source, resolve
 from hswq_runtime import Format
 from hswq_runtime.fp8 import dequantize
@@ -42,80 +43,96 @@ from hswq_runtime.fp8 import dequantize
 BASELINE, REFERENCE = "hswq", "INT8, a scale a row, nearest"
 
 
-def run(source: Source, seed: int, pairs: int, samples: int, work: Path) -> None:
-    """Make and measure all variants for one seed; leaves `work`/seed-N.json."""
+def make(source: Source, seed: int, samples: int, work: Path) -> None:
+    """The files of one seed, in `work`/files-N. A run that was stopped goes on with the first group that is missing."""
+    variants = _Variants(source, work / f"files-{seed}", CalibrationSettings(samples=samples, seed=10_000 * seed))
+    for group in (variants.published, variants.nearest, variants.compensated, variants.by_row, variants.others):
+        variants.once(group)
+
+
+def measure(source: Source, seed: int, pairs: int, work: Path) -> None:
+    """What :func:`make` made against the original; leaves `work`/seed-N.json."""
     folder = work / f"files-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    calibration_settings = CalibrationSettings(samples=samples, seed=10_000 * seed)
-    files, sizes, seconds = {}, {}, {}
-    variants = _Variants(source, folder, calibration_settings, files, sizes, seconds)
-    variants.ours()
-    variants.simulated(REFERENCE, int8_row)
-    for label, quantize in peers():
-        variants.simulated(label, quantize)
+    state = json.loads((folder / "state.json").read_text())
+    files = {label: folder / entry["file"] for label, entry in state["variants"].items()}
     evaluation = evaluate(source, files, EvaluationSettings(pairs=pairs, seed=1000 + 10_000 * seed))
-    rows = [
-        {
-            "label": v.label,
-            "bytes": sizes.get(v.label, v.file_bytes),
-            "latent_mse": v.latent_mse_mean,
-            "ssim_mean": v.ssim_mean,
-            "ssim_worst": v.ssim_worst,
-            "seconds": seconds.get(v.label),
-        }
-        for v in evaluation.variants
-    ]
-    facts = {"protocol": evaluation.protocol, "source": source.path.name, "sha256": source.sha256, "samples": samples}
-    (work / f"seed-{seed}.json").write_text(json.dumps({"seed": seed, **facts, "rows": rows}, indent=2))
-    for path in folder.iterdir():
-        path.unlink()
+    rows = []
+    for v in evaluation.variants:
+        made = state["variants"].get(v.label, {"bytes": v.file_bytes, "seconds": None})
+        figures = {"latent_mse": v.latent_mse_mean, "ssim_mean": v.ssim_mean, "ssim_worst": v.ssim_worst}
+        rows.append({"label": v.label, "bytes": made["bytes"], "seconds": made["seconds"], **figures})
+    facts = {"protocol": evaluation.protocol, "source": source.path.name, "sha256": source.sha256}
+    text = json.dumps({"seed": seed, "samples": state["samples"], **facts, "rows": rows}, indent=2)
+    (work / f"seed-{seed}.json").write_text(text)
 
 
 class _Variants:
-    """Files of one seed. `sizes`: bytes of simulated ones; `seconds`: what making each took, calibration apart."""
+    """The files of one seed, and in state.json their sizes and what making each took, calibration apart."""
 
-    def __init__(self, source: Source, folder: Path, settings: CalibrationSettings, files, sizes, seconds):
+    def __init__(self, source: Source, folder: Path, settings: CalibrationSettings):
         self.source, self.checkpoint, self.folder, self.settings = source, source.checkpoint, folder, settings
-        self.files, self.sizes, self.seconds = files, sizes, seconds
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "state.json"
+        self._state = {"samples": settings.samples, "groups": [], "variants": {}}
+        if self._path.exists():
+            self._state = json.loads(self._path.read_text())
 
-    def ours(self) -> None:
+    def once(self, group: Callable[[], None]) -> None:
+        if group.__name__ not in self._state["groups"]:
+            group()
+            self._state["groups"].append(group.__name__)
+            self._path.write_text(json.dumps(self._state, indent=2))
+
+    @property
+    def calibration(self) -> Calibration:
+        path = self.folder / "calibration.safetensors"
+        if not path.exists():
+            calibrate(self.source, self.settings).save(path)
+        return Calibration.load(path)
+
+    def published(self) -> None:
         self._write("naive FP8", plan_naive(self.checkpoint), None, 0.0)
-        calibration = calibrate(self.source, self.settings)
-        published, default = recipe(BASELINE), recipe()
-        plans, spent = _timed(plan_everything, self.checkpoint, calibration, list(Format), published)
+        how = recipe(BASELINE)
+        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
         for version, plan in plans.items():
-            self._write(f"--recipe hswq, {version.label}", keep(plan, self.checkpoint, published), None, spent)
+            self._write(f"--recipe hswq, {version.label}", keep(plan, self.checkpoint, how), None, spent)
             nothing = keep(plan, self.checkpoint, recipe(BASELINE, keep_ratio=0))
             self._write(f"published search, nothing kept, {version.label}", nothing, None, spent)
 
-        for rounding in ("nearest", "gptq"):
-            how = replace(default, rounding=rounding)
-            plans, spent = _timed(plan_everything, self.checkpoint, calibration, list(Format), how)
-            rounded, more = dict.fromkeys(Format), 0.0
-            if rounding == "gptq":
-                rounded = {version: self.folder / f"rounded-{version.value}.safetensors" for version in Format}
-                _, more = self._compensated(calibration, plans, rounded)
-            for version, plan in plans.items():
-                label = f"{rounding}, nothing kept, {version.label}"
-                if rounding == "gptq":
-                    self._write(label, plan, rounded[version], spent + more)
-                codes = codes_of(self.checkpoint, version, rounded[version])
-                errors, measuring = _timed(measure_errors, self.source, plan, codes, self.settings, default.measurement)
-                label = f"default, {version.label}" if how == default else f"{rounding}, kept by error, {version.label}"
-                self._write(label, keep(plan, self.checkpoint, how, errors), rounded[version], spent + more + measuring)
+    def nearest(self) -> None:
+        how = recipe(rounding="nearest")
+        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
+        for version, plan in plans.items():
+            self._kept_by_error(f"nearest, kept by error, {version.label}", how, plan, None, spent)
 
-        how = replace(default, row_scales=True)
-        plans = plan_everything(self.checkpoint, calibration, [Format.V2], how)
-        rounded = {Format.V2: self.folder / "rounded-rows.safetensors"}
-        _, more = self._compensated(calibration, plans, rounded)
-        for label, plan, path in (
-            ("nearest, a scale a row, nothing kept, V2", _with_rounding(plans[Format.V2], "nearest"), None),
-            ("gptq, a scale a row, nothing kept, V2", plans[Format.V2], rounded[Format.V2]),
-        ):
+    def compensated(self) -> None:
+        how = recipe()
+        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
+        rounded = {version: self.folder / f"rounded-{version.value}.safetensors" for version in Format}
+        _, more = self._compensated(self.calibration, plans, rounded)
+        for version, plan in plans.items():
+            self._write(f"gptq, nothing kept, {version.label}", plan, rounded[version], spent + more)
+            self._kept_by_error(f"default, {version.label}", how, plan, rounded[version], spent + more)
+
+    def _kept_by_error(self, label: str, how: Recipe, plan: Plan, rounded: Path | None, spent: float) -> None:
+        codes = codes_of(self.checkpoint, plan.version, rounded)
+        errors, more = _timed(measure_errors, self.source, plan, codes, self.settings, how.measurement)
+        self._write(label, keep(plan, self.checkpoint, how, errors), rounded, spent + more)
+
+    def by_row(self) -> None:
+        plan = plan_everything(self.checkpoint, self.calibration, [Format.V2], recipe(row_scales=True))[Format.V2]
+        path = self.folder / "rounded-rows.safetensors"
+        _, spent = self._compensated(self.calibration, {Format.V2: plan}, {Format.V2: path})
+        size = planned_bytes(self.checkpoint, plan)
+        for label, rounding in (("nearest", _with_rounding(plan, "nearest")), ("gptq", plan)):
             codes = codes_of(self.checkpoint, Format.V2, path)
-            values = {d.key: dequantize(*codes(d), torch.float32) for d in plan.quantized}
-            self._simulate(label, values, planned_bytes(self.checkpoint, plan))
-            self.seconds[label] = more if path else None
+            values = {d.key: dequantize(*codes(d), torch.float32) for d in rounding.quantized}
+            self._simulate(f"{label}, a scale a row, nothing kept, V2", values, size, spent)
+
+    def others(self) -> None:
+        self._other(REFERENCE, int8_row)
+        for label, quantize in peers():
+            self._other(label, quantize)
 
     def _compensated(self, calibration, plans, paths):
         return _timed(
@@ -129,27 +146,32 @@ class _Variants:
         )
 
     def _write(self, label: str, plan: Plan, rounded: Path | None, spent: float) -> None:
-        path = self.folder / f"{len(self.files)}.safetensors"
+        path = self._new_path()
         _, more = _timed(
             write_quantized, self.checkpoint, plan, path, source_sha256=self.source.sha256, rounded=rounded
         )
-        self.files[label], self.seconds[label] = path, spent + more
+        self._note(label, path, path.stat().st_size, spent + more)
 
-    def simulated(self, label: str, quantize: Callable[[torch.Tensor], tuple[torch.Tensor, int]]) -> None:
+    def _other(self, label: str, quantize: Callable[[torch.Tensor], tuple[torch.Tensor, int]]) -> None:
         """All weights that can be FP8 through `quantize`: weight -> what its values stand for, and their bytes."""
-        start, values, total = time.perf_counter(), {}, self.source.path.stat().st_size
+        start, values, size = time.perf_counter(), {}, self.source.path.stat().st_size
         for decision in plan_naive(self.checkpoint).quantized:
             weight = self.checkpoint.tensor(decision.key)
-            values[decision.key], size = quantize(weight.float())
-            total += size - weight.nbytes
-        self.seconds[label] = time.perf_counter() - start
-        self._simulate(label, values, total)
+            values[decision.key], stored = quantize(weight.float())
+            size += stored - weight.nbytes
+        self._simulate(label, values, size, time.perf_counter() - start)
 
-    def _simulate(self, label: str, values: dict[str, torch.Tensor], size: int) -> None:
-        path = self.folder / f"{len(self.files)}.safetensors"
+    def _simulate(self, label: str, values: dict[str, torch.Tensor], size: int, spent: float) -> None:
+        path = self._new_path()
         tensors = {key: tensor.float() for key, tensor in load_file(self.source.path).items()}
         save_file(tensors | {key: value.float().contiguous() for key, value in values.items()}, path)
-        self.files[label], self.sizes[label] = path, size
+        self._note(label, path, size, spent)
+
+    def _new_path(self) -> Path:
+        return self.folder / f"variant-{len(self._state['variants'])}.safetensors"
+
+    def _note(self, label: str, path: Path, size: int, spent: float) -> None:
+        self._state["variants"][label] = {"file": path.name, "bytes": size, "seconds": spent}
 
 
 def _timed(function, *arguments, **named):
@@ -289,21 +311,27 @@ def _draw(means: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run")
-    one.add_argument("reference")
-    one.add_argument("--base")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--pairs", type=int, default=16)
-    one.add_argument("--samples", type=int, default=CalibrationSettings().samples)
-    two = commands.add_parser("report")
-    for command in (one, two):
+    for name in ("make", "measure", "report"):
+        command = commands.add_parser(name)
         command.add_argument("--work", type=Path, required=True)
+        if name == "report":
+            continue
+        command.add_argument("reference")
+        command.add_argument("--base")
+        command.add_argument("--seed", type=int, default=0)
+        if name == "make":
+            command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
+        else:
+            command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
     arguments = parser.parse_args()
-    if arguments.command == "run":
-        source = resolve(arguments.reference, arguments.base)
-        run(source, arguments.seed, arguments.pairs, arguments.samples, arguments.work)
-    else:
+    if arguments.command == "report":
         report(arguments.work)
+        return
+    source = resolve(arguments.reference, arguments.base)
+    if arguments.command == "make":
+        make(source, arguments.seed, arguments.samples, arguments.work)
+    else:
+        measure(source, arguments.seed, arguments.pairs, arguments.work)
 
 
 if __name__ == "__main__":
