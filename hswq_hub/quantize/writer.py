@@ -80,10 +80,9 @@ def codes_of(
     already = Checkpoint(rounded) if rounded is not None else None
 
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = checkpoint.tensor(decision.key)
         if decision.rounding == "nearest":
-            return round_to_nearest(weight.to(device), decision, version)
-        return already.tensor(decision.key), decision.scale_tensor(weight)
+            return round_to_nearest(checkpoint.tensor(decision.key).to(device), decision, version)
+        return already.tensor(decision.key), decision.scale_tensor(checkpoint.tensor(decision.key))
 
     return codes
 
