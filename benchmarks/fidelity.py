@@ -44,10 +44,13 @@ BASELINE, REFERENCE = "hswq", "INT8, a scale a row, nearest"
 
 
 def make(source: Source, seed: int, samples: int, work: Path) -> None:
-    """The files of one seed, in `work`/files-N. A run that was stopped goes on with the first group that is missing."""
+    """The files of one seed, in `work`/files-N. A run that was stopped goes on where it was."""
     variants = _Variants(source, work / f"files-{seed}", CalibrationSettings(samples=samples, seed=10_000 * seed))
-    for group in (variants.published, variants.nearest, variants.compensated, variants.by_row, variants.others):
-        variants.once(group)
+    variants.published()
+    variants.nearest()
+    variants.compensated()
+    variants.by_row()
+    variants.others()
 
 
 def measure(source: Source, seed: int, pairs: int, work: Path) -> None:
@@ -73,15 +76,12 @@ class _Variants:
         self.source, self.checkpoint, self.folder, self.settings = source, source.checkpoint, folder, settings
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.json"
-        self._state = {"samples": settings.samples, "groups": [], "variants": {}}
+        self._state = {"samples": settings.samples, "variants": {}}
         if self._path.exists():
             self._state = json.loads(self._path.read_text())
 
-    def once(self, group: Callable[[], None]) -> None:
-        if group.__name__ not in self._state["groups"]:
-            group()
-            self._state["groups"].append(group.__name__)
-            self._path.write_text(json.dumps(self._state, indent=2))
+    def _has(self, label: str) -> bool:
+        return label in self._state["variants"]
 
     @property
     def calibration(self) -> Calibration:
@@ -115,6 +115,8 @@ class _Variants:
             self._kept_by_error(f"default, {version.label}", how, plan, rounded[version], spent + more)
 
     def _kept_by_error(self, label: str, how: Recipe, plan: Plan, rounded: Path | None, spent: float) -> None:
+        if self._has(label):
+            return
         codes = codes_of(self.checkpoint, plan.version, rounded)
         errors, more = _timed(measure_errors, self.source, plan, codes, self.settings, how.measurement)
         self._write(label, keep(plan, self.checkpoint, how, errors), rounded, spent + more)
@@ -124,15 +126,18 @@ class _Variants:
         path = self.folder / "rounded-rows.safetensors"
         _, spent = self._compensated(self.calibration, {Format.V2: plan}, {Format.V2: path})
         size = planned_bytes(self.checkpoint, plan)
-        for label, rounding in (("nearest", _with_rounding(plan, "nearest")), ("gptq", plan)):
+        for rounding, decided in (("nearest", _with_rounding(plan, "nearest")), ("gptq", plan)):
+            label = f"{rounding}, a scale a row, nothing kept, V2"
+            if self._has(label):
+                continue
             codes = codes_of(self.checkpoint, Format.V2, path)
-            values = {d.key: dequantize(*codes(d), torch.float32) for d in rounding.quantized}
-            self._simulate(f"{label}, a scale a row, nothing kept, V2", values, size, spent)
+            values = {d.key: dequantize(*codes(d), torch.float32) for d in decided.quantized}
+            self._simulate(label, values, size, spent)
 
     def others(self) -> None:
-        self._other(REFERENCE, int8_row)
-        for label, quantize in peers():
-            self._other(label, quantize)
+        for label, quantize in ((REFERENCE, int8_row), *peers()):
+            if not self._has(label):
+                self._other(label, quantize)
 
     def _compensated(self, calibration, plans, paths):
         return _timed(
@@ -146,6 +151,8 @@ class _Variants:
         )
 
     def _write(self, label: str, plan: Plan, rounded: Path | None, spent: float) -> None:
+        if self._has(label):
+            return
         path = self._new_path()
         _, more = _timed(
             write_quantized, self.checkpoint, plan, path, source_sha256=self.source.sha256, rounded=rounded
@@ -172,6 +179,7 @@ class _Variants:
 
     def _note(self, label: str, path: Path, size: int, spent: float) -> None:
         self._state["variants"][label] = {"file": path.name, "bytes": size, "seconds": spent}
+        self._path.write_text(json.dumps(self._state, indent=2))
 
 
 def _timed(function, *arguments, **named):
