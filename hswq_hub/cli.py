@@ -324,20 +324,13 @@ def quantize(
     """
     from .calibrate import Calibration
     from .plots import draw_plan
-    from .quantize import check_memory, quantize
+    from .quantize import quantize
     from .report import plan_table, text_table
     from .sources import resolve
 
     _quiet()
     source, calibration = resolve(reference, base), Calibration.load(statistics)
     how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales)
-    if how.rounding == "gptq":
-        groups, size = check_memory(source.checkpoint, calibration_memory)
-        click.echo(
-            f"second moments: {size:.2g} GB, in {groups} groups of at most {calibration_memory:g} GB; "
-            f"for each {len(calibration.calls)} recorded calls are replayed",
-            err=True,
-        )
     for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):

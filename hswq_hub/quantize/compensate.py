@@ -18,7 +18,7 @@ from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .gptq import compensated_layer
-from .moments import in_groups, moment_bytes, second_moments
+from .moments import in_groups, second_moments
 from .plan import Plan
 from .writer import quantized_file
 
@@ -76,17 +76,15 @@ def write_compensated(
                 del moments[key]
 
 
-def check_memory(checkpoint: Checkpoint, memory: float) -> tuple[int, float]:
-    """Into how many groups layers have to be taken, and the GB that all second moments would take together.
-
-    Known from shapes alone: no weight is read.
+def check_memory(checkpoint: Checkpoint, memory: float) -> None:
+    """Check that each layer's second moments fit. Known from shapes alone: no weight is read.
 
     Raises:
         HSWQError: one layer's moments alone take more than `memory` GB.
     """
     possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    modules = _modules(checkpoint, checkpoint.empty_model(), possible)
-    return len(list(in_groups(modules, memory))), sum(map(moment_bytes, modules.values())) / 1e9
+    for _ in in_groups(_modules(checkpoint, checkpoint.empty_model(), possible), memory):
+        pass
 
 
 def _modules(checkpoint: Checkpoint, model: torch.nn.Module, keys: Iterable[str]) -> dict[str, torch.nn.Module]:
