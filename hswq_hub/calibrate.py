@@ -3,6 +3,8 @@
 *Sensitivity* of a layer is the variance of its output, ``Var(Y) = E[Y²] − E[Y]²``, where the expectations are
 means over calls of the means within a call. *Importance* of an input channel c is ``I_c = mean |X_c|`` over all
 other dimensions, again averaged over calls. A call that holds anything non-finite is left out and counted.
+
+On the way some calls of the whole denoiser are recorded (see `calls.py`), for what is measured afterwards.
 """
 
 import json
@@ -19,14 +21,18 @@ from torch import nn
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
 
+from .calls import Call, record_calls, spread
 from .files import write_atomically
 from .generate import generate, generation_settings, open_pipeline
 from .hardware import describe, pick_device, pick_dtype, versions
+from .processes import Group
 from .progress import progress
 from .settings import CalibrationSettings
 from .sources import Source
 
 _SETTINGS = "hswq_calibration"
+_CALLS = "calls/"
+"""Recorded tensors are stored as `calls/<call>/<number>`; no module's name holds a slash."""
 
 
 @dataclass
@@ -80,10 +86,11 @@ class LayerStatistics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics by diffusers module name, and everything that made them."""
+    """Statistics by diffusers module name, recorded calls, and everything that made them."""
 
     layers: dict[str, LayerStatistics]
     made_by: dict = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write `path` (safetensors) and, beside it with the suffix .json, the same without the vectors."""
@@ -92,7 +99,12 @@ class Calibration:
             name: {k: v for k, v in vars(statistics).items() if k != "importance_sum"}
             for name, statistics in self.layers.items()
         }
-        header = json.dumps({"made_by": self.made_by, "layers": numbers})
+        descriptions = []
+        for i, call in enumerate(self.calls):
+            description, recorded = call.flatten()
+            descriptions.append(description)
+            tensors |= {f"{_CALLS}{i}/{n}": tensor.contiguous() for n, tensor in enumerate(recorded)}
+        header = json.dumps({"made_by": self.made_by, "layers": numbers, "calls": descriptions})
         readable = {
             "made_by": self.made_by,
             "layers": {
@@ -117,9 +129,16 @@ class Calibration:
                     name: LayerStatistics(importance_sum=file.get_tensor(name), **numbers)
                     for name, numbers in header["layers"].items()
                 }
+                calls = [_call(file, i, description) for i, description in enumerate(header["calls"])]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} is not a calibration file; make one with `hswq-hub calibrate`") from error
-        return cls(layers, header["made_by"])
+        return cls(layers, header["made_by"], calls)
+
+
+def _call(file, number: int, description) -> Call:
+    prefix = f"{_CALLS}{number}/"
+    count = sum(key.startswith(prefix) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
+    return Call.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
 
 
 @contextmanager
@@ -153,7 +172,8 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
 def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Calibration:
     """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
 
-    Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`.
+    Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
+    that were launched together share the samples, and each returns the whole.
 
     Raises:
         DeviceError: CUDA asked for and absent.
@@ -161,20 +181,28 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         HSWQError: a layer was never called with finite values, so nothing is known of it.
     """
     settings = settings or CalibrationSettings()
-    device = pick_device(settings.device)
-    dtype = pick_dtype(settings.dtype, device)
+    group = Group(pick_device(settings.device))
+    dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
     architecture = source.checkpoint.architecture
     denoiser = load_model(source.checkpoint, dtype)
-    pipeline = open_pipeline(architecture, denoiser, source.base, device)
+    pipeline = open_pipeline(architecture, denoiser, source.base, group.device)
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
+    ours = range(group.number, settings.samples, group.size)
+    # Calls are numbered over all samples; the n-th that this process sees has the number numbers[n].
+    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
+    wanted = spread(settings.calls, settings.samples, how.steps)
     with (
+        record_calls(denoiser, {n for n, number in enumerate(numbers) if number in wanted}) as calls,
         monitor(denoiser) as layers,
-        progress(total=settings.samples * how.steps, desc="calibrate", unit="step") as bar,
+        progress(total=len(numbers), desc="calibrate", unit="step") as bar,
     ):
-        for i in range(settings.samples):
+        for i in ours:
             generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
+    layers = {name: merged([part[name] for part, _ in found]) for name in layers}
+    recorded = {number: call for _, part in found for number, call in part.items()}
     _require_calls(layers)
     return Calibration(
         layers,
@@ -183,9 +211,22 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
             "source_sha256": source.sha256,
             "generation": asdict(how),
             "dtype": str(dtype).removeprefix("torch."),
-            "hardware": describe(device),
+            "hardware": describe(group.device),
+            "processes": group.size,
             "versions": versions(),
         },
+        calls=[recorded[number] for number in sorted(recorded)],
+    )
+
+
+def merged(parts: list[LayerStatistics]) -> LayerStatistics:
+    """The statistics of one layer over the calls of all `parts`."""
+    return LayerStatistics(
+        importance_sum=torch.stack([part.importance_sum for part in parts]).sum(dim=0),
+        mean_sum=sum(part.mean_sum for part in parts),
+        square_sum=sum(part.square_sum for part in parts),
+        calls=sum(part.calls for part in parts),
+        skipped=sum(part.skipped for part in parts),
     )
 
 

@@ -16,6 +16,7 @@ from hswq_runtime.formats import Format
 
 from .evaluate import ORIGINAL, Evaluation
 from .files import write_atomically
+from .plots import SENSITIVITY, SIZES, WEIGHTS
 from .quantize import Decision
 from .report import HEADINGS, comparisons, megabytes, table
 from .sources.licence import Licence
@@ -35,8 +36,8 @@ class Card:
     record: dict
     evaluation: Evaluation
     architecture: Architecture
-    images: list[str]
-    """Pictures to show, relative to the folder."""
+    files: list[str]
+    """What is in the folder's `images`, relative to the folder."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Card":
@@ -51,8 +52,8 @@ class Card:
             architecture = ARCHITECTURES[record["architecture"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
-        images = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("compare-*.png"))
-        return cls(record, evaluation, architecture, images)
+        files = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))
+        return cls(record, evaluation, architecture, files)
 
     @property
     def metadata(self) -> ModelCardData:
@@ -90,6 +91,11 @@ class Card:
         )
 
     @property
+    def images(self) -> list[str]:
+        """Pictures side by side."""
+        return [name for name in self.files if name.startswith(f"{IMAGES}/compare-")]
+
+    @property
     def kept(self) -> list[Decision]:
         """The layers that are in full precision in the last of the published files."""
         rows = list(self.record["layers"].values())[-1]
@@ -102,9 +108,19 @@ class Card:
         text = template.render(comparisons=comparisons(self.evaluation), unscaled=self._unscaled())
         return [line for line in text.splitlines() if line]
 
+    @property
+    def drawings(self) -> list[str]:
+        """Those drawings of the quantization that the folder has, relative to it."""
+        return [f"{IMAGES}/{name}" for name in (SIZES, SENSITIVITY, WEIGHTS) if f"{IMAGES}/{name}" in self.files]
+
     def _unscaled(self) -> dict:
-        """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank."""
+        """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank.
+
+        The ratio is None unless a range was searched for rounding to nearest.
+        """
         decisions = [Decision(**row) for row in self.record["layers"].get(Format.V1.value, [])]
+        if any(d.rounding == "gptq" for d in decisions):
+            return {"label": Format.V1.label, "ratio": None, "kept": []}
         ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum]
         kept = [d.layer for d in decisions if not d.quantized and d.sensitivity is not None and "rank" in d.reason]
         return {"label": Format.V1.label, "ratio": fmean(ratios) if ratios else None, "kept": kept}
@@ -124,6 +140,7 @@ class Card:
                 pairs=len(self.evaluation.variants[0].pairs),
                 formats=[format for format in Format if format.value in self.record["files"]],
                 original=ORIGINAL,
+                unscaled=self._unscaled(),
             )
         )
 

@@ -15,14 +15,20 @@ from hswq_runtime.formats import Format
 
 from . import __version__
 from .settings import (
+    CALIBRATION_MEMORY,
+    DEFAULT_RECIPE,
     DEVICES,
     DTYPES,
+    KEEP_BY,
     RECIPES,
+    ROUNDINGS,
+    SEARCHES,
     CalibrationSettings,
     EvaluationSettings,
     PublishSettings,
     Recipe,
 )
+from .settings import recipe as recipe_of
 
 DEBUG_VARIABLE = "HSWQ_DEBUG"
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -30,7 +36,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
-UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify"}
+UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory"}
 """Options that are about this machine and not about what comes out."""
 CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
 
@@ -93,11 +99,47 @@ calibration_options = _options(
     click.option("--seed", type=SEED, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
 )
 recipe_options = _options(
-    click.option("--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True),
+    click.option(
+        "--recipe",
+        type=click.Choice(list(RECIPES)),
+        default=DEFAULT_RECIPE,
+        show_default=True,
+        help="measured: compensated rounding, and in full precision what costs most. hswq: the method as published.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(ROUNDINGS),
+        help="gptq: what changes the layer's outputs least. nearest: each weight by itself.  [default: the recipe's]",
+    ),
+    click.option(
+        "--keep-by",
+        type=click.Choice(KEEP_BY),
+        help="What decides which layers stay in full precision: measured error per byte, or output variance.  "
+        "[default: the recipe's]",
+    ),
     click.option(
         "--keep-ratio",
         type=click.FloatRange(0, 1),
-        help="Share of the layers that stays in full precision.  [default: the architecture's; 0.1 for Z-Image]",
+        help="Keep this share of the layers.  [default: the recipe's; hswq: the architecture's, 0.1 for Z-Image]",
+    ),
+    click.option(
+        "--budget",
+        type=click.FloatRange(0, min_open=True),
+        help="Keep what fits: the denoiser takes this share of its size in 16 bits.  [default: the recipe's]",
+    ),
+    click.option(
+        "--search",
+        type=click.Choice(list(SEARCHES)),
+        help="Where a weight's range may be clipped: over a histogram as published, over its values, or not at all.  "
+        "[default: the recipe's]",
+    ),
+    click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
+    click.option(
+        "--calibration-memory",
+        type=click.FloatRange(0, min_open=True),
+        default=CALIBRATION_MEMORY,
+        show_default=True,
+        help="GB that second moments (gptq) may take at once.",
     ),
     click.option(
         "--format",
@@ -148,7 +190,13 @@ def publish(
     reference,
     folder,
     recipe,
+    rounding,
+    keep_by,
     keep_ratio,
+    budget,
+    search,
+    row_scales,
+    calibration_memory,
     format_,
     samples,
     steps,
@@ -183,7 +231,8 @@ def publish(
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
-        recipe=Recipe(name=recipe, keep_ratio=keep_ratio),
+        recipe=_recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales),
+        calibration_memory=calibration_memory,
         calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
     )
@@ -227,20 +276,31 @@ def inspect(file):
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
-def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, output, **lookup):
+@click.option(
+    "--num-processes",
+    type=click.IntRange(2),
+    help="Share the pictures among so many processes, one a GPU, as `accelerate launch -m hswq_hub calibrate` does.",
+)
+def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, output, num_processes, **lookup):
     """Gather statistics while the original makes pictures.
 
     \b
     hswq-hub calibrate demo -o demo-calibration.safetensors
     """
     from .calibrate import Calibration, calibrate
+    from .hardware import pick_device
+    from .processes import Group, launch
     from .sources import resolve
     from .targets import check_replaceable
 
+    if num_processes is not None:
+        sys.exit(launch(num_processes, _arguments(click.get_current_context(), leaving_out="num_processes")))
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
-    settings = CalibrationSettings(samples, steps, seed, guidance, size, device, dtype)
+    settings = CalibrationSettings(samples, steps, seed=seed, guidance=guidance, size=size, device=device, dtype=dtype)
     calibration = calibrate(resolve(reference, choose=_chooser(), **lookup), settings)
+    if not Group(pick_device(device)).first:
+        return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
@@ -253,22 +313,40 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
 @recipe_options
 @device_option
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
-def quantize(reference, statistics, recipe, keep_ratio, format_, device, output, **lookup):
+def quantize(
+    reference,
+    statistics,
+    recipe,
+    rounding,
+    keep_by,
+    keep_ratio,
+    budget,
+    search,
+    row_scales,
+    calibration_memory,
+    format_,
+    device,
+    output,
+    **lookup,
+):
     """Write the quantized files.
 
     \b
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
     from .calibrate import Calibration
+    from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
     from .sources import resolve
 
     _quiet()
     source, calibration = resolve(reference, choose=_chooser(), **lookup), Calibration.load(statistics)
-    for version in _formats(format_):
-        path, plan = quantize(source, calibration, version, output, Recipe(name=recipe, keep_ratio=keep_ratio), device)
+    how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales)
+    for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
+        for drawing in draw_plan(source.checkpoint, plan, path):
+            click.echo(drawing)
         click.echo(text_table(*plan_table(plan)) + "\n")
 
 
@@ -303,6 +381,23 @@ def evaluate(reference, files, pairs, steps, seed, guidance, size, device, dtype
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))
+
+
+@main.command()
+@click.argument("one", type=EXISTING_FILE)
+@click.argument("other", type=EXISTING_FILE)
+def compare(one, other):
+    """Show two files of one model, quantized or not, tensor by tensor.
+
+    \b
+    hswq-hub compare out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    """
+    from hswq_runtime.checkpoint import Checkpoint
+
+    from .compare import compare
+    from .report import compare_table, text_table
+
+    click.echo(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
 
 
 @main.command()
@@ -421,6 +516,33 @@ def _choose(question: str, answers: list[str]) -> int:
 
 def _formats(name: str) -> tuple[Format, ...]:
     return tuple(Format) if name == "both" else (Format(name),)
+
+
+def _recipe(name, rounding, keep_by, keep_ratio, budget, search, row_scales) -> Recipe:
+    if keep_ratio is not None and budget is not None:
+        raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
+    return recipe_of(
+        name,
+        rounding=rounding,
+        keep_by=keep_by,
+        keep_ratio=keep_ratio,
+        budget=budget,
+        search=search,
+        row_scales=row_scales,
+    )
+
+
+def _arguments(context: click.Context, leaving_out: str) -> list[str]:
+    """The command's name and what it was given, but for one option."""
+    words = [context.info_name]
+    for parameter in context.command.params:
+        value = context.params[parameter.name]
+        if value is None or value is False or parameter.name == leaving_out:
+            continue
+        if not isinstance(parameter, click.Argument):
+            words.append(parameter.opts[-1])
+        words += [] if value is True else [str(value)]
+    return words
 
 
 def _command(context: click.Context, source) -> str:

@@ -1,7 +1,7 @@
 """Make one picture from one prompt and one seed: what calibration, evaluation and the demo page all do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +93,16 @@ def generate(
         raise HSWQError(f"the picture of {prompt!r} came out as NaN or infinity; try --dtype bfloat16 or float32")
     pixels = (image * 255).round().astype(np.uint8)
     return Sample(latents, pixels, seconds)
+
+
+def final_latents(pipeline, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
+    """The latents that `prompts` and `seeds` end in, made in one batch and not decoded: float32 on the CPU."""
+    return pipeline(
+        prompt=list(prompts),
+        height=settings.size,
+        width=settings.size,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images.to("cpu", torch.float32)

@@ -14,17 +14,30 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from hswq_runtime.formats import Format
 from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
 from hswq_runtime.pipeline import component_folders
 
-from . import __version__
+from . import __version__, plots
 from .calibrate import Calibration, calibrate
 from .card import CARD, IMAGES, METRICS, licence_text, write_card
 from .evaluate import Evaluation, evaluate
 from .files import file_sha256, write_atomically
 from .hardware import describe, pick_device, pick_dtype, versions
 from .pictures import comparison
-from .quantize import Plan, plan_hswq, plan_naive, quantized_name, write_quantized
+from .quantize import (
+    Plan,
+    check_budget,
+    check_memory,
+    codes_of,
+    keep,
+    measure_errors,
+    plan_everything,
+    plan_naive,
+    quantized_name,
+    write_compensated,
+    write_quantized,
+)
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
 from .sources.facts import licence_facts, source_facts
@@ -70,10 +83,19 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
     workspace = Workspace(source.name, source.sha256)
     device = settings.calibration.device
     calibration = _calibrated(workspace, source, settings.calibration)
-    plans = [plan_hswq(source.checkpoint, calibration, format, settings.recipe, device) for format in settings.formats]
+    plans = plan_everything(source.checkpoint, calibration, settings.formats, settings.recipe, device)
+    rounded = _rounded(workspace, source, calibration, plans, settings)
+    plans = [
+        keep(
+            plan, source.checkpoint, settings.recipe, _errors(workspace, source, plan, rounded[plan.version], settings)
+        )
+        for plan in plans.values()
+    ]
     naive = _quantized(workspace, source, plan_naive(source.checkpoint), f"{source.name}-naive.safetensors", device)
     files = {
-        plan.version: _quantized(workspace, source, plan, quantized_name(source, plan.version), device)
+        plan.version: _quantized(
+            workspace, source, plan, quantized_name(source, plan.version), device, rounded[plan.version]
+        )
         for plan in plans
     }
     candidates = {NAIVE: naive, **{version.label: path for version, path in files.items()}}
@@ -92,7 +114,7 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         "files": {plan.version.value: _file_facts(files[plan.version], plan) for plan in plans},
         "layers": {plan.version.value: plan.as_rows() for plan in plans},
     }
-    replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, facts))
+    replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, plans, facts))
     return Published(folder, Evaluation.load(folder / METRICS))
 
 
@@ -100,17 +122,24 @@ def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
     """Everything that can be known to fail, before anything costs time."""
     check_target(folder)
     source.check_components()
+    for version in settings.formats:
+        check_budget(source.checkpoint, version, settings.recipe)
+    if settings.recipe.rounding == "gptq":
+        check_memory(source.checkpoint, settings.calibration_memory)
     size = source.path.stat().st_size
     components = sum(file.stat().st_size for file in _files(_local_components(source)))
-    check_room(home(), size * (len(settings.formats) + 1))
+    # Besides the published files the naive one, and for each format one with all weights rounded.
+    rounded = len(settings.formats) if settings.recipe.rounding != "nearest" else 0
+    check_room(home(), size * (len(settings.formats) + rounded + 1))
     check_room(folder, size * len(settings.formats) + components)
 
 
-def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts: dict) -> None:
+def _fill(target: Path, source: Source, files: list[Path], measured: Path, plans: list[Plan], facts: dict) -> None:
     """Put the products together as they are uploaded."""
     for file in files:
         shutil.copyfile(file, target / file.name)
     shutil.copytree(measured, target, dirs_exist_ok=True)
+    _draw(target, source, plans)
     examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
     (target / _EXAMPLES).unlink()
     if (text := licence_text(source.licence)) is not None:
@@ -125,10 +154,21 @@ def _fill(target: Path, source: Source, files: list[Path], measured: Path, facts
     write_card(target)
 
 
+def _draw(target: Path, source: Source, plans: list[Plan]) -> None:
+    """What was decided in the last of the published files, and what all of them cost and give."""
+    evaluation = Evaluation.load(target / METRICS)
+    whole, *variants = evaluation.variants
+    points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
+    plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
+    if plans[-1].quantized:
+        plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
+    plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
+
+
 def _settle(settings: PublishSettings, source: Source) -> PublishSettings:
     """The settings with everything that was left open decided, as it will be recorded."""
     recipe = settings.recipe
-    if recipe.keep_ratio is None:
+    if recipe.keep_ratio is None and recipe.budget is None:
         recipe = replace(recipe, keep_ratio=source.checkpoint.architecture.keep_ratio)
 
     def decide(part):
@@ -154,11 +194,86 @@ def _calibrated(workspace: Workspace, source: Source, settings: CalibrationSetti
     return Calibration.load(path)
 
 
-def _quantized(workspace: Workspace, source: Source, plan: Plan, name: str, device: str) -> Path:
-    made_from = [code_digest(), plan.recipe, plan.version.value, plan.as_rows(), source.hub_base]
-    path = workspace.product(plan.recipe, made_from, name)
+def _rounded(
+    workspace: Workspace, source: Source, calibration: Calibration, plans: dict[Format, Plan], settings: PublishSettings
+) -> dict[Format, Path | None]:
+    """By format the file with all weights rounded by the recipe; None where they are rounded when they are written."""
+    recipe = settings.recipe
+    if recipe.rounding == "nearest":
+        return dict.fromkeys(plans)
+    made_from = [
+        _maker(settings.calibration.device),
+        calibration.made_by,
+        source.prompts.calibration,
+        _base_identity(source),
+        asdict(recipe.compensation),
+    ]
+    paths = {
+        version: workspace.product("rounded", [made_from, version.value, plan.as_rows()], "rounded.safetensors")
+        for version, plan in plans.items()
+    }
+    missing = {version: path for version, path in paths.items() if not path.exists()}
+    if missing:
+        write_compensated(
+            source.checkpoint,
+            calibration,
+            {version: plans[version] for version in missing},
+            missing,
+            recipe.compensation,
+            source_sha256=source.sha256,
+            memory=settings.calibration_memory,
+            device=settings.calibration.device,
+        )
+    return paths
+
+
+def _errors(
+    workspace: Workspace, source: Source, plan: Plan, rounded: Path | None, settings: PublishSettings
+) -> dict[str, float] | None:
+    """Measured error of each weight by key, if the recipe keeps by that."""
+    recipe = settings.recipe
+    if recipe.keep_by != "error":
+        return None
+    made_from = [
+        _maker(settings.calibration.device),
+        asdict(settings.calibration),
+        asdict(recipe.measurement),
+        source.prompts.calibration,
+        _base_identity(source),
+        rounded.parent.name if rounded else None,
+        plan.version.value,
+        plan.as_rows(),
+    ]
+    path = workspace.product("errors", made_from, "errors.json")
     if not path.exists():
-        write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=device)
+        codes = codes_of(source.checkpoint, plan.version, rounded, settings.calibration.device)
+        errors = measure_errors(source, plan, codes, settings.calibration, recipe.measurement)
+        write_atomically(path, (json.dumps(errors, indent=2) + "\n").encode())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _quantized(
+    workspace: Workspace, source: Source, plan: Plan, name: str, device: str, rounded: Path | None = None
+) -> Path:
+    made_from = [
+        code_digest(),
+        plan.recipe,
+        plan.version.value,
+        plan.as_rows(),
+        source.hub_base,
+        rounded.parent.name if rounded else None,
+    ]
+    path = workspace.product("quantized", made_from, name)
+    if not path.exists():
+        write_quantized(
+            source.checkpoint,
+            plan,
+            path,
+            source_sha256=source.sha256,
+            base=source.hub_base,
+            rounded=rounded,
+            device=device,
+        )
     return path
 
 

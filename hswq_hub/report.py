@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from .compare import TensorComparison
 from .evaluate import ORIGINAL, Evaluation, VariantResult
 from .quantize import Plan
 
@@ -87,17 +88,33 @@ def _compare(better: VariantResult, worse: VariantResult) -> Comparison:
 def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and a row for each weight of `plan`: what happens to it, and why.
 
-    "range" is the found amax over max|w|.
+    "error": latent MSE when it alone is quantized. "range": the found amax over max|w|.
     """
     rows = [
         (
             d.layer,
             d.number_format,
+            d.rounding or "",
             "" if d.sensitivity is None else f"{d.sensitivity:.3g}",
+            "" if d.error is None else f"{d.error:.2e}",
             f"{d.amax / d.maximum:.4f}" if d.maximum else "",
             f"{d.scale:.3g}" if d.scale is not None else "",
             d.reason,
         )
         for d in plan.decisions
     ]
-    return ("layer", "stored as", "output variance", "range", "scale", "why"), rows
+    return ("layer", "stored as", "rounding", "output variance", "error", "range", "scale", "why"), rows
+
+
+def compare_table(found: list[TensorComparison]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row for each weight of two files."""
+    rows = [
+        (
+            tensor.layer,
+            *tensor.stored,
+            "" if tensor.codes is None else f"{tensor.codes:.1%}",
+            f"{tensor.difference:.2e}",
+        )
+        for tensor in found
+    ]
+    return ("layer", "A", "B", "codes that differ", "|A - B| / |A|"), rows

@@ -3,24 +3,28 @@
 This module imports nothing heavy, so that `--help` need not wait for torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from hswq_runtime.formats import Format
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-RECIPES = ("hswq",)
+ROUNDINGS = ("gptq", "nearest")
+KEEP_BY = ("error", "variance")
+CALIBRATION_MEMORY = 8.0
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
     """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first.
 
-    `guidance` (scale) and `size` (pixels a side) None: the model's defaults.
+    `calls`: of the denoiser's calls, how many are recorded to be replayed later. `guidance` (scale) and `size`
+    (pixels a side) None: the model's defaults.
     """
 
     samples: int = 32
     steps: int = 25
+    calls: int = 128
     seed: int = 0
     guidance: float | None = None
     size: int | None = None
@@ -30,21 +34,100 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The amax search: histogram bins, candidates a round, rounds after the first, lowest share of max|w|."""
+    """The amax search: candidates a round, rounds after the first, lowest share of max|w|.
 
-    bins: int = 4096
+    `bins`: of the histogram that is searched instead of the weights themselves; None: exact, over every weight.
+    """
+
+    bins: int | None = 4096
     candidates: int = 200
     refinements: int = 3
     lowest: float = 0.5
 
 
+SEARCHES = {"histogram": SearchSettings(), "exact": SearchSettings(bins=None), "none": None}
+"""As published; over the weights themselves; not at all."""
+
+
+@dataclass(frozen=True)
+class RoundingSettings:
+    """Compensated rounding: damping as a share of the mean second moment, sweeps of descent at most, and how many
+    rows of input count in one call of a layer, evenly spread; more cost time and change little."""
+
+    damping: float = 0.003
+    sweeps: int = 3
+    tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class ErrorSettings:
+    """How the error that one weight makes is measured: pictures, denoising steps of each (None: the model's own), and
+    what is added to their seeds so that their noise is none that the calibration saw."""
+
+    samples: int = 4
+    steps: int | None = None
+    seed_offset: int = 500
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are chosen and rounded. `keep_ratio` None: the architecture's recommendation."""
+    """How weights are chosen and rounded.
 
-    name: str = RECIPES[0]
+    rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
+    size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
+    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. search: of the
+    range; None: the range is max|w|.
+    """
+
+    name: str
+    rounding: str
+    keep_by: str
     keep_ratio: float | None = None
-    search: SearchSettings = field(default_factory=SearchSettings)
+    budget: float | None = None
+    row_scales: bool = False
+    search: SearchSettings | None = None
+    compensation: RoundingSettings = field(default_factory=RoundingSettings)
+    measurement: ErrorSettings = field(default_factory=ErrorSettings)
+
+    @property
+    def label(self) -> str:
+        """What a file's header says: the name and what differs from the recipe of that name."""
+        own = RECIPES[self.name]
+        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(own, f.name)]
+        simple = (str, int, float, type(None))
+        said = [
+            f"{name} {getattr(self, name)}" if isinstance(getattr(self, name), simple) else f"{name} changed"
+            for name in differing
+        ]
+        return f"{self.name} ({', '.join(said)})" if said else self.name
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("measured", rounding="gptq", keep_by="error", budget=0.56),
+        Recipe("hswq", rounding="nearest", keep_by="variance", search=SEARCHES["histogram"]),
+    )
+}
+"""The default first. "hswq" is the method as published; "measured" was chosen by `benchmarks/fidelity.py`: a range
+that is searched for rounding to nearest loses to max|w| when rounding is compensated."""
+DEFAULT_RECIPE = next(iter(RECIPES))
+
+
+def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
+    """The recipe `name` with those of `changes` that are not None; a keep ratio takes the place of a budget, and
+    the other way round. `search` is a name in `SEARCHES`.
+
+    Raises:
+        ValueError: both a keep ratio and a budget.
+    """
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if {"keep_ratio", "budget"} <= changes.keys():
+        raise ValueError("a keep ratio and a budget cannot both be kept; give one of them")
+    if "search" in changes:
+        changes["search"] = SEARCHES[changes["search"]]
+    limits = {"keep_ratio": None, "budget": None} if {"keep_ratio", "budget"} & changes.keys() else {}
+    return replace(RECIPES[name], **limits | changes)
 
 
 @dataclass(frozen=True)
@@ -68,6 +151,8 @@ class PublishSettings:
     """Everything that decides what is published."""
 
     formats: tuple[Format, ...] = tuple(Format)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=recipe)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    calibration_memory: float = CALIBRATION_MEMORY
+    """Bound on second moments that are held at once, in GB. It decides how often the recorded calls are replayed."""

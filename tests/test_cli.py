@@ -26,10 +26,14 @@ def run(tmp_path, monkeypatch):
 def test_each_step_alone(run, tmp_path):
     result = run("calibrate", "demo", "--samples", 1, "--steps", 2, "-o", "statistics.safetensors")
     assert result.exit_code == 0 and (tmp_path / "statistics.json").is_file(), result.output
-    result = run("quantize", "demo", "--calibration", "statistics.safetensors", "-o", "out", "--keep-ratio", 0.25)
+    result = run("quantize", "demo", "--calibration", "statistics.safetensors", "-o", "out", "--keep-ratio", 0.25,
+                 "--keep-by", "variance")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "within the keep ratio 0.25" in result.output
-    files = sorted((tmp_path / "out").iterdir())
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert {p.name for p in (tmp_path / "out").iterdir()} - {f.name for f in files} == {
+        f"demo-hswq-{v}-{drawing}.png" for v in ("v1", "v2") for drawing in ("sensitivity", "weights")
+    }
     assert [file.name for file in files] == ["demo-hswq-v1.safetensors", "demo-hswq-v2.safetensors"]
     result = run("evaluate", "demo", *files, "--pairs", 1, "--steps", 2, "-o", "metrics.json")
     assert result.exit_code == 0, result.output
@@ -110,12 +114,13 @@ def test_no_path_of_this_machine_is_published(run, tmp_path):
     shutil.copyfile(resolve("demo").path, tmp_path / "alice/model.safetensors")
     shutil.copytree(resolve("demo").base, tmp_path / "alice/base")
     result = run("publish", tmp_path / "alice/model.safetensors", "--base", tmp_path / "alice/base", "--folder",
-                 tmp_path / "alice/out", "--samples", 1, "--steps", 1, "--pairs", 1, "--picture-steps", 1)  # fmt: skip
+                 tmp_path / "alice/out", "--recipe", "hswq", "--samples", 1, "--steps", 1, "--pairs", 1,
+                 "--picture-steps", 1)  # fmt: skip
     assert result.exit_code == 0, result.output
     published = b"".join(path.read_bytes() for path in (tmp_path / "alice/out").rglob("*") if path.is_file())
     for trace in (str(tmp_path), "alice", str(Path.home()), os.environ["HSWQ_HOME"]):
         assert trace.encode() not in published
-    assert b"hswq-hub publish model.safetensors --base base --samples 1 --steps 1" in published
+    assert b"hswq-hub publish model.safetensors --base base --recipe hswq --samples 1 --steps 1" in published
     assert b"one pair decides nothing" in published
 
 

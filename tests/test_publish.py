@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hswq_hub.card import Card, write_card
 from hswq_hub.generate import generate, generation_settings
 from hswq_hub.publish import publish
-from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings
+from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources import resolve
 from hswq_hub.targets import TargetError
 from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_bytes
@@ -24,7 +25,9 @@ from hswq_runtime.fp8 import FP8
 
 ROOT = Path(__file__).parents[1]
 QUICK = PublishSettings(
-    calibration=CalibrationSettings(samples=2, steps=3), evaluation=EvaluationSettings(pairs=3, steps=4)
+    recipe=replace(recipe(), measurement=ErrorSettings(samples=1, steps=1)),
+    calibration=CalibrationSettings(samples=2, steps=3),
+    evaluation=EvaluationSettings(pairs=3, steps=4),
 )
 
 
@@ -75,7 +78,7 @@ def test_record_explains_every_layer(folder):
         assert {row["key"] for row in layers} == set(checkpoint.layers)
         assert {row["key"] for row in layers if row["number_format"] == "fp8_e4m3fn"} == set(checkpoint.quantized)
         assert all(row["reason"] for row in layers)
-    assert record["recipe"]["keep_ratio"] == 0.1
+    assert record["recipe"] == json.loads(json.dumps(asdict(QUICK.recipe)))
     assert record["source"]["sha256"] == resolve("demo").sha256
 
 
@@ -114,6 +117,8 @@ def test_a_second_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
 
 def test_a_run_that_died_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("hswq_hub.publish.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
+    monkeypatch.setattr("hswq_hub.publish.measure_errors", lambda *_: pytest.fail("measured errors again"))
     monkeypatch.setattr("hswq_hub.publish.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr("hswq_hub.publish.evaluate", lambda *_: pytest.fail("measured again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
@@ -175,7 +180,7 @@ def test_a_hostile_index_reaches_no_other_folder(tmp_path):
 
 def test_one_format_alone(folder, tmp_path):
     target = tmp_path / "only-v1"
-    settings = PublishSettings(formats=(Format.V1,), calibration=QUICK.calibration, evaluation=QUICK.evaluation)
+    settings = replace(QUICK, formats=(Format.V1,))
     publish(resolve("demo"), target, settings)
     assert [path.name for path in target.glob("*.safetensors")] == ["demo-hswq-v1.safetensors"]
     text = (target / "README.md").read_text()

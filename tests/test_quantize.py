@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.calibrate import Calibration, monitor
-from hswq_hub.quantize import plan_hswq, plan_naive, write_quantized
-from hswq_hub.settings import Recipe
+from hswq_hub.quantize import Plan, keep, plan_everything, plan_naive, write_quantized
+from hswq_hub.settings import recipe
 from hswq_runtime import Checkpoint, Format, dequantize_, load_model, weight_bytes
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fp8 import FP8, quantize
@@ -32,6 +32,12 @@ def calibration(source) -> Calibration:
     return Calibration(layers)
 
 
+def published(source, calibration, version, keep_ratio=None) -> Plan:
+    """The plan of the method as published."""
+    how = recipe("hswq", keep_ratio=keep_ratio)
+    return keep(plan_everything(source, calibration, [version], how)[version], source, how)
+
+
 def written(source, plan, folder, name="out.safetensors", **arguments):
     path = folder / name
     write_quantized(source, plan, path, source_sha256="0" * 64, **arguments)
@@ -40,7 +46,7 @@ def written(source, plan, folder, name="out.safetensors", **arguments):
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0, 0), (0.1, 2), (0.25, 5), (1, 21)])
 def test_the_most_sensitive_share_of_the_layers_is_kept(source, calibration, ratio, kept):
-    plan = plan_hswq(source, calibration, Format.V1, Recipe(keep_ratio=ratio))
+    plan = published(source, calibration, Format.V1, ratio)
     ranked = [d for d in plan.decisions if not d.reason.startswith("never")]
     chosen = [d.sensitivity for d in ranked if not d.quantized]
     assert len(ranked) == 21 and len(chosen) == kept
@@ -48,7 +54,7 @@ def test_the_most_sensitive_share_of_the_layers_is_kept(source, calibration, rat
 
 
 def test_forbidden_layers_are_kept_and_the_plan_says_why(source, calibration):
-    plan = plan_hswq(source, calibration, Format.V2, Recipe(keep_ratio=0))
+    plan = published(source, calibration, Format.V2, 0)
     assert {d.layer for d in plan.kept} == {"t_embedder.mlp.0", "t_embedder.mlp.2"}
     assert all("casts the timestep" in d.reason for d in plan.kept)
 
@@ -58,18 +64,18 @@ def test_sensitivity_of_a_fused_layer_is_the_variance_over_all_its_outputs(sourc
     parts = [calibration.layers[f"layers.0.attention.to_{p}"] for p in "qkv"]
     mean = sum(p.output_mean for p in parts) / 3
     expected = sum(p.output_square for p in parts) / 3 - mean**2
-    plan = plan_hswq(source, calibration, Format.V1, Recipe())
+    plan = published(source, calibration, Format.V1)
     assert next(d.sensitivity for d in plan.decisions if d.key == QKV) == pytest.approx(expected)
 
 
 def test_calibration_of_another_model_is_refused(source, calibration):
     with pytest.raises(FormatError, match="made from another model"):
-        plan_hswq(source, Calibration({}), Format.V1, Recipe())
+        published(source, Calibration({}), Format.V1)
 
 
 @pytest.mark.parametrize("version", list(Format))
 def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, version):
-    plan = plan_hswq(source, calibration, version, Recipe())
+    plan = published(source, calibration, version)
     with safe_open(written(source, plan, tmp_path, base="owner/base"), framework="pt") as file:
         found = {k: (file.get_slice(k).get_dtype(), tuple(file.get_slice(k).get_shape())) for k in file.offset_keys()}
         metadata = file.metadata()
@@ -90,7 +96,7 @@ def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, versi
 
 @pytest.mark.parametrize("version", list(Format))
 def test_values_of_the_file(source, calibration, tmp_path, version):
-    plan = plan_hswq(source, calibration, version, Recipe())
+    plan = published(source, calibration, version)
     original, stored = load_file(source.path), load_file(written(source, plan, tmp_path))
     quantized = {d.key: d for d in plan.decisions if d.quantized}
     for key, tensor in original.items():
@@ -109,7 +115,7 @@ def test_values_of_the_file(source, calibration, tmp_path, version):
 
 @pytest.mark.parametrize("version", list(Format))
 def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration, tmp_path, version):
-    path = written(source, plan_hswq(source, calibration, version, Recipe()), tmp_path)
+    path = written(source, published(source, calibration, version), tmp_path)
     loaded = load_model(path, torch.float32)
     assert sum(p.dtype == FP8 for p in loaded.parameters()) > 20
     stored, reference = load_file(path), tiny.model().float()
@@ -129,7 +135,7 @@ def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration
 
 @pytest.mark.parametrize("version", list(Format))
 def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, version):
-    path = written(source, plan_hswq(source, calibration, version, Recipe(keep_ratio=0)), tmp_path)
+    path = written(source, published(source, calibration, version, 0), tmp_path)
     held = weight_bytes(load_model(path))
     assert held == Checkpoint(path).weight_bytes
     assert weight_bytes(load_model(source)) == source.weight_bytes
@@ -138,7 +144,7 @@ def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, ve
 
 
 def test_same_input_same_bytes(source, calibration, tmp_path):
-    plan = plan_hswq(source, calibration, Format.V2, Recipe())
+    plan = published(source, calibration, Format.V2)
     one, two = written(source, plan, tmp_path, "one"), written(source, plan, tmp_path, "two")
     assert one.read_bytes() == two.read_bytes()
 
@@ -172,7 +178,7 @@ def test_a_foreign_cast_of_everything_is_loaded_as_far_as_it_can_be(source, tmp_
 
 
 def test_every_tensor_is_aligned_to_its_size(source, calibration, tmp_path):
-    path = written(source, plan_hswq(source, calibration, Format.V2, Recipe()), tmp_path)
+    path = written(source, published(source, calibration, Format.V2), tmp_path)
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     assert length % 8 == 0
@@ -188,7 +194,7 @@ def test_a_damaged_source_is_refused(calibration, tmp_path, bad):
 
     damaged = Checkpoint(tiny.checkpoint(tmp_path, change=damage))
     with pytest.raises(FormatError, match=r"layers\.0\.attention\.qkv\.weight .* NaN or infinity"):
-        plan_hswq(damaged, calibration, Format.V1, Recipe(keep_ratio=0))
+        published(damaged, calibration, Format.V1, 0)
     with pytest.raises(FormatError, match="NaN or infinity"):
         plan_naive(damaged)
 
@@ -206,7 +212,7 @@ def test_other_components_of_the_file_are_copied_byte_for_byte(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkeypatch):
-    plan = plan_hswq(source, calibration, Format.V1, Recipe())
+    plan = published(source, calibration, Format.V1)
     monkeypatch.setattr("hswq_hub.quantize.writer.quantize", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         written(source, plan, tmp_path)
@@ -225,7 +231,7 @@ def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkey
     ids=["missing", "zero", "nan", "two-that-differ", "v1-with-a-scale"],
 )
 def test_scales_that_cannot_be_meant_are_refused(source, calibration, tmp_path, version, suffix, value):
-    path = written(source, plan_hswq(source, calibration, version, Recipe()), tmp_path)
+    path = written(source, published(source, calibration, version), tmp_path)
     tensors, metadata = load_file(path), Checkpoint(path).metadata
     key = QKV.removesuffix(".weight") + suffix
     tensors.pop(key)
@@ -240,7 +246,7 @@ def test_scales_that_cannot_be_meant_are_refused(source, calibration, tmp_path, 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_rounding_on_cuda_gives_the_same_file(source, calibration, tmp_path):
-    plan = plan_hswq(source, calibration, Format.V2, Recipe())
+    plan = published(source, calibration, Format.V2)
     on_cpu = written(source, plan, tmp_path, "cpu")
     on_gpu = written(source, plan, tmp_path, "gpu", device=torch.device("cuda"))
     assert on_cpu.read_bytes() == on_gpu.read_bytes()

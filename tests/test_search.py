@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hswq_hub.quantize.search import search_amax, search_error, weighted_histogram
+from hswq_hub.quantize.search import Histogram, search_amax, search_error, weighted_histogram, weighted_values
 from hswq_hub.settings import SearchSettings
 from hswq_runtime.fp8 import FP8_MAX, grid
 
@@ -19,7 +19,7 @@ def weight(seed=0, shape=(64, 32)):
 def slow_error(histogram, delta: float, scaled: bool) -> float:
     """The formula, one candidate and one bin at a time, on the grid values."""
     values, scale, total = grid().double().numpy(), delta / FP8_MAX if scaled else 1.0, 0.0
-    for x, mass in zip(histogram.middles.tolist(), histogram.mass.tolist(), strict=True):
+    for x, mass in zip(histogram.values.tolist(), histogram.mass.tolist(), strict=True):
         total += mass * (values[np.abs(values - min(x, delta) / scale).argmin()] * scale - x) ** 2
     return total
 
@@ -40,8 +40,48 @@ def test_histogram_is_numpys():
         values.abs().numpy(), bins=64, range=(0, values.abs().max().item()), weights=importance.expand(64, -1).numpy()
     )
     assert histogram.mass.tolist() == pytest.approx((mass / mass.sum()).tolist(), abs=1e-3)
-    assert histogram.middles.tolist() == pytest.approx(((edges[1:] + edges[:-1]) / 2).tolist())
+    assert histogram.values.tolist() == pytest.approx(((edges[1:] + edges[:-1]) / 2).tolist())
     assert histogram.mass.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("scaled", [False, True], ids=["v1", "v2"])
+def test_the_exact_error_is_the_sum_over_all_weights(dtype, scaled):
+    values, importance = weight()
+    values = values.to(dtype)
+    magnitude, mass = values.double().abs().numpy(), (importance.double() / importance.double().sum() / 64).numpy()
+    levels = grid().double().numpy()
+    for share in (0.5, 0.83, 1.0):
+        delta = share * magnitude.max()
+        scale = float(np.float32(delta / FP8_MAX)) if scaled else 1.0
+        clipped = np.minimum(magnitude, delta) / scale
+        rounded = levels[np.abs(levels - clipped[..., None]).argmin(-1)] * scale
+        expected = ((rounded - magnitude) ** 2 * mass).sum()
+        found = search_error(weighted_values(values, importance), torch.tensor([delta]), scaled)
+        assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_values_of_too_many_float32_weights_are_a_histogram(monkeypatch):
+    monkeypatch.setattr("hswq_hub.quantize.search._SORTED", 100)
+    values, importance = weight()
+    exact = search_error(weighted_values(values.bfloat16(), importance), torch.tensor([0.05]), True).item()
+    assert search_error(weighted_values(values, importance), torch.tensor([0.05]), True).item() == pytest.approx(
+        exact, rel=0.01
+    )
+
+
+def test_exact_search_in_v1_ends_at_the_maximum_itself():
+    for seed in range(5):
+        exact = weighted_values(*weight(seed))
+        assert search_amax(exact, False, SearchSettings()) == exact.maximum
+
+
+def test_prefix_sums_survive_weights_of_very_different_size():
+    values = torch.tensor([1e-6, 3e-3, 0.5, 300.0], dtype=torch.float64)
+    histogram = Histogram(values, torch.full((4,), 0.25, dtype=torch.float64), 300.0)
+    levels = grid().double()
+    expected = sum((levels[(levels - v).abs().argmin()] - v) ** 2 / 4 for v in values)
+    assert search_error(histogram, torch.tensor([300.0]), False).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_importance_of_a_convolution_goes_by_input_channel():

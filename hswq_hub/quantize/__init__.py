@@ -1,5 +1,10 @@
-"""From a full-precision checkpoint and its statistics to HSWQ files: search · plan · writer."""
+"""From a full-precision checkpoint and its statistics to HSWQ files.
 
+search (ranges) · compensate (moments, gptq) · measure (errors) · keep · writer
+"""
+
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
@@ -8,40 +13,95 @@ from hswq_runtime.formats import Format
 
 from ..calibrate import Calibration
 from ..hardware import pick_device
-from ..settings import Recipe
+from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
+from ..settings import recipe as recipe_of
 from ..sources import Source
 from ..targets import check_replaceable
-from .plan import Decision, Plan, plan_hswq, plan_naive
-from .writer import write_quantized
+from .compensate import check_memory, write_compensated
+from .keep import check_budget, keep
+from .measure import measure_errors
+from .plan import Decision, Plan, plan_everything, plan_naive
+from .writer import codes_of, write_quantized
 
-__all__ = ["Decision", "Plan", "plan_hswq", "plan_naive", "quantize", "write_quantized"]
+__all__ = [
+    "Decision",
+    "Plan",
+    "check_budget",
+    "check_memory",
+    "codes_of",
+    "keep",
+    "measure_errors",
+    "plan_everything",
+    "plan_naive",
+    "quantize",
+    "quantized_name",
+    "write_compensated",
+    "write_quantized",
+]
 
 
 def quantize(
     source: Source,
     calibration: Calibration,
-    version: Format,
+    versions: Sequence[Format],
     folder: Path,
     recipe: Recipe | None = None,
     device: str = "auto",
-) -> tuple[Path, Plan]:
-    """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns its path and the plan.
+    memory: float = CALIBRATION_MEMORY,
+) -> list[tuple[Path, Plan]]:
+    """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
 
     Raises:
         FormatError: the calibration was made from another file.
         DeviceError: CUDA asked for and absent.
         TargetError: another kind of file has that name already.
+        HSWQError: the budget or the bound on memory cannot be met.
     """
     if calibration.made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
         )
-    where = pick_device(device)
-    path = folder / quantized_name(source, version)
-    check_replaceable(path, path.suffix, _require_quantized)
-    plan = plan_hswq(source.checkpoint, calibration, version, recipe or Recipe(), where)
-    write_quantized(source.checkpoint, plan, path, source_sha256=source.sha256, base=source.hub_base, device=where)
-    return path, plan
+    recipe, where, checkpoint = recipe or recipe_of(), pick_device(device), source.checkpoint
+    paths = {version: folder / quantized_name(source, version) for version in versions}
+    for path in paths.values():
+        check_replaceable(path, path.suffix, _require_quantized)
+    for version in versions:
+        check_budget(checkpoint, version, recipe)
+    plans = plan_everything(checkpoint, calibration, versions, recipe, where)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rounded-") as scratch:
+        rounded = dict.fromkeys(versions)
+        if recipe.rounding == "gptq":
+            rounded = {version: Path(scratch) / f"{version.value}.safetensors" for version in versions}
+            write_compensated(
+                checkpoint,
+                calibration,
+                plans,
+                rounded,
+                recipe.compensation,
+                source_sha256=source.sha256,
+                memory=memory,
+                device=where,
+            )
+        results = []
+        for version, path in paths.items():
+            plan, errors = plans[version], None
+            if recipe.keep_by == "error":
+                how = CalibrationSettings(**calibration.made_by["settings"] | {"device": device})
+                codes = codes_of(checkpoint, version, rounded[version], where)
+                errors = measure_errors(source, plan, codes, how, recipe.measurement)
+            plan = keep(plan, checkpoint, recipe, errors)
+            write_quantized(
+                checkpoint,
+                plan,
+                path,
+                source_sha256=source.sha256,
+                base=source.hub_base,
+                rounded=rounded[version],
+                device=where,
+            )
+            results.append((path, plan))
+    return results
 
 
 def _require_quantized(path: Path) -> None:

@@ -1,10 +1,15 @@
-"""The plan: for every weight of the denoiser whether it becomes FP8, with what range, and why.
+"""The plan: for every weight of the denoiser its number format, how it gets there, and why.
 
 The unit is the stored tensor. A fused tensor such as Z-Image's `attention.qkv` is one layer here; its statistics
 are put together from those of the diffusers modules that its rows become.
+
+A plan is made in two steps: first every weight that can be FP8 is given its range (:func:`plan_everything`), then
+some are kept in full precision after all (`keep.py`). Between the two the weights may be rounded and what each does
+to the pictures measured.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -15,18 +20,21 @@ from hswq_runtime.fp8 import FP8_MAX
 
 from ..calibrate import Calibration
 from ..progress import progress
-from ..settings import Recipe
-from .search import search_amax, weighted_histogram
+from ..settings import Recipe, SearchSettings
+from .search import Histogram, search_amax, weighted_histogram, weighted_values
 
 KEPT, FP8 = "kept", "fp8_e4m3fn"
+NAIVE = "naive"
 
 
 @dataclass(frozen=True)
 class Decision:
     """What happens to one stored weight.
 
-    number_format: KEPT or FP8. maximum: max|w|. amax: Δ*, where the range is clipped. scale: what the FP8 values
-    are multiplied with, 1.0 in V1. sensitivity: the layer's output variance, None where nothing was measured.
+    number_format: KEPT or FP8. rounding: "nearest" or "gptq". sensitivity: the layer's output variance. error: mean
+    squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
+    range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
+    has one (row_scales). None where nothing was measured.
     """
 
     key: str
@@ -34,14 +42,32 @@ class Decision:
     kind: str
     number_format: str
     reason: str
+    rounding: str | None = None
     sensitivity: float | None = None
+    error: float | None = None
     maximum: float | None = None
     amax: float | None = None
     scale: float | None = None
+    row_scales: bool = False
 
     @property
     def quantized(self) -> bool:
         return self.number_format == FP8
+
+    @property
+    def never(self) -> bool:
+        """Whether it was kept because FP8 is impossible there, not by choice."""
+        return not self.quantized and self.reason.startswith(_NEVER)
+
+    def scale_tensor(self, weight: torch.Tensor) -> torch.Tensor:
+        """Float32: [1], or a scale for each row of `weight` that broadcasts against it."""
+        if not self.row_scales:
+            return torch.tensor([self.scale], dtype=torch.float32, device=weight.device)
+        amax = weight.to(torch.float32).abs().flatten(1).amax(dim=1)
+        return torch.where(amax > 0, amax / FP8_MAX, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+
+
+_NEVER = "never quantized: "
 
 
 @dataclass(frozen=True)
@@ -56,77 +82,92 @@ class Plan:
     def kept(self) -> list[Decision]:
         return [d for d in self.decisions if not d.quantized]
 
+    @property
+    def quantized(self) -> list[Decision]:
+        return [d for d in self.decisions if d.quantized]
+
     def as_rows(self) -> list[dict]:
         """Plain dictionaries, for JSON."""
         return [asdict(decision) for decision in self.decisions]
 
 
-def plan_hswq(
+def plan_everything(
     checkpoint: Checkpoint,
     calibration: Calibration,
-    version: Format,
+    versions: Iterable[Format],
     recipe: Recipe,
     device: torch.device | str = "cpu",
-) -> Plan:
-    """The published recipe: keep the most sensitive layers, search the range of the others, on `device`.
-
-    Of n quantizable layers the `round(keep_ratio · n)` with the largest output variance stay as they are.
+) -> dict[Format, Plan]:
+    """All that can be FP8 is: the range of each weight is searched, on `device`, and nothing is kept by choice.
 
     Raises:
         FormatError: the calibration is of another model, or a weight is not finite.
     """
-    keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
-    possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    sensitivity = {key: _output_variance(checkpoint, calibration, key) for key in checkpoint.layers}
-    ranked = sorted(possible, key=sensitivity.get, reverse=True)
-    rank = {key: place for place, key in enumerate(ranked, start=1)}
-    keep = round(keep_ratio * len(ranked))
-
-    decisions = []
-    for key, kind in progress(checkpoint.layers.items(), desc=f"search {version.value}", unit="layer"):
-        known = {
-            "key": key,
-            "layer": checkpoint.layer(key),
-            "kind": kind.__name__,
-            "sensitivity": sensitivity[key],
-        }
-        if (why := checkpoint.why_never_quantized(key)) is not None:
-            decisions.append(Decision(number_format=KEPT, reason=f"never quantized: {why}", **known))
+    versions = tuple(versions)
+    found: dict[Format, list[Decision]] = {version: [] for version in versions}
+    for decision, weight in _start(checkpoint, "search"):
+        decision = replace(decision, sensitivity=_output_variance(checkpoint, calibration, decision.key))
+        if weight is None:
+            for version in versions:
+                found[version].append(decision)
             continue
-        if rank[key] <= keep:
-            reason = f"sensitivity rank {rank[key]} of {len(ranked)}, within the keep ratio {keep_ratio:g}"
-            decisions.append(Decision(number_format=KEPT, reason=reason, **known))
-            continue
-        weight = _finite(checkpoint, key).to(device)
-        histogram = weighted_histogram(weight, _importance(checkpoint, calibration, key), recipe.search.bins)
-        amax = search_amax(histogram, version.scaled, recipe.search)
-        decisions.append(
-            Decision(
-                number_format=FP8,
-                reason=f"sensitivity rank {rank[key]} of {len(ranked)}",
-                maximum=histogram.maximum,
-                amax=amax,
-                scale=_scale(amax, version),
-                **known,
+        maximum = weight.abs().max().item()
+        if recipe.search is not None:
+            histogram = _histogram(weight.to(device), _importance(checkpoint, calibration, decision.key), recipe.search)
+        for version in versions:
+            by_row = recipe.row_scales and version.scaled
+            searched = recipe.search is not None and not by_row
+            amax = search_amax(histogram, version.scaled, recipe.search) if searched else maximum
+            found[version].append(
+                replace(
+                    decision,
+                    rounding=recipe.rounding,
+                    maximum=maximum,
+                    amax=amax if version.scaled else min(amax, FP8_MAX),
+                    scale=_scale(amax, version),
+                    row_scales=by_row,
+                )
             )
-        )
-    return Plan(version, recipe.name, tuple(decisions))
+    return {version: Plan(version, recipe.label, tuple(decisions)) for version, decisions in found.items()}
+
+
+def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
+    if search.bins is None:
+        return weighted_values(weight, importance)
+    return weighted_histogram(weight, importance, search.bins)
 
 
 def plan_naive(checkpoint: Checkpoint) -> Plan:
     """The baseline: a plain cast of every layer that can be FP8 at all. No calibration, nothing kept, no scale."""
     decisions = []
+    for decision, weight in _start(checkpoint, NAIVE):
+        if weight is not None:
+            maximum = weight.abs().max().item()
+            amax = min(maximum, FP8_MAX)
+            decision = replace(decision, reason="plain cast", rounding="nearest", maximum=maximum, amax=amax, scale=1.0)
+        decisions.append(decision)
+    return Plan(Format.V1, NAIVE, tuple(decisions))
+
+
+def unread_plan(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Plan:
+    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file."""
+    by_row = recipe.row_scales and version.scaled
+    decisions = (replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint))
+    return Plan(version, recipe.label, tuple(decisions))
+
+
+def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
+    """A decision for each weight as far as it needs no choice."""
     for key, kind in checkpoint.layers.items():
-        known = {"key": key, "layer": checkpoint.layer(key), "kind": kind.__name__}
-        if (why := checkpoint.why_never_quantized(key)) is not None:
-            decisions.append(Decision(number_format=KEPT, reason=f"never quantized: {why}", **known))
-            continue
-        maximum = _finite(checkpoint, key).abs().max().item()
-        amax = min(maximum, FP8_MAX)
-        decisions.append(
-            Decision(number_format=FP8, reason="plain cast", maximum=maximum, amax=amax, scale=1.0, **known)
-        )
-    return Plan(Format.V1, "naive", tuple(decisions))
+        why = checkpoint.why_never_quantized(key)
+        number_format, reason = (FP8, "") if why is None else (KEPT, _NEVER + why)
+        yield Decision(key, checkpoint.layer(key), kind.__name__, number_format, reason)
+
+
+def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.Tensor | None]]:
+    """A decision for each weight as far as it needs no choice, and the weight if it can be FP8."""
+    for decision in progress(list(_undecided(checkpoint)), desc=what, unit="layer"):
+        yield decision, _finite(checkpoint, decision.key) if decision.quantized else None
 
 
 def _finite(checkpoint: Checkpoint, key: str) -> torch.Tensor:

@@ -19,6 +19,14 @@ from .fit import misfits
 from .fp8 import FP8
 from .mapping import Piece, gather_scale, trace
 
+DTYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", formats.DTYPE_FP8), 1),
+}
+"""Bytes of one value, by safetensors' names."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -26,6 +34,14 @@ class TensorInfo:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.values * DTYPE_BYTES[self.dtype]
 
 
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -94,6 +110,11 @@ class Checkpoint:
         if empty:
             raise FormatError(f"{self.path} holds empty tensors: {', '.join(empty)}")
         return keys
+
+    @property
+    def denoiser_tensors(self) -> dict[str, TensorInfo]:
+        """`TensorInfo` of the denoiser's tensors, without those of other components in the same file."""
+        return {key: self.tensors[key] for key in self._denoiser_keys}
 
     @cached_property
     def _quantized(self) -> tuple[dict[str, formats.StoredWeight], set[str]]:

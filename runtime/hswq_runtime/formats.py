@@ -102,24 +102,24 @@ def layer_of(key: str) -> str:
     return key.removesuffix(WEIGHT)
 
 
-def companions(key: str, scale: float, version: Format, *, comfyui: bool) -> dict[str, torch.Tensor]:
+def companions(key: str, scale: float | torch.Tensor, version: Format, *, comfyui: bool) -> dict[str, torch.Tensor]:
     """The tensors that go beside the quantized weight `key` in a file of `version`.
 
-    `scale` is what the FP8 values are multiplied with (1.0 in V1). `comfyui`: write ComfyUI's two as well
-    (for Linear layers; its convolutions read none).
+    `scale` is what the FP8 values are multiplied with (1.0 in V1), or a tensor [rows, 1] of them. `comfyui`: write
+    ComfyUI's two as well (for Linear layers; its convolutions read none).
     """
     import torch  # here, because command-line help reads this module and must not wait for torch
 
     layer = layer_of(key)
     beside = {}
     if version.scaled:
-        beside[layer + SCALE] = torch.tensor([scale], dtype=torch.float32)
+        beside[layer + SCALE] = torch.atleast_1d(torch.as_tensor(scale, dtype=torch.float32))
     if comfyui:
         mark = {"format": _COMFY_FP8}
         if version.scaled:
             # Without this ComfyUI would multiply in FP8 with activations it has no scale for.
             mark["full_precision_matrix_mult"] = True
-        beside[layer + COMFY_SCALE] = torch.tensor(scale, dtype=torch.float32)
+        beside[layer + COMFY_SCALE] = torch.as_tensor(scale, dtype=torch.float32)
         beside[layer + COMFY_MARK] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
     return beside
 

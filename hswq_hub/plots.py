@@ -1,0 +1,107 @@
+"""The three drawings of a quantization, as matplotlib figures: nothing here measures anything.
+
+matplotlib is loaded when something is drawn, and no window is ever opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.fp8 import grid
+
+from .quantize import Decision, Plan
+
+SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
+_KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
+_WORST = 4
+
+
+def save(figure, path: Path) -> Path:
+    """Write `figure` as a PNG whose bytes depend on nothing but what it shows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def draw_plan(checkpoint: Checkpoint, plan: Plan, file: Path) -> list[Path]:
+    """Sensitivity and weights of one quantized file, drawn beside it; returns the paths."""
+    drawn = [save(sensitivity(plan), file.with_name(f"{file.stem}-{SENSITIVITY}"))]
+    if plan.quantized:
+        drawn.append(save(weights(checkpoint, plan), file.with_name(f"{file.stem}-{WEIGHTS}")))
+    return drawn
+
+
+def sensitivity(plan: Plan):
+    """Every layer that can be FP8, the most sensitive first, those that are kept in another colour.
+
+    Drawn is the measured error where there is one, otherwise the output variance.
+    """
+    shown = [d for d in plan.decisions if not d.never]
+    measured = all(d.error is not None for d in shown)
+    value = {d.layer: d.error if measured else d.sensitivity for d in shown}
+    shown = sorted(shown, key=lambda d: value[d.layer], reverse=True)
+    figure, axes = _axes(7, 1.2 + 0.16 * len(shown))
+    places = range(len(shown))
+    axes.barh(places, [value[d.layer] for d in shown], color=[_FP8 if d.quantized else _KEPT for d in shown])
+    axes.set_yticks(places, [d.layer for d in shown], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("latent MSE when this layer alone is quantized" if measured else "variance of the layer's output")
+    axes.set_title(f"{plan.version.label}: red layers stay in full precision", fontsize=9)
+    return figure
+
+
+def weights(checkpoint: Checkpoint, plan: Plan):
+    """How the weights of the worst quantized layers lie on the FP8 grid: in V1 as they are, in V2 scaled."""
+    worst = _worst(plan)
+    figure, rows = _axes(7, 1.6 * len(worst) + 0.4, rows=len(worst))
+    values = grid()
+    values = values[values > 0]
+    for axes, decision in zip(rows, worst, strict=True):
+        weight = checkpoint.tensor(decision.key).float()
+        magnitude = (weight / decision.scale_tensor(weight)).abs().flatten()
+        magnitude = magnitude[magnitude > 0]
+        edges = torch.logspace(-12, 9, 127, base=2)
+        counts = torch.histogram(magnitude.clamp(edges[0], edges[-1]), edges).hist
+        axes.stairs((counts / counts.sum()).tolist(), edges.tolist(), fill=True, color=_FP8, alpha=0.7)
+        axes.vlines(values.tolist(), 0, 0.1, transform=axes.get_xaxis_transform(), color=_KEPT, linewidth=0.5)
+        axes.axvline(torch.finfo(torch.float8_e4m3fn).smallest_normal, color=_LINE, linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_yticks([])
+        axes.set_title(decision.layer, fontsize=7, loc="left")
+    rows[-1].set_xlabel("|w| on the grid (red: its values; left of the green line their distance no longer shrinks)")
+    return figure
+
+
+def error_against_size(points: Mapping[str, tuple[float, float]]):
+    """Label -> share of the original's size, latent MSE; both lower is better."""
+    figure, axes = _axes(8, 5)
+    for number, (label, (size, error)) in enumerate(points.items()):
+        axes.scatter(100 * size, error, s=18, color=_FP8)
+        above = 4 if number % 2 else -8
+        axes.annotate(label, (100 * size, error), fontsize=6, xytext=(4, above), textcoords="offset points")
+    axes.set_yscale("log")
+    axes.margins(x=0.25)
+    axes.set_xlabel("size of the file, % of the original")
+    axes.set_ylabel("latent MSE against the original")
+    return figure
+
+
+def _worst(plan: Plan) -> Sequence[Decision]:
+    def how_bad(decision: Decision) -> float:
+        return decision.error if decision.error is not None else decision.sensitivity or 0.0
+
+    return sorted(plan.quantized, key=how_bad, reverse=True)[:_WORST]
+
+
+def _axes(width: float, height: float, rows: int | None = None):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    made = figure.subplots(rows or 1, squeeze=False)[:, 0]
+    for axes in made:
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, made if rows else made[0]

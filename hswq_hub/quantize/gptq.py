@@ -1,0 +1,133 @@
+"""Compensated rounding: choose FP8 codes so that the layer's output, not each weight, is as close as can be.
+
+For a layer y = W x the expected squared error of the outputs is, with D = Ŵ − W and H = E[xxᵀ],
+
+    E‖Dx‖² = Σ_rows  d H dᵀ
+
+Rounding each weight to nearest minimises the diagonal of H alone. Here, as in GPTQ (Frantar et al., "GPTQ:
+accurate post-training quantization for generative pre-trained transformers", 2022), columns are rounded one after
+another, and what a column lost is made up for by those still to come. With H = R Rᵀ, R upper triangular, and
+U = R⁻¹ (so that H⁻¹ = Uᵀ U) the error of column j, divided by U_jj, is taken off each later column k times U_jk.
+
+After that, sweeps of coordinate descent: with all other columns as they are, the best code for column j is that
+nearest to w_j − Σ_{k≠j} D_k H_kj / H_jj. No step can make the error larger; sweeps end when nothing changes.
+
+H is damped, as it may be singular: a share of its mean diagonal is added to the diagonal. The columns with the
+largest diagonal go first, while there is still most left to compensate with. Rows are independent of each other
+and are all done at once; columns go in blocks, so that most of the work is matrix products.
+"""
+
+import torch
+
+from hswq_runtime.fp8 import FP8, dequantize, quantize
+
+_BLOCK = 128
+
+
+def compensated(
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    sweeps: int = 0,
+) -> torch.Tensor:
+    """FP8 codes [out, n] for `weight` [out, n], on its device.
+
+    moment: E[xxᵀ] of the inputs, [n, n], of any positive multiple. scale: None (1), [1] or [out, 1]. damping: share
+    of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
+    """
+    w = weight.to(torch.float64)
+    h = _damped(moment.to(w.device, torch.float64), damping)
+    order = h.diagonal().argsort(descending=True, stable=True)
+    w, h = w[:, order], h[order][:, order]
+    codes = _feedback(w, h, scale)
+    for _ in range(sweeps):
+        if not _sweep(w, h, codes, scale):
+            break
+    result = torch.empty_like(codes)
+    result.view(torch.uint8)[:, order] = codes.view(torch.uint8)
+    return result
+
+
+def compensated_layer(
+    weight: torch.Tensor, moment: torch.Tensor, scale: torch.Tensor | None, *, damping: float, sweeps: int
+) -> torch.Tensor:
+    """Like :func:`compensated` for a stored weight [out, n] or [out, in / groups, kH, kW].
+
+    moment: [groups, n, n], where n counts all that one row of the weight reads. The rows of group g see its g-th.
+    scale: None, one value, or one a row in a shape that broadcasts against `weight`.
+    """
+    rows = weight.reshape(len(weight), -1)
+    scale = None if scale is None else scale.reshape(-1, 1).expand(len(rows), 1)
+    step = len(rows) // len(moment)
+    parts = [
+        compensated(
+            rows[i * step : (i + 1) * step],
+            part,
+            None if scale is None else scale[i * step : (i + 1) * step],
+            damping=damping,
+            sweeps=sweeps,
+        )
+        for i, part in enumerate(moment)
+    ]
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(FP8).reshape(weight.shape)
+
+
+def output_error(weight: torch.Tensor, codes: torch.Tensor, moment: torch.Tensor, scale: torch.Tensor | None = None):
+    """Σ_rows d H dᵀ in float64: what :func:`compensated` makes small. `weight`, `codes`: [out, n]; `moment`: [n, n]."""
+    difference = dequantize(codes, scale, torch.float32).double() - weight.double()
+    return ((difference @ moment.double()) * difference).sum().item()
+
+
+def _damped(h: torch.Tensor, damping: float) -> torch.Tensor:
+    mean = h.diagonal().mean()
+    if mean <= 0:  # nothing ever came in: any rounding is as good, and that to nearest is what identity gives
+        return torch.eye(len(h), dtype=h.dtype, device=h.device)
+    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * mean)
+
+
+def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a [out, 1] float64 column, and the values they stand for."""
+    codes = quantize(column, scale)
+    return codes, dequantize(codes, scale, torch.float32).double()
+
+
+def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    n = len(h)
+    # Cholesky of H with rows and columns reversed gives the upper triangular R without ever inverting H.
+    r = torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
+    u = torch.linalg.solve_triangular(r, torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
+    w = w.clone()
+    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        block, lost = w[:, start:stop], torch.empty_like(w[:, start:stop])
+        for i in range(stop - start):
+            j = start + i
+            column = block[:, i : i + 1]
+            codes[:, j : j + 1], value = _round(column, scale)
+            lost[:, i : i + 1] = (column - value) / u[j, j]
+            block[:, i + 1 :] -= lost[:, i : i + 1] * u[j, j + 1 : stop]
+        w[:, stop:] -= lost @ u[start:stop, stop:]
+    return codes
+
+
+def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None) -> bool:
+    """One sweep over all columns, in place; whether any code changed."""
+    n, changed = len(h), False
+    d = dequantize(codes, scale, torch.float32).double() - w
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        pull = d @ h[:, start:stop]  # Σ_k D_k H_kj for the columns of the block
+        for i in range(stop - start):
+            j = start + i
+            best = w[:, j : j + 1] + d[:, j : j + 1] - pull[:, i : i + 1] / h[j, j]
+            code, value = _round(best, scale)
+            step = value - w[:, j : j + 1] - d[:, j : j + 1]
+            if step.any():
+                changed = True
+                codes[:, j : j + 1] = code
+                d[:, j : j + 1] += step
+                pull += step * h[j, start:stop]
+    return changed
