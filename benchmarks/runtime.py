@@ -1,4 +1,4 @@
-"""How fast, how large and how exact FP8 models run, ours beside its peers: one table, one run, one machine.
+"""How fast, how large and how exact FP8 models run, ours beside its peers: one run, one table in RESULTS.md.
 
 The model is a Z-Image transformer with the layer shapes of the published one (width 3840, feed-forward 10240) and
 random weights: for speed and memory, never for quality. Every candidate loads it in a process of its own.
@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import torch
+from results import put_section
 
 TARGETS = r"(attention\.to_(q|k|v)|attention\.to_out\.0|feed_forward\.w[123])$"
 """The large layers of a block: what every candidate quantizes."""
@@ -307,7 +308,7 @@ def hardware(args) -> str:
     return f"{describe(torch.device(args.device))}, {args.threads} threads; {found}, Python {platform.python_version()}"
 
 
-def table(rows: list[dict], args) -> str:
+def table(rows: list[dict]) -> list[str]:
     base = rows[0]
     lines = [
         "| | load | peak at load | weights | step | error | LoRA | saved |",
@@ -325,7 +326,7 @@ def table(rows: list[dict], args) -> str:
             row["saved"],
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def parse_arguments():
@@ -336,9 +337,7 @@ def parse_arguments():
         "--dtype", choices=["float32", "bfloat16"], help="default: float32 on the CPU, bfloat16 on CUDA"
     )
     parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument(
-        "--latent", type=int, default=32, help="side of the latents; a quarter of its square are tokens"
-    )
+    parser.add_argument("--latent", type=int, default=32, help="side of the latents; a token is 2 x 2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true")
@@ -368,14 +367,22 @@ def main():
             continue
         rows.append(json.loads(process.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr, flush=True)
-    print(
-        f"{args.blocks} blocks of width 3840, {args.latent**2 // 4 + 32} tokens, {args.dtype}, on {hardware(args)}.\n"
-    )
-    print(table(rows, args))
+    tokens = args.latent**2 // 4 + 32
+    lines = [
+        "## Running FP8 models",
+        "",
+        f"A Z-Image transformer of published widths, {args.blocks} main blocks and two refiners, random weights, {tokens} "
+        f"tokens, {args.dtype}, {'compiled' if args.compile else 'not compiled'}, on {hardware(args)}. Columns: see "
+        "`benchmarks/runtime.py`. Ratios are to `plain`.",
+        "",
+        *table(rows),
+    ]
     for name in absent:
-        print(f"\n{name} was not measured: not installed.")
+        lines += ["", f"{name} was not measured: not installed."]
     for line in failed:
-        print(f"\nFailed: {line}")
+        lines += ["", f"Failed: {line}"]
+    print("\n".join(lines))
+    put_section("runtime", lines)
 
 
 if __name__ == "__main__":
