@@ -371,9 +371,9 @@ def main():
     lines = [
         "## Running FP8 models",
         "",
-        f"A Z-Image transformer of published widths, {args.blocks} main blocks and two refiners, random weights, {tokens} "
-        f"tokens, {args.dtype}, {'compiled' if args.compile else 'not compiled'}, on {hardware(args)}. Columns: see "
-        "`benchmarks/runtime.py`. Ratios are to `plain`.",
+        f"A Z-Image transformer of published widths, {args.blocks} main blocks and two refiners, random weights, "
+        f"{tokens} tokens, {args.dtype}, {'compiled' if args.compile else 'not compiled'}, on {hardware(args)}. "
+        "Columns: see `benchmarks/runtime.py`. Ratios are to `plain`.",
         "",
         *table(rows),
     ]
