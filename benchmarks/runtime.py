@@ -44,13 +44,15 @@ def config(blocks: int) -> dict:
 
 
 def write_files(folder: Path, blocks: int) -> None:
-    """`plain/` (bf16), `hswq/` (V2, saved by our quantizer) and `bfl.safetensors` (a scale a row)."""
+    """`plain/` (bf16), `hswq/` (V2, saved by our quantizer), `hswq.safetensors` (the same in one file) and
+    `bfl.safetensors` (a scale a row)."""
     import re
 
     import diffusers
     from safetensors.torch import save_file
 
     from hswq_runtime import fp8
+    from hswq_runtime.formats import Metadata
     from hswq_runtime.layers import quantized_twin
     from hswq_runtime.quantizer import mark_quantized
 
@@ -74,7 +76,28 @@ def write_files(folder: Path, blocks: int) -> None:
     save_file({key: tensor.contiguous() for key, tensor in bfl.items()}, folder / "bfl.safetensors")
     mark_quantized(model, torch.bfloat16)
     model.save_pretrained(folder / "hswq", max_shard_size="100GB")
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    described = {Metadata.FORMAT.value: "v2", Metadata.CONFIG.value: model.to_json_string()}
+    save_file(state, folder / "hswq.safetensors", metadata=described)
     model.save_config(folder / "config")
+
+
+def load_ratio(args) -> float:
+    """Time of `load_model` over that of `safetensors.torch.load_file` on the same file, every byte read, the fastest
+    of several, taken in turns."""
+    from safetensors.torch import load_file
+
+    from hswq_runtime import load_model
+
+    file, times = args.work / "hswq.safetensors", {"model": [], "file": []}
+    for _ in range(args.repeats + 1):
+        start = time.perf_counter()
+        touch(load_model(file).state_dict().values())
+        times["model"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        touch(load_file(file).values())
+        times["file"].append(time.perf_counter() - start)
+    return min(times["model"][1:]) / min(times["file"][1:])
 
 
 # --- Candidates ----------------------------------------------------------------------------------------
@@ -170,9 +193,9 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def touch(model) -> None:
-    """Read every byte: memory-mapped files are not read before."""
-    for tensor in [*model.parameters(), *model.buffers()]:
+def touch(tensors) -> None:
+    """Read every page: memory-mapped files are not read before."""
+    for tensor in tensors:
         for part in flattened(tensor):
             part.detach().contiguous().flatten().view(torch.uint8)[::1024].sum()
 
@@ -280,7 +303,7 @@ def measure(name: str, args) -> dict:
     if args.device == "cuda":
         model.to("cuda")
         torch.cuda.synchronize()
-    touch(model)
+    touch([*model.parameters(), *model.buffers()])
     row = {"name": name, "load": time.perf_counter() - start, "peak": resident("VmHWM") - before}
     row["weights"] = weight_bytes(model)
     expected = run(model, args, dtype)
@@ -376,6 +399,10 @@ def main():
         "Columns: see `benchmarks/runtime.py`. Ratios are to `plain`.",
         "",
         *table(rows),
+    ]
+    lines += [
+        "",
+        f"`load_model` takes {load_ratio(args):.2f}× the time of `safetensors.torch.load_file` on the same file.",
     ]
     for name in absent:
         lines += ["", f"{name} was not measured: not installed."]

@@ -54,11 +54,7 @@ def _compare(layer: str, one: Checkpoint, key: str, other: Checkpoint, their_key
 
 
 def _values(checkpoint: Checkpoint, key: str) -> torch.Tensor:
-    weight = checkpoint.quantized.get(key)
     tensor = checkpoint.tensor(key)
-    if weight is None:
+    if key not in checkpoint.quantized:
         return tensor.float()
-    scale = weight.scale_key and checkpoint.tensor(weight.scale_key).float()
-    if scale is not None and scale.numel() > 1:
-        scale = scale.reshape(-1, *[1] * (tensor.ndim - 1))
-    return dequantize(tensor, scale, torch.float32)
+    return dequantize(tensor, checkpoint.scales[key], torch.float32)

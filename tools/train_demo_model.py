@@ -15,6 +15,9 @@ named `cooldown` in --work starts the final decay of the learning rate at once.
 
     python tools/train_demo_model.py --out hswq_hub/demo_model --work build/demo_model
 
+On two CPU cores that takes about forty minutes, if nothing else runs on them and memory that was freed is kept for
+the next step (glibc gives it back each time): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
+
 Every stage starts from the same seed, so that a continued run draws the same numbers; another processor or
 number of threads sums in another order and gives a model like it, not the same bytes.
 """

@@ -11,7 +11,7 @@ Fields come and go between releases of the site, so whatever can be absent is al
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .credentials import check_token, civitai_token, store_civitai_token
@@ -317,4 +317,4 @@ def _date(text) -> str | None:
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except (ValueError, AttributeError):
         return None
-    return f"{when.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
