@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from .errors import FormatError
@@ -54,7 +54,7 @@ FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
 """safetensors dtypes that a source may have."""
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How a file stores its quantized weights; the value is the `variant` users ask for."""
 
     V1 = "v1"
@@ -71,7 +71,7 @@ class Format(str, Enum):
         return self.value.upper()
 
 
-class Metadata(str, Enum):
+class Metadata(StrEnum):
     """Keys of the safetensors header's `__metadata__`; all values are strings."""
 
     FORMAT = "hswq_format"

@@ -5,7 +5,7 @@ by one. Scales do not wait for their turn there: they are tiny, diffusers would 
 and in a sharded file they may lie in another shard than their weight. They are read, and checked, beforehand.
 """
 
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from accelerate.utils import set_module_tensor_to_device
@@ -26,7 +26,7 @@ _SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: "U8"}
 _QUANTIZATION_CONFIG = "quantization_config"
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """The name under which diffusers knows us; it goes into `config.json`."""
 
     HSWQ = "hswq"
