@@ -139,6 +139,13 @@ def recognise(keys) -> tuple[Architecture, str]:
     )
 
 
+def architecture_of(model) -> Architecture | None:
+    """The architecture of a diffusers model, compiled or of a class of one's own that inherits; None if unknown."""
+    model = getattr(model, "_orig_mod", model)
+    names = [kind.__name__ for kind in type(model).__mro__]
+    return next((row for row in ARCHITECTURES.values() if row.model_class in names), None)
+
+
 def recognise_class(model_class) -> Architecture:
     """The architecture of a checkpoint in diffusers' own layout, by the class that its configuration names.
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import formats
-from .architectures import OTHER_COMPONENTS, recognise, recognise_class
+from .architectures import OTHER_COMPONENTS, Architecture, recognise, recognise_class
 from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 from .fit import misfits
 from .fp8 import FP8
@@ -74,10 +74,7 @@ class Checkpoint:
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
         self._stored_config = formats.config_of(self.metadata)
         try:
-            if self._stored_config is None:
-                self.architecture, self.prefix = recognise(self.tensors)
-            else:
-                self.architecture, self.prefix = recognise_class(self._stored_config.get("_class_name")), ""
+            self.architecture, self.prefix = recognise_header(self.tensors, self.metadata)
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
@@ -149,6 +146,9 @@ class Checkpoint:
         import accelerate
         import diffusers
 
+        counts = [value for name, value in self.config.items() if "layers" in name and isinstance(value, int)]
+        if any(count > len(self.tensors) for count in counts):
+            raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
         try:
             with accelerate.init_empty_weights():
                 return getattr(diffusers, self.architecture.model_class)(**self.config)
@@ -219,9 +219,7 @@ class Checkpoint:
         Raises:
             FormatError: the file does not fit its architecture.
         """
-        model = self.empty_model()
-        self.check_fits(model)
-        found = {}
+        model, found = self._skeleton, {}
         for key in self._denoiser_keys:
             owners = self.modules.get(key, [])
             if not key.endswith(formats.WEIGHT) or not owners:
@@ -256,7 +254,7 @@ class Checkpoint:
             FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`.
         """
         return {
-            key: formats.read_scale(weight, self.tensors[key].shape[0], self.tensor)
+            key: formats.read_scale(weight, (self.tensors[key].shape or (1,))[0], self.tensor)
             for key, weight in self.quantized.items()
         }
 
@@ -292,7 +290,14 @@ class Checkpoint:
 
     @cached_property
     def _first_parameter(self) -> str:
-        return next(iter(self.empty_model().state_dict()))
+        return next(iter(self._skeleton.state_dict()))
+
+    @cached_property
+    def _skeleton(self) -> torch.nn.Module:
+        """An empty model to look things up in; found to fit."""
+        model = self.empty_model()
+        self.check_fits(model)
+        return model
 
     def require_full_precision(self) -> None:
         """Check that this is a source one can quantize.
@@ -306,3 +311,14 @@ class Checkpoint:
                 f"{self.path} is quantized already (it holds {', '.join(sorted(low))}); "
                 "start from the full-precision (FP16, BF16 or FP32) file of the model"
             )
+
+
+def recognise_header(keys, metadata: Mapping[str, str]) -> tuple[Architecture, str]:
+    """The architecture of a file, and the prefix of its denoiser: from a configuration in its metadata, or its keys.
+
+    Raises:
+        FormatError: the configuration cannot be read.
+        UnknownArchitectureError: no row has such keys, or such a class.
+    """
+    config = formats.config_of(metadata)
+    return recognise(keys) if config is None else (recognise_class(config.get("_class_name")), "")

@@ -49,7 +49,7 @@ _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
 
 DTYPE_FP8 = "F8_E4M3"
-_DTYPE_BYTES = "U8"
+DTYPE_BYTES = "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
 """safetensors dtypes that a source may have."""
 
@@ -130,17 +130,22 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
     `dtypes`: safetensors dtype by key. `version`: what the header's metadata says, None if nothing.
 
     Raises:
-        FormatError: a scale beside a weight that is not FP8, or an FP8 weight without one in a V2 file.
+        FormatError: a scale beside a weight that is not FP8; an FP8 weight without one in a V2 file, or where others
+            have one; a mark of ComfyUI's without its scale.
     """
+    scaled = version is Format.V2 or any(_has_our_scale(k, dtypes) for k in dtypes if _is_fp8(k, dtypes))
     weights = {}
     companion_keys = {key for key in dtypes if key.split(".")[-1] == _OLD_COMFY_MARK}
     for key in (k for k in dtypes if _is_fp8(k, dtypes)):
         layer = layer_of(key)
         companion_keys.update(layer + suffix for suffix in _COMPANIONS if layer + suffix in dtypes)
         scale_keys = tuple(layer + suffix for suffix in _SCALES if layer + suffix in dtypes)
-        if version is Format.V2 and not {layer + SCALE, layer + EARLY_SCALE} & set(scale_keys):
-            raise FormatError(f"{key} has no scale ({layer}{SCALE}) though the file says that it is V2")
+        if scaled and not _has_our_scale(key, dtypes):
+            others = "the file says that it is V2" if version is Format.V2 else "other weights of the file have one"
+            raise FormatError(f"{key} has no scale ({layer}{SCALE}) though {others}")
         mark = layer + COMFY_MARK
+        if mark in dtypes and layer + COMFY_SCALE not in dtypes:
+            raise FormatError(f"{key} has no scale ({layer}{COMFY_SCALE}) though {mark} describes it")
         weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, version)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
@@ -151,11 +156,15 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
     return weights, companion_keys
 
 
+def _has_our_scale(key: str, dtypes: Mapping[str, str]) -> bool:
+    return layer_of(key) + SCALE in dtypes or layer_of(key) + EARLY_SCALE in dtypes
+
+
 def _is_fp8(key: str, dtypes: Mapping[str, str]) -> bool:
     """Whether `key` is an FP8 weight. ComfyUI may store the bytes as U8; its mark is checked when they are read."""
     dtype = dtypes[key]
     return key.endswith(WEIGHT) and (
-        dtype == DTYPE_FP8 or (dtype == _DTYPE_BYTES and layer_of(key) + COMFY_MARK in dtypes)
+        dtype == DTYPE_FP8 or (dtype == DTYPE_BYTES and layer_of(key) + COMFY_MARK in dtypes)
     )
 
 
@@ -203,7 +212,7 @@ def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
 def _check_mark(key: str, mark: torch.Tensor) -> None:
     try:
         described = json.loads(bytes(mark.reshape(-1).tolist()))["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(f"{key} is no description of a number format") from None
     if described != _COMFY_FP8:
         raise FormatError(f"{key} says {described!r}; this release reads {_COMFY_FP8}")
@@ -225,7 +234,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
         return
     try:
         named = {layer: described["format"] for layer, described in json.loads(entry)["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"the header's {_COMFY_METADATA} cannot be read") from None
     for layer, described in named.items():
         if described != _COMFY_FP8:

@@ -49,8 +49,8 @@ def dequantize(
     float32 and then cast, since a scale in bfloat16 would be off by up to 0.4 %. Without a scale the cast is
     exact in every wider float dtype.
     """
-    if weight.is_cpu and weight.dtype == FP8 and not torch.compiler.is_compiling():
-        result = _scratch(weight.shape, dtype) if transient else torch.empty(weight.shape, dtype=dtype)
+    if _is_plain(weight) and not torch.compiler.is_compiling() and _keeps_denormals():
+        result = _scratch(weight.shape, dtype) if transient else torch.empty(weight.shape, dtype=dtype, device="cpu")
         return _dequantize_on_cpu(weight, scale, result)
     if scale is None:
         return weight.to(dtype)
@@ -116,6 +116,16 @@ _PIECE = 1 << 18
 """Values expanded at once: few enough to stay in the cache."""
 
 
+def _is_plain(weight: torch.Tensor) -> bool:
+    """FP8 values in the memory of this machine; not a fake that only has a shape."""
+    return weight.is_cpu and weight.dtype == FP8 and type(weight) in (torch.Tensor, torch.nn.Parameter)
+
+
+def _keeps_denormals() -> bool:
+    """Whether the processor computes with denormals: `torch.set_flush_denormal`, and some libraries, turn that off."""
+    return (torch.tensor(2.0**-129, device="cpu") * _BIAS).item() != 0
+
+
 def _dequantize_on_cpu(weight: torch.Tensor, scale: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
     """The same to the bit (NaN aside), three times as fast as torch's cast from FP8, which is not vectorized."""
     dtype = result.dtype
@@ -124,7 +134,7 @@ def _dequantize_on_cpu(weight: torch.Tensor, scale: torch.Tensor | None, result:
     factors = None if scale is None else _by_row(scale, weight).expand(len(weight), *[1] * (weight.ndim - 1))
     for start in range(0, len(weight), rows):
         here = slice(start, start + rows)
-        values = result[here] if dtype == exact else torch.empty(result[here].shape, dtype=exact)
+        values = result[here] if dtype == exact else torch.empty(result[here].shape, dtype=exact, device="cpu")
         bits = values.view(integer)
         bits.copy_(weight[here].view(torch.int8))
         bits <<= shift
@@ -146,6 +156,6 @@ def _scratch(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     held = getattr(_buffers, str(dtype), None)
     if held is None or held.numel() < shape.numel():
         with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
-            held = torch.empty(shape.numel(), dtype=dtype)
+            held = torch.empty(shape.numel(), dtype=dtype, device="cpu")
         setattr(_buffers, str(dtype), held)
     return held[: shape.numel()].view(shape)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import fp8
-from .errors import DeviceError
+from .errors import DeviceError, HSWQError
 from .formats import SCALE
 
 SCALE_BUFFER = SCALE.removeprefix(".")
@@ -40,8 +40,8 @@ class HSWQLayer:
     def requantize(self, values: torch.Tensor) -> None:
         """Hold `values`, of the weight's shape, instead: rounded to nearest, with as many fresh scales as before."""
         if self.scale is not None:
-            self.scale = fp8.fresh_scale(values, self.scale.numel())
-        self.weight.data = fp8.quantize(values, self.scale)
+            self.scale.copy_(fp8.fresh_scale(values, self.scale.numel()))
+        self.weight.data.copy_(fp8.quantize(values, self.scale))  # in place: offloading holds on to the tensors
 
     def plain(self) -> nn.Module:
         """The nn.Linear or nn.Conv2d that computes the same with a plain weight."""
@@ -163,8 +163,9 @@ class _LinearProduct(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, scale = ctx.saved_tensors
         _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=True)
-        input = gradient @ expanded if input_needed else None
+        input = None
+        if input_needed:
+            input = gradient @ fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
         bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if bias_needed else None
         return None, input, None, None, bias, None
 
@@ -184,7 +185,7 @@ class _ConvProduct(torch.autograd.Function):
         _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
         input = None
         if input_needed:
-            expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=True)
+            expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
             input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
         bias = gradient.sum((0, 2, 3)) if bias_needed else None
         return None, input, None, None, bias, None
@@ -217,10 +218,17 @@ def dequantize_(model: nn.Module) -> nn.Module:
     """Exchange every FP8 layer of `model`, in place, for the plain layer with `weight · scale`; returns it.
 
     The plain layers hold their weights in the `compute_dtype` of the layers they replace.
+
+    Raises:
+        HSWQError: adapters are on the layers, or their weights are elsewhere; the model is as it was.
     """
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, HSWQLayer):
-            model.set_submodule(name, layer.plain())
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HSWQLayer)}
+    if any(name.endswith("base_layer") for name in layers):
+        raise HSWQError("a LoRA is on the model: call unload_lora_weights() (what was fused stays) before dequantizing")
+    if any(layer.weight.is_meta for layer in layers.values()):
+        raise HSWQError("the weights are offloaded: remove the offloading hooks before dequantizing")
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.plain())
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from . import fp8
 from .checkpoint import Checkpoint, Piece
 from .formats import layer_of
-from .layers import SCALE_BUFFER, quantized_twin
+from .layers import SCALE_BUFFER, HSWQLayer, quantized_twin
 from .matmul import set_fp8_matmul
 from .quantizer import mark_quantized
 
@@ -58,7 +58,7 @@ def load_model(
             state[f"{module}.{SCALE_BUFFER}"] = scale
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False).eval()
-    if checkpoint.quantized and not dequantize:
+    if any(isinstance(layer, HSWQLayer) for layer in model.modules()):
         mark_quantized(model, dtype)
         set_fp8_matmul(model, fp8_matmul)
     return model

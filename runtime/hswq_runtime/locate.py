@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
-from .architectures import recognise
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, recognise_header
 from .errors import FormatError, UnknownArchitectureError
 from .formats import Format, version_of
 
@@ -22,7 +22,10 @@ _OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
 """Twins of full-precision weights, which would only cost time."""
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_URL = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/]+)/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?#]+)")
+_HUB_HOST = "huggingface.co"
+_URL = re.compile(
+    r"https?://(?P<host>[^/]+)/(?P<repo>[^/]+/[^/]+)/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?#]+)(?:[?#].*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,13 @@ def _in_folder(folder: Path, variant: str | None, weight_name: str | None) -> Pa
 
 
 def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
+    from huggingface_hub.constants import ENDPOINT
+
     if match := _URL.fullmatch(reference):
-        hub = HubOptions(match["revision"], hub.token, hub.cache_dir, hub.local_files_only)
-        reference = f"{match['repo']}/{match['file']}"
+        if match["host"] not in (_HUB_HOST, urlsplit(ENDPOINT).netloc):
+            raise FormatError(f"{reference} is not on the Hub; download it and give its path")
+        hub = HubOptions(unquote(match["revision"]), hub.token, hub.cache_dir, hub.local_files_only)
+        reference = f"{match['repo']}/{unquote(match['file'])}"
     parts = PurePosixPath(reference).parts
     repo = "/".join(parts[:2])
     if not is_repo_id(repo) or ".." in parts:
@@ -112,7 +119,7 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
 
     def read_format(name: str) -> Format | None:
         header = _hub_call(repo, "parse_safetensors_file_metadata", name, revision=hub.revision, token=hub.token)
-        recognise(header.tensors)
+        recognise_header(header.tensors, header.metadata)
         return version_of(header.metadata)
 
     name = weight_name or _choose(candidates, variant, read_format, where=repo)
@@ -170,10 +177,12 @@ def _list_files(repo: str, hub: HubOptions) -> set[str]:
 def _hub_call(repo: str, method: str, *arguments, **options):
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError
 
     try:
         return getattr(HfApi(), method)(repo, *arguments, **options)
+    except SafetensorsParsingError as error:
+        raise FormatError(f"{repo} holds a damaged safetensors file: {' '.join(str(error).split())}") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
         raise FormatError(_unreachable(repo, HubOptions(options.get("revision")), error)) from error
 

@@ -9,7 +9,7 @@ from peft.tuners.lora import Conv2d, Linear, model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 
 from .errors import HSWQError
-from .fp8 import FP8
+from .fp8 import FP8, dequantize
 from .layers import HSWQLayer
 
 
@@ -30,32 +30,51 @@ class _MergesByRequantizing:
             return
         if any(name in self.lora_variant or self.lora_bias[name] for name in names):
             raise HSWQError("only plain LoRA can be fused into FP8 weights; use this adapter without fusing it")
+        merged = [name for name in self.merged_adapters if name in self.lora_A]
+        if len(merged) < len(self.merged_adapters) or not merged:
+            # Nothing is merged, or something that was deleted meanwhile: its change stays, as PEFT has it.
+            self._remember()
+            merged = []
         base = self.get_base_layer()
-        if not self.merged:
-            scale = None if base.scale is None else base.scale.cpu().clone()
-            self._original = base.weight.data.view(torch.uint8).cpu().clone(), scale
+        weight, scale = self._original
         # From the original each time: what is rounded twice has twice the error.
-        self._restore()
-        values = base.dequantized_weight(torch.float32)
-        for name in [*self.merged_adapters, *names]:
+        values = dequantize(weight.view(FP8), scale, torch.float32).to(base.weight.device)
+        for name in merged:
+            values += self._delta(name, self._strengths[name]).to(values)
+        for name in names:
             values += self.get_delta_weight(name).to(values)
         if safe_merge and not values.isfinite().all():
             raise ValueError(f"merging {', '.join(names)} gives values that are not finite; is the adapter broken?")
         base.requantize(values)
-        self.merged_adapters.extend(names)
+        self._strengths |= {name: self.scaling[name] for name in names}
+        self.merged_adapters = [*merged, *names]
 
     def unmerge(self) -> None:
         """Take all merged adapters out again: the weight and its scale are what they were, to the bit."""
-        if self.merged:
-            self._restore()
-            self.merged_adapters.clear()
-            del self._original
-
-    def _restore(self) -> None:
+        if not self.merged:
+            return
         base = self.get_base_layer()
         weight, scale = self._original
-        base.weight.data = weight.to(base.weight.device, copy=True).view(FP8)
-        base.scale = None if scale is None else scale.to(base.weight.device, copy=True)
+        base.weight.data.view(torch.uint8).copy_(weight)
+        if scale is not None:
+            base.scale.copy_(scale)
+        self.merged_adapters.clear()
+        del self._original, self._strengths
+
+    def _remember(self) -> None:
+        """Keep the weight's bytes (pickle cannot take FP8) and its scale in CPU memory."""
+        base = self.get_base_layer()
+        scale = None if base.scale is None else base.scale.cpu().clone()
+        self._original, self._strengths = (base.weight.data.view(torch.uint8).cpu().clone(), scale), {}
+
+    def _delta(self, name: str, strength: float) -> torch.Tensor:
+        """What adapter `name` adds at `strength`, whatever its strength is now."""
+        now = self.scaling[name]
+        try:
+            self.scaling[name] = strength
+            return self.get_delta_weight(name)
+        finally:
+            self.scaling[name] = now
 
 
 class HSWQLoraLinear(_MergesByRequantizing, Linear):

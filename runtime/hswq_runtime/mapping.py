@@ -54,7 +54,7 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
         if scale is not None and scale.numel() > 1:
             rows.append(scale[piece.start : piece.stop])
         else:
-            rows.append((torch.ones(1) if scale is None else scale).expand(piece.stop - piece.start))
+            rows.append((torch.ones(1, device="cpu") if scale is None else scale).expand(piece.stop - piece.start))
     if all(scale is not None and scale.numel() == 1 and scale == found[0] for scale in found):
         return found[0].clone()
     return torch.cat(rows)

@@ -3,7 +3,7 @@
 import torch
 
 from . import fp8
-from .architectures import ARCHITECTURES
+from .architectures import architecture_of
 from .errors import DeviceError
 from .layers import HSWQLinear
 
@@ -30,12 +30,12 @@ def set_fp8_matmul(model: torch.nn.Module, enabled: bool = True) -> int:
             f"{torch.cuda.get_device_name()} (SM {major}.{minor}) has no FP8 matrix product, which needs SM 8.9; "
             "load the model without fp8_matmul"
         )
-    architecture = next((row for row in ARCHITECTURES.values() if row.model_class == type(model).__name__), None)
+    architecture = architecture_of(model)
     count = 0
     for name, layer in model.named_modules():
         if isinstance(layer, HSWQLinear):
             fits = layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
-            sensitive = architecture is not None and architecture.is_sensitive(name)
+            sensitive = architecture is not None and architecture.is_sensitive(name.removeprefix("_orig_mod."))
             layer.fp8_matmul = enabled and fits and not sensitive
             count += layer.fp8_matmul
     return count

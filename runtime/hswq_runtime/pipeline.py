@@ -79,7 +79,7 @@ class HSWQPipeline:
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
         if base is None and found.repo is not None:
-            base = _own_components(checkpoint, found)
+            base = _own_components(checkpoint, found, pipeline_arguments)
         base = find_base(checkpoint, base)
         check_components(checkpoint.architecture, base, given=pipeline_arguments, hub=hub.elsewhere())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
@@ -103,7 +103,7 @@ def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, argum
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folder, **{"dtype": dtype, **arguments}, use_safetensors=True
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{folder} has a component that cannot be loaded: {_first_line(error)}") from error
     set_fp8_matmul(getattr(pipeline, name), fp8_matmul)
     return pipeline
@@ -113,21 +113,20 @@ def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
     """The component of a saved pipeline that is quantized with HSWQ, and how."""
     for path in sorted(folder.glob("*/config.json")):
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
-            if described["quant_method"] == Method.HSWQ.value:
+            described = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+            if isinstance(described, dict) and described.get("quant_method") == Method.HSWQ.value:
                 return path.parent.name, HSWQConfig(**described)
-        except KeyError:
-            continue
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"{path} is not a configuration that this release reads") from error
     raise FormatError(
         f"{folder} holds no FP8 checkpoint and no component saved with HSWQ; use diffusers' from_pretrained"
     )
 
 
-def _own_components(checkpoint: Checkpoint, found: Located) -> Path | None:
-    """The other components of the repo that the checkpoint came from, as a folder; None if it has none."""
-    folder = fetch_components(found.repo, _component_names(checkpoint.architecture), found.hub)
+def _own_components(checkpoint: Checkpoint, found: Located, given) -> Path | None:
+    """The other components of the repo that the checkpoint came from, as a folder; None if it has none. What is
+    `given` is not fetched."""
+    folder = fetch_components(found.repo, _component_names(checkpoint.architecture) - {*given}, found.hub)
     return folder if (folder / MODEL_INDEX).is_file() else None
 
 
@@ -154,7 +153,7 @@ def assemble_pipeline(
     arguments = {architecture.component: denoiser, "dtype": denoiser.dtype, **pipeline_arguments}
     try:
         pipeline = _pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{base} has a component that cannot be loaded: {_first_line(error)}") from error
     tokenizer = pipeline.components.get("tokenizer")
     if tokenizer is not None and not tokenizer("a").input_ids:
@@ -174,7 +173,7 @@ def fetch_base(architecture: Architecture, base: str, given=(), hub: HubOptions 
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
@@ -238,7 +237,7 @@ def _read_index(folder: Path) -> dict:
         raise ComponentError(f"{folder} has no {MODEL_INDEX}; pass a diffusers folder or a Hub repo as base")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ComponentError(f"{path} is not JSON") from error
     if not isinstance(index, dict):
         raise ComponentError(f"{path} is not a diffusers model index")

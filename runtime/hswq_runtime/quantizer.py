@@ -5,6 +5,7 @@ by one. Scales do not wait for their turn there: they are tiny, diffusers would 
 and in a sharded file they may lie in another shard than their weight. They are read, and checked, beforehand.
 """
 
+import copy
 from enum import StrEnum
 
 import torch
@@ -15,14 +16,14 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from safetensors import safe_open
 
 from . import formats, fp8
-from .architectures import ARCHITECTURES
+from .architectures import architecture_of
 from .errors import FormatError
 from .fit import misfits
 from .layers import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
 from .mapping import Piece, gather_scale, trace
 from .matmul import set_fp8_matmul
 
-_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: "U8"}
+_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_BYTES}
 _QUANTIZATION_CONFIG = "quantization_config"
 
 
@@ -73,7 +74,9 @@ class HSWQQuantizer(DiffusersQuantizer):
     use_keep_in_fp32_modules = True
 
     def __init__(self, quantization_config: HSWQConfig, **kwargs):
-        super().__init__(quantization_config, **kwargs)
+        super().__init__(copy.copy(quantization_config), **kwargs)
+        self._companions: set[str] = set()
+        self._kept_in_fp32: list[str] = []
         self._stored: dict[str, tuple[int, ...]] | None = None
         self._weights: dict[str, formats.StoredWeight] = {}
         self._scales: dict[str, torch.Tensor | None] = {}
@@ -89,6 +92,15 @@ class HSWQQuantizer(DiffusersQuantizer):
 
     def adjust_target_dtype(self, torch_dtype):
         return fp8.FP8
+
+    def get_special_dtypes_update(self, model, torch_dtype):
+        return {name: torch_dtype for name, parameter in model.named_parameters() if parameter.dtype != fp8.FP8}
+
+    def adjust_max_memory(self, max_memory):
+        # As diffusers' own quantizers do: one layer is expanded at a time.
+        return {
+            device: value * 0.9 if isinstance(value, (int, float)) else value for device, value in max_memory.items()
+        }
 
     def validate_environment(self, *args, device_map=None, **kwargs):
         if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
@@ -130,7 +142,7 @@ class HSWQQuantizer(DiffusersQuantizer):
                 "this model has no FP8 weights: load it without HSWQConfig, or quantize it with `hswq-hub quantize`"
             )
         self._scales = {
-            key: formats.read_scale(weight, shapes[key][0], tensor) for key, weight in self._weights.items()
+            key: formats.read_scale(weight, (shapes[key] or (1,))[0], tensor) for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
@@ -143,14 +155,17 @@ class HSWQQuantizer(DiffusersQuantizer):
         problems = misfits(wanted, shapes, may_be_left_over=model._keys_to_ignore_on_load_unexpected or ())
         if problems:
             raise FormatError(f"the file does not fit {type(model).__name__}: {'; '.join(problems)}")
-        architecture = next((row for row in ARCHITECTURES.values() if row.model_class == type(model).__name__), None)
+        for name, tensor in (state_dict or {}).items():
+            if name in wanted and tuple(tensor.shape) != wanted[name]:  # leading ones, which diffusers does not forgive
+                state_dict[name] = tensor.reshape(wanted[name])
+        self._kept_in_fp32 = list(keep_in_fp32_modules or ())
+        architecture = architecture_of(model)
         first = next(iter(wanted))
         for name in self._weights:
             module = formats.layer_of(name)
             layer = model.get_submodule(module)
             forbidden = name == first or (architecture and architecture.why_never_quantized(module))
-            kept = any(part in module.split(".") for part in keep_in_fp32_modules)
-            if forbidden or kept or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            if forbidden or self._stays_fp32(name) or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 continue
             scale = self._scales[name]
             twin = quantized_twin(
@@ -165,13 +180,16 @@ class HSWQQuantizer(DiffusersQuantizer):
         if converted.keys() <= self._stored.keys():  # it had nothing to convert
             traced = {name: [Piece(name, 0, shape[0] if shape else 1)] for name, shape in converted.items()}
         else:
-            traced = trace(self._stored, type(model).__name__, model.config)
+            traced = trace(self._stored, _loadable_class(model), model.config)
         weights, scales = {}, {}
         for name, pieces in traced.items():
             if all(piece.key in self._weights for piece in pieces) and name in converted:
                 weights[name] = self._weights[pieces[0].key]
                 scales[name] = gather_scale(pieces, self._scales)
         self._weights, self._scales = weights, scales
+
+    def _stays_fp32(self, name: str) -> bool:
+        return any(part in self._kept_in_fp32 for part in name.split("."))
 
     def _scale_names(self, model) -> set[str]:
         names = (name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer))
@@ -189,12 +207,15 @@ class HSWQQuantizer(DiffusersQuantizer):
             if dtype is not None:
                 module.compute_dtype = dtype
         else:  # foreign files cast more than can compute in FP8
-            value = fp8.dequantize(param_value, scale, dtype or self.quantization_config.compute_dtype)
+            dtype = torch.float32 if self._stays_fp32(param_name) else dtype or self.quantization_config.compute_dtype
+            value = fp8.dequantize(param_value, scale, dtype)
             set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        computed = next(layer.compute_dtype for layer in model.modules() if isinstance(layer, HSWQLayer))
-        mark_quantized(model, computed, self)
+        layers = [layer for layer in model.modules() if isinstance(layer, HSWQLayer)]
+        if not layers:
+            raise FormatError("none of this model's FP8 weights can compute in FP8; load it without HSWQConfig")
+        mark_quantized(model, layers[0].compute_dtype, self)
         set_fp8_matmul(model, self.quantization_config.fp8_matmul)
         return model
 
@@ -219,6 +240,13 @@ def mark_quantized(model: torch.nn.Module, compute_dtype: torch.dtype, quantizer
     model.is_quantized = True
     model.quantization_method = Method.HSWQ
     model.register_to_config(quantization_config=config)
+
+
+def _loadable_class(model: torch.nn.Module) -> str:
+    """The class that diffusers has a single-file converter for: that of `model`, or one that it inherits from."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    return next(kind.__name__ for kind in type(model).__mro__ if kind.__name__ in SINGLE_FILE_LOADABLE_CLASSES)
 
 
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[Method.HSWQ.value] = HSWQConfig
