@@ -177,6 +177,7 @@ def test_sensitive_layers_and_odd_shapes_stay_exact(model):
     assert count == len(chosen) > 0
     assert "layers.0.attention.to_q" in chosen and "layers.0.feed_forward.w2" in chosen
     assert not any(word in name for name in chosen for word in ("embedder", "adaLN", "final"))
+    assert set_fp8_matmul(torch.compile(model)) == count, "a compiled model is the same model"
     odd = torch.nn.Sequential(HSWQLinear(20, 32, scales=0, compute_dtype=torch.float32))
     assert set_fp8_matmul(odd) == 0
 

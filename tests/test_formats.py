@@ -79,7 +79,9 @@ def test_contradictions_are_refused():
         read(Format.V1, weight_scale=0.5)
 
 
-@pytest.mark.parametrize("described", [b'{"format": "int8_tensorwise"}', b"{", b"[]", b"\xff\xfe", b"{}"])
+@pytest.mark.parametrize(
+    "described", [b'{"format": "int8_tensorwise"}', b"{", b"[]", b"\xff\xfe", b"{}", b"[" * 100_000]
+)
 def test_a_mark_that_names_another_format_or_none_is_refused(described):
     mark = torch.tensor(list(described), dtype=torch.uint8)
     weight = formats.StoredWeight("a.weight", mark_key="a.comfy_quant")
@@ -87,7 +89,7 @@ def test_a_mark_that_names_another_format_or_none_is_refused(described):
         formats.read_scale(weight, 3, {"a.comfy_quant": mark}.__getitem__)
 
 
-@pytest.mark.parametrize("entry", ['{"layers": {"a": {"format": "nvfp4"}}}', "{", "[]", '{"layers": 3}'])
+@pytest.mark.parametrize("entry", ['{"layers": {"a": {"format": "nvfp4"}}}', "{", "[]", '{"layers": 3}', "[" * 100_000])
 def test_a_header_that_describes_another_format_or_nothing_is_refused(entry):
     formats.check_metadata({"_quantization_metadata": '{"layers": {"a": {"format": "float8_e4m3fn"}}}'})
     with pytest.raises(FormatError, match=r"nvfp4|_quantization_metadata"):

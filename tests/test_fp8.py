@@ -68,6 +68,25 @@ def test_every_code_is_dequantized_to_the_bit(scales, dtype):
     assert torch.equal(fp8.dequantize(rows, scale, dtype), product.to(dtype))
 
 
+def test_flushing_denormals_does_not_flush_small_weights():
+    rows = FINITE.unsqueeze(1)
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush denormals")
+        found = [fp8.dequantize(rows, None, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    finally:
+        torch.set_flush_denormal(False)
+    for values in found:
+        assert torch.equal(values.float(), rows.float())
+
+
+def test_another_default_device_changes_nothing():
+    rows, scale = FINITE.unsqueeze(1), torch.rand(len(FINITE))
+    with torch.device("meta"):
+        found = fp8.dequantize(rows, scale, torch.float16, transient=True)
+    assert found.device.type == "cpu" and torch.equal(found, (rows.float() * scale[:, None]).half())
+
+
 def test_a_large_weight_is_dequantized_like_a_small_one():
     """It is done piece by piece; no piece is left out or scaled twice."""
     codes = torch.randint(0, 127, (3000, 300), dtype=torch.uint8).view(fp8.FP8)

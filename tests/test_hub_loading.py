@@ -57,6 +57,11 @@ def server(published, tmp_path_factory):
         hub.repos["alice/never"] = Repo(files(published))
         dozen = {"a.safetensors": unnamed, "b.safetensors": v1, "c.safetensors": v1, "lora.safetensors": lora}
         hub.repos["bob/dozen"] = Repo(dozen)
+        names = {"hswq_config": json.dumps({"_class_name": "ZImageTransformer2DModel", **tiny.CONFIG})}
+        state = tiny.model().state_dict()
+        cast = {k: t.to(torch.float8_e4m3fn) if k.endswith("w1.weight") else t for k, t in state.items()}
+        named = save(cast, metadata=names | {"hswq_format": "v1"})
+        hub.repos["erin/diffusers-names"] = Repo({"v1.safetensors": named, "lora.safetensors": lora})
         hub.repos["bob/based"] = Repo({"only.safetensors": based})
         hub.repos["carol/saved"] = Repo(files(saved))
         hub.repos["carol/two"] = Repo({"x.safetensors": v1, "y.safetensors": v2, "sub/z.safetensors": v1})
@@ -96,6 +101,7 @@ QUESTIONS = {
     "by path": ("alice/demo-hswq/demo-hswq-v1.safetensors", {}),
     "saved": ("carol/saved", {}),
     "based": ("bob/based", {}),
+    "diffusers names": ("erin/diffusers-names", {"variant": "v1", **OWN}),
     "with token": ("dave/open", {"token": TOKEN, **OWN}),
 }
 """One process answers them all, because starting one takes seconds."""
@@ -163,6 +169,10 @@ def test_a_repo_with_several_models_asks_which(answers):
 
 def test_one_file_of_a_repo_by_path_and_by_address(answers, published):
     assert answers["by path"]["weights"] == answers["by address"]["weights"] == weights(published, "v1")
+
+
+def test_a_file_with_the_names_of_diffusers_is_told_from_its_header(answers):
+    assert answers["diffusers names"].get("fp8"), answers["diffusers names"]
 
 
 def test_a_saved_pipeline_and_a_file_that_names_its_base(answers, published):

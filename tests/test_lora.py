@@ -167,6 +167,54 @@ def test_fusing_two_adapters_one_after_the_other_rounds_once(tmp_path):
     assert tiny.same_bytes(apart.transformer.state_dict(), original.state_dict())
 
 
+def test_adapters_fused_one_after_the_other_keep_the_strength_they_were_fused_with(tmp_path):
+    """diffusers multiplies the strength of every active adapter each time something is fused."""
+    pipe = quantized(tmp_path)
+    layer = pipe.transformer.layers[0].feed_forward.w1
+    original = layer.dequantized_weight(torch.float32)
+    for number in (1, 2):
+        pipe.load_lora_weights(diffusers_layout(number), adapter_name=f"style{number}")
+    pipe.set_adapters(["style1", "style2"])
+    pipe.fuse_lora(lora_scale=0.5, adapter_names=["style1"])
+    pipe.fuse_lora(lora_scale=0.5, adapter_names=["style2"])
+    (down1, up1), (down2, up2) = (weights(number)["layers.0.feed_forward.w1"] for number in (1, 2))
+    wanted = original + 0.5 * (up1 @ down1) + 0.25 * (up2 @ down2)  # the second was scaled twice, as diffusers does
+    fused = pipe.transformer.layers[0].feed_forward.w1.base_layer.dequantized_weight(torch.float32)
+    assert ((fused - wanted).abs() <= torch.maximum(wanted.abs() / 16, wanted.abs().max() / 448 * 2**-9) * 1.001).all()
+
+
+def test_fusing_writes_in_place_because_offloading_holds_on_to_the_tensors(tmp_path):
+    pipe = quantized(tmp_path)
+    layer = pipe.transformer.layers[0].feed_forward.w1
+    places = layer.weight.data_ptr(), layer.scale
+    pipe.load_lora_weights(diffusers_layout())
+    for change in (pipe.fuse_lora, pipe.unfuse_lora):
+        change()
+        assert layer.weight.data_ptr() == places[0] and layer.scale is places[1]
+
+
+def test_deleting_a_fused_adapter_leaves_its_change(tmp_path):
+    pipe = quantized(tmp_path)
+    for number in (1, 2):
+        pipe.load_lora_weights(diffusers_layout(number), adapter_name=f"style{number}")
+    pipe.fuse_lora(adapter_names=["style1"])
+    first = pipe.transformer.layers[0].feed_forward.w1.base_layer.dequantized_weight(torch.float32)
+    pipe.delete_adapters("style1")
+    pipe.fuse_lora(adapter_names=["style2"])
+    pipe.unfuse_lora()
+    after = pipe.transformer.layers[0].feed_forward.w1.base_layer.dequantized_weight(torch.float32)
+    assert torch.equal(after, first)
+
+
+def test_dequantizing_under_a_lora_is_refused(tmp_path):
+    pipe = quantized(tmp_path)
+    pipe.load_lora_weights(diffusers_layout())
+    with pytest.raises(HSWQError, match="unload_lora_weights"):
+        pipe.transformer.dequantize()
+    pipe.unload_lora_weights()
+    pipe.transformer.dequantize()
+
+
 def test_fused_is_near_to_not_fused_and_can_be_saved(tmp_path):
     pipe = quantized(tmp_path)
     pipe.load_lora_weights(diffusers_layout())
@@ -185,8 +233,11 @@ def test_a_broken_adapter_is_refused_when_fusing_safely(tmp_path):
     stored = diffusers_layout()
     stored["transformer.layers.0.feed_forward.w1.lora_B.weight"][0, 0] = float("nan")
     pipe.load_lora_weights(stored)
+    before = tiny.run(quantized(tmp_path).transformer)
     with pytest.raises(ValueError, match="not finite"):
         pipe.fuse_lora(safe_fusing=True)
+    pipe.unload_lora_weights()
+    assert torch.equal(tiny.run(quantized(tmp_path).transformer), before)
 
 
 def test_an_adapter_that_is_more_than_a_change_of_weights_is_not_fused(tmp_path):

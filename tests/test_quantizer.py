@@ -118,8 +118,9 @@ W1 = "layers.0.feed_forward.w1"
         (lambda t: t.update({f"{W1}.scale": torch.tensor([float("nan")])}), "w1.scale is nan"),
         (lambda t: t.update({f"{W1}.weight": t[f"{W1}.weight"].float()}), "which is not FP8"),
         (expand, "has no FP8 weights"),
+        (lambda t: t.pop(f"{W1}.scale"), f"{W1}.weight has no scale"),
     ],
-    ids=["missing", "unexpected", "shape", "scale", "not-fp8", "plain"],
+    ids=["missing", "unexpected", "shape", "scale", "not-fp8", "plain", "no-scale"],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, change, sentence):
     with pytest.raises(FormatError, match=sentence):
@@ -129,6 +130,48 @@ def test_what_does_not_fit_is_named(tmp_path, change, sentence):
 def test_a_plain_file_is_not_quantized_behind_the_users_back(tmp_path, config):
     with pytest.raises(FormatError, match="no FP8 weights: load it without HSWQConfig, or quantize it"):
         single_file(tiny.checkpoint(tmp_path), config)
+
+
+@pytest.mark.parametrize(("style", "gone"), [("v2", "scale"), ("early", "weight.scale"), ("comfyui", "weight_scale")])
+def test_a_single_file_that_lost_a_scale_is_no_image_of_noise(tmp_path, config, style, gone):
+    path = tiny.quantized(tmp_path, style, change=lambda tensors: tensors.pop(f"{tiny.PREFIX}{W1}.{gone}"))
+    for load in (lambda: single_file(path, config), lambda: load_model(path)):
+        with pytest.raises(FormatError, match=r"w1\.weight has no scale"):
+            load()
+
+
+def test_a_pad_token_without_its_leading_dimension_is_read(tmp_path, config):
+    def flatten(tensors):
+        tensors[f"{tiny.PREFIX}x_pad_token"] = tensors[f"{tiny.PREFIX}x_pad_token"].flatten()
+
+    flat = single_file(tiny.quantized(tmp_path, "v2", change=flatten), config)
+    assert tiny.same_bytes(flat.state_dict(), load_model(tiny.quantized(tmp_path, "v2"), torch.float32).state_dict())
+
+
+def test_a_configuration_can_be_used_again(tmp_path, config):
+    ours = HSWQConfig()
+    path = tiny.quantized(tmp_path, "v2")
+    single_file(path, config, quantization_config=ours, torch_dtype=torch.float16)
+    assert ours.compute_dtype == torch.bfloat16
+
+
+def test_memory_for_a_device_map_counts_what_is_not_fp8_in_full(tmp_path):
+    model = load_model(tiny.quantized(tmp_path, "v2"))
+    special = model.hf_quantizer.get_special_dtypes_update(model, torch.bfloat16)
+    assert "x_pad_token" in special and f"{W1}.weight" not in special
+    assert model.hf_quantizer.adjust_max_memory({0: 100})[0] < 100
+
+
+def test_a_class_of_ones_own_is_still_a_z_image(tmp_path, config):
+    class Mine(ZImageTransformer2DModel):
+        pass
+
+    path = tiny.quantized(tmp_path, "cast")
+    mine = Mine.from_single_file(
+        str(path), config=str(config), quantization_config=HSWQConfig(), torch_dtype=torch.float32
+    )
+    assert mine.t_embedder.mlp[0].weight.dtype == torch.float32
+    assert torch.equal(tiny.run(mine), tiny.run(load_model(path, torch.float32)))
 
 
 def test_pickles_are_not_opened(tmp_path):
@@ -204,6 +247,9 @@ def test_a_saved_pipeline_that_is_not_one_of_ours_is_refused_in_a_sentence(publi
         HSWQPipeline.from_pretrained(tmp_path / "saved", variant="v1")
     path = tmp_path / "saved/transformer/config.json"
     described = json.loads(path.read_text())
+    encoder = tmp_path / "saved/text_encoder/config.json"
+    encoder.write_text(json.dumps(json.loads(encoder.read_text()) | {"quantization_config": None}))
+    assert HSWQPipeline.from_pretrained(tmp_path / "saved").transformer.is_quantized
     described["quantization_config"]["of_the_future"] = 1
     path.write_text(json.dumps(described))
     with pytest.raises(FormatError, match=r"transformer/config\.json is not a configuration"):

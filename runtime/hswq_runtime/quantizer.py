@@ -98,9 +98,7 @@ class HSWQQuantizer(DiffusersQuantizer):
 
     def adjust_max_memory(self, max_memory):
         # As diffusers' own quantizers do: one layer is expanded at a time.
-        return {
-            device: value * 0.9 if isinstance(value, (int, float)) else value for device, value in max_memory.items()
-        }
+        return {device: value * 0.9 for device, value in max_memory.items()}
 
     def validate_environment(self, *args, device_map=None, **kwargs):
         if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
