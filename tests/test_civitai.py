@@ -22,7 +22,7 @@ from safetensors.torch import save
 from hswq_hub import __version__
 from hswq_hub.card import Card
 from hswq_hub.cli import main
-from hswq_hub.sources import cache, credentials, resolve
+from hswq_hub.sources import cache, credentials, locate, resolve
 from hswq_hub.sources.errors import (
     AccessError,
     DownloadError,
@@ -394,10 +394,32 @@ def precise(fp, **more):
     ids=["primary", "half before full", "primary before half", "fp8", "type", "gguf", "pickle"],
 )
 def test_which_file_is_taken(server, changes, chosen):
-    from hswq_hub.sources import locate
-
     server.version["files"] = [another(server, i + 1, **change) for i, change in enumerate(changes)]
     assert locate(REFERENCE, server.url).files[0].id == chosen + 1
+
+
+HASHES = {"SHA256": "A" * 63 + "1", "BLAKE3": "B" * 64, "AutoV1": "C" * 8, "AutoV2": "A" * 10, "AutoV3": "D" * 12}
+
+
+@pytest.mark.parametrize("algorithm", HASHES)
+def test_a_hash_names_one_file_of_a_version(server, algorithm):
+    server.version["files"] = [
+        another(server, 1, primary=True, hashes={"SHA256": "E" * 64, "BLAKE3": "F" * 64}),
+        another(server, 2, hashes=HASHES),
+    ]
+    address = f"https://civitai.com/api/v1/model-versions/by-hash/{HASHES[algorithm].lower()}"
+    assert locate(address, server.url).files[0].id == 2
+    form = "sha256" if algorithm == "SHA256" else "hash"
+    assert locate(f"civitai:{form}:{HASHES[algorithm]}", server.url).files[0].id == 2
+
+
+def test_a_hash_that_no_file_lists_leaves_those_that_it_may_be_of(server):
+    digest = "9" * 64
+    server.version["files"] = [another(server, 1), another(server, 2, hashes={}, primary=False)]
+    server.known_hashes = {digest}
+    assert locate(f"civitai:hash:{digest}", server.url).files[0].id == 1
+    (file,) = locate(f"civitai:sha256:{digest}", server.url).files
+    assert (file.id, file.sha256) == (2, digest), "it has to be that in the end"
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     files = [CivitaiFile(entry, _why_not(entry)) for entry in _entries(version, "files") if _is_id(entry.get("id"))]
     if not files:
         raise UnsuitableSourceError(f"{reference} lists no files; look at its page")
-    asked = [file for file in files if _is_asked_for(file.entry, reference)]
+    asked = _with_hash([file for file in files if _is_asked_for(file.entry, reference)], reference)
     if not asked:
         raise UnknownReferenceError(f"{reference} has no such file; it has {_summary(files)}")
     usable = sorted((file for file in asked if file.objection is None), key=lambda file: file.rank)
@@ -205,7 +205,7 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     return RemoteFile(
         name=safe_name(entry["name"]),
         size=round(kilobytes * 1024) if _is_number(kilobytes) else None,
-        sha256=_sha256(entry),
+        sha256=_sha256(entry) or (reference.hash if reference.is_sha256 else None),
         id=entry["id"],
     )
 
@@ -229,11 +229,17 @@ def _why_not(entry: Mapping) -> str | None:
 
 def _is_asked_for(entry: Mapping, reference: CivitaiRef) -> bool:
     facts = {"type": entry.get("type"), **_metadata(entry)}
-    return (
-        reference.file in (None, entry["id"])
-        and all(str(facts.get(key, value)).casefold() == value.casefold() for key, value in reference.wishes)
-        and not (reference.hash and len(reference.hash) == 64 and reference.hash != _sha256(entry))
+    return reference.file in (None, entry["id"]) and all(
+        str(facts.get(key, value)).casefold() == value.casefold() for key, value in reference.wishes
     )
+
+
+def _with_hash(files: list[CivitaiFile], reference: CivitaiRef) -> list[CivitaiFile]:
+    """The files that list the hash of the reference; if none does, those that it may still be of."""
+    if reference.hash is None:
+        return files
+    named = [file for file in files if reference.hash in _hashes(file.entry)]
+    return named or [file for file in files if not (reference.is_sha256 and _sha256(file.entry))]
 
 
 def _objections(model: Mapping, version: Mapping) -> list[str]:
@@ -284,6 +290,12 @@ def _entries(body: Mapping, key: str) -> list[Mapping]:
 def _metadata(entry: Mapping) -> Mapping:
     value = entry.get("metadata")
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else {}
+
+
+def _hashes(entry: Mapping) -> set[str]:
+    """All hashes of a file, of every algorithm, in lower case."""
+    listed = entry.get("hashes")
+    return {str(value).lower() for value in listed.values()} if isinstance(listed, Mapping) else set()
 
 
 def _sha256(entry: Mapping) -> str | None:

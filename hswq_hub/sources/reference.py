@@ -4,7 +4,8 @@
 demo, or a name of the catalog                          `DemoRef`; whatever the catalog says
 a path of a safetensors file or a diffusers folder      `LocalRef`
 civitai:MODEL@VERSION, civitai:MODEL,                   `CivitaiRef`
-civitai:sha256:HASH, AIR urns, every civitai.com URL
+civitai:sha256:HASH, civitai:hash:HASH of another kind,
+AIR urns, every civitai.com URL
 owner/repo[@revision][/path], hf:…, huggingface.co URL  `HubRef`
 ======================================================  ===============================================
 
@@ -64,19 +65,21 @@ class CivitaiRef:
     """A model, a version or a file on Civitai; at least one of `model`, `version`, `hash` is set.
 
     host: which of Civitai's sites was named. file: id of one of the version's files. wishes: what a download
-    URL says of the file, such as ("fp", "fp16").
+    URL says of the file, such as ("fp", "fp16"). hash: of any of the algorithms that Civitai lists, in lower case;
+    is_sha256: whether it was said to be that.
     """
 
     model: int | None = None
     version: int | None = None
     hash: str | None = None
+    is_sha256: bool = False
     file: int | None = None
     wishes: tuple[tuple[str, str], ...] = ()
     host: str = CIVITAI_HOSTS[0]
 
     def __str__(self) -> str:
         if self.hash is not None:
-            return f"civitai:sha256:{self.hash}" if _SHA256.fullmatch(self.hash) else f"civitai:hash:{self.hash}"
+            return f"civitai:{'sha256' if self.is_sha256 else 'hash'}:{self.hash}"
         if self.model is None:
             return f"https://{self.host}/model-versions/{self.version}"
         return f"civitai:{self.model}" + (f"@{self.version}" if self.version is not None else "")
@@ -126,7 +129,7 @@ def _read_civitai(text: str) -> CivitaiRef | None:
     if scheme.casefold() == "civitai":
         kind, _, digest = rest.partition(":")
         if kind.casefold() == "sha256" and _SHA256.fullmatch(digest):
-            return CivitaiRef(hash=digest.lower())
+            return CivitaiRef(hash=digest.lower(), is_sha256=True)
         if kind.casefold() == "hash" and _OTHER_HASH.fullmatch(digest):
             return CivitaiRef(hash=digest.lower())
         raise UnknownReferenceError(
