@@ -513,6 +513,21 @@ def test_names_from_the_api_are_never_paths(server, name, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("模型.safetensors", f"civitai-{VERSION}.safetensors"),
+        ("模型 v2.safetensors", "v2.safetensors"),
+        (".safetensors", f"civitai-{VERSION}.safetensors"),
+        ("a.b.safetensors", "a.b.safetensors"),
+    ],
+)
+def test_a_name_of_which_nothing_is_left_is_not_its_suffix(server, name, kept):
+    server.file["name"] = name
+    listing = locate(REFERENCE, server.url)
+    assert (listing.files[0].name, listing.name) == (kept, kept.removesuffix(".safetensors"))
+
+
 def test_a_full_disk_is_noticed_before_anything_is_sent(server, monkeypatch):
     monkeypatch.setattr("hswq_hub.targets.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(TargetError, match="GB free"):

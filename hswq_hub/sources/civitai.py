@@ -203,7 +203,7 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     entry = usable[0].entry
     kilobytes = entry.get("sizeKB")
     return RemoteFile(
-        name=safe_name(entry["name"]),
+        name=safe_name(entry["name"], f"civitai-{_id(version, 'id')}"),
         size=round(kilobytes * 1024) if _is_number(kilobytes) else None,
         sha256=_sha256(entry) or (reference.hash if reference.is_sha256 else None),
         id=entry["id"],

@@ -74,7 +74,8 @@ class Hub:
         in_repo = {sibling.rfilename for sibling in info.siblings or ()}
         name = names[0] if len(names) == 1 else self._ask(reference, names)
         card = info.card_data
-        stem = safe_name(PurePosixPath(name).stem if name.endswith(WEIGHTS) else reference.repo.split("/")[1])
+        repo_name = safe_name(reference.repo.split("/")[1])
+        stem = safe_name(PurePosixPath(name).stem, repo_name) if name.endswith(WEIGHTS) else repo_name
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),

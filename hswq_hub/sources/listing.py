@@ -76,11 +76,18 @@ class Listing:
             )
 
 
-def safe_name(name: str) -> str:
-    """A name from a stranger as one that is only a name: no folders, nothing hidden, nothing special, not long."""
+def safe_name(name: str, instead: str = "model") -> str:
+    """A name from a stranger as one that is only a name: no folders, nothing hidden, nothing special, not long.
+
+    instead: what to call it if nothing is left of the name before the suffix.
+    """
     last = re.split(r"[/\\]", str(name))[-1]
-    stem, dot, suffix = re.sub(r"[^A-Za-z0-9._-]+", "_", last).strip("._-").rpartition(".")
-    return f"{stem[:NAME_LENGTH]}{dot}{suffix[:NAME_LENGTH]}" or "model"
+    stem, suffix = (_safe(part) for part in (last.rpartition(".")[::2] if "." in last else (last, "")))
+    return f"{stem or instead}.{suffix}" if suffix else stem or instead
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:NAME_LENGTH]
 
 
 def plain(text, length: int = 200) -> str | None:
