@@ -452,6 +452,20 @@ def test_a_download_address_that_names_a_file_gets_that_one_or_none(server):
         pull(server, f"{address}?fileId=78")
 
 
+@pytest.mark.parametrize("digest", ["2" * 64, None])
+def test_a_file_that_is_not_the_first_choice_is_referred_to_by_itself(server, digest):
+    hashes = {"SHA256": digest.upper()} if digest else {}
+    full, half = another(server, 2, **precise("fp32", hashes=hashes)), another(server, 1, primary=True)
+    server.version["files"] = [full, half]
+    for asked in ("fp=fp32", "fileId=2"):
+        listing = locate(f"https://civitai.com/api/download/models/{VERSION}?{asked}", server.url)
+        assert (listing.files[0].id, listing.version) == (2, VERSION)
+        assert listing.reference.startswith("civitai:sha256:2222" if digest else "https://civitai.com/api/download/")
+        again = locate(listing.reference, server.url)
+        assert (again.files, again.reference) == (listing.files, listing.reference)
+    assert locate(REFERENCE, server.url).reference == REFERENCE
+
+
 @pytest.mark.parametrize(
     "wire",
     ["{Image,Rent}", ["Image", "Rent"], ["Rent", "Image", "Unheard"], '{"Image","Rent"}'],

@@ -49,6 +49,7 @@ BOTH = CivitaiRef(2242173, 2774410)
         ("demo", DemoRef()),
         ("Tongyi-MAI/Z-Image-Turbo", HubRef("Tongyi-MAI/Z-Image-Turbo")),
         ("hf:Tongyi-MAI/Z-Image-Turbo", HubRef("Tongyi-MAI/Z-Image-Turbo")),
+        ("owner/repo@refs%2Fpr%2F3/x", HubRef("owner/repo", "x", "refs/pr/3")),
         ("owner/repo@v1.0", HubRef("owner/repo", revision="v1.0")),
         ("owner/repo/file.safetensors", HubRef("owner/repo", "file.safetensors")),
         ("owner/repo/a/b/file.safetensors", HubRef("owner/repo", "a/b/file.safetensors")),
@@ -69,7 +70,15 @@ def test_forms(text, meant):
 
 @pytest.mark.parametrize(
     "text",
-    ["civitai:1@2", "civitai:1", f"civitai:sha256:{DIGEST}", f"civitai:hash:{DIGEST}", "hf:o/r", "hf:o/r@x/y.safetensors"],
+    [
+        "civitai:1@2",
+        "civitai:1",
+        f"civitai:sha256:{DIGEST}",
+        f"civitai:hash:{DIGEST}",
+        "hf:o/r",
+        "hf:o/r@x/y.safetensors",
+        "hf:o/r@refs%2Fpr%2F3/a/y.safetensors",
+    ],
 )
 def test_short_form_means_the_same(text):
     assert str(parse(text)) == text

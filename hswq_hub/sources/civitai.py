@@ -94,7 +94,8 @@ class Civitai:
         site = f"https://{reference.host}"
         return Listing(
             name=Path(file.name).stem,
-            reference=f"civitai:{model_id}@{version_id}",
+            reference=_short(model_id, version, file),
+            version=version_id,
             origin=f"{title}{f' {release}' if release else ''} on Civitai",
             files=(file,),
             licence=licence_of_base_model(base_model),
@@ -113,9 +114,9 @@ class Civitai:
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:
         """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.download.download`."""
-        version, (file,) = listing.reference.rpartition("@")[2], listing.files
+        (file,) = listing.files
         # `fileId` and never the API's own downloadUrl, which may lead anywhere and answers 404 for some files.
-        url = f"/api/download/models/{version}?fileId={file.id}"
+        url = f"/api/download/models/{listing.version}?fileId={file.id}"
         return download(self.web, url, file, self.explain, check_header, verify=verify)
 
     def explain(self, status: int, body: Mapping, at_home: bool) -> SourceError:
@@ -208,6 +209,16 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
         sha256=_sha256(entry) or (reference.hash if reference.is_sha256 else None),
         id=entry["id"],
     )
+
+
+def _short(model_id: int, version: Mapping, file: RemoteFile) -> str:
+    """A reference that means `file`: the version if that file is its first choice, else the file itself."""
+    best = CivitaiRef(model_id, version["id"])
+    if _choose(version, best).id == file.id:
+        return str(best)
+    if file.sha256 is not None:
+        return str(CivitaiRef(hash=file.sha256, is_sha256=True))
+    return f"https://{CIVITAI_HOSTS[0]}/api/download/models/{version['id']}?fileId={file.id}"
 
 
 def _why_not(entry: Mapping) -> str | None:

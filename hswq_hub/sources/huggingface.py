@@ -79,6 +79,7 @@ class Hub:
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),
+            version=info.sha,
             origin=f"{reference.repo} on Hugging Face",
             files=tuple(found[name]),
             licence=self._with_text(info, licence_of_card(card)),
@@ -104,7 +105,7 @@ class Hub:
             AccessError: gated or private.
             HSWQError: what `check_header` says of a single file.
         """
-        repo, revision = listing.provenance.repo, listing.provenance.version
+        repo, revision = listing.provenance.repo, listing.version
         weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
         missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
         single = listing.files == tuple(weights)

@@ -49,7 +49,9 @@ class Listing:
     name: str
     """What published files are named after."""
     reference: str
-    """The reference in its short form."""
+    """The reference in its short form, which leads to the same file again."""
+    version: int | str
+    """How its host calls the version: an id on Civitai, a commit on the Hub."""
     origin: str
     """One phrase for the card."""
     files: tuple[RemoteFile, ...]

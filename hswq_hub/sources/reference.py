@@ -17,7 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from .catalog import catalog
 from .errors import UnknownReferenceError
@@ -94,7 +94,8 @@ class HubRef:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return f"hf:{self.repo}{f'@{self.revision}' if self.revision else ''}{f'/{self.path}' if self.path else ''}"
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"hf:{self.repo}{revision}{f'/{self.path}' if self.path else ''}"
 
 
 ModelRef = DemoRef | LocalRef | CivitaiRef | HubRef
@@ -213,7 +214,7 @@ def _read_hub(text: str) -> HubRef | None:
         written_as_path = text.startswith((".", "/", "~")) or "\\" in text
         a_missing_file = len(parts) == 2 and repo.endswith(".safetensors")
         if _is_repo(parts[0], repo) and (explicit or not (written_as_path or a_missing_file)):
-            return HubRef(f"{parts[0]}/{repo}", _path(parts[2:]), revision or None)
+            return HubRef(f"{parts[0]}/{repo}", _path(parts[2:]), unquote(revision) or None)
     if explicit:
         raise UnknownReferenceError(f"{_shown(text)} is not complete: write hf:owner/repo or hf:owner/repo/file")
     return None
