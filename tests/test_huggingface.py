@@ -51,6 +51,11 @@ def diffusers_files(tmp_path_factory) -> dict[str, bytes]:
     return folder_files(folder)
 
 
+def at_root(files: dict[str, bytes]) -> dict[str, bytes]:
+    denoiser = "transformer/"
+    return {name.removeprefix(denoiser): data for name, data in files.items() if name.startswith(denoiser)}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, diffusers_files):
     model = tiny.checkpoint(tmp_path_factory.mktemp("tiny")).read_bytes()
@@ -72,6 +77,7 @@ def server(tmp_path_factory, diffusers_files):
             "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
+            "alice/root": Repo(at_root(diffusers_files)),
             "alice/flux": Repo(
                 {
                     "transformer/config.json": b'{"_class_name": "FluxTransformer2DModel"}',
@@ -117,6 +123,12 @@ FORMS = (
     "alice/single@v1/my.safetensors",
     f"{{url}}/alice/single/resolve/{COMMIT}/my.safetensors?download=true",
 )
+FOLDERS = {
+    "{url}/alice/diffusers/blob/main/transformer/{shard}": "hf:alice/diffusers/transformer",
+    "alice/root": "hf:alice/root/{shard}",
+    "alice/root/{shard}": "hf:alice/root/{shard}",
+}
+"""References that mean a folder of a repo, and the short form of each."""
 REFUSED = {
     "alice/several": ("AmbiguousReferenceError", "a.safetensors, split_files/b.safetensors; name one"),
     "alice/single/mine.safetensors": ("UnknownReferenceError", "did you mean my.safetensors?"),
@@ -131,10 +143,15 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def found(server, look_up) -> dict[str, dict]:
+def shard(server) -> str:
+    return next(name for name in server.repos["alice/root"].files if "-00001-of-" in name)
+
+
+@pytest.fixture(scope="module")
+def found(server, shard, look_up) -> dict[str, dict]:
     """What became of each reference, all in one process."""
-    references = [*FORMS, "alice/gated", "alice/diffusers", *REFUSED]
-    answers = look_up(*(reference.format(url=server.url) for reference in references))
+    references = [*FORMS, "alice/gated", "alice/diffusers", *FOLDERS, *REFUSED]
+    answers = look_up(*(reference.format(url=server.url, shard=shard) for reference in references))
     return dict(zip(references, answers, strict=True))
 
 
@@ -170,6 +187,15 @@ def test_a_diffusers_repo_is_put_together(server, found):
     fetched = server.fetched("alice/diffusers")
     assert "text_encoder/model.safetensors" not in fetched
     assert sum(name.endswith(".safetensors") for name in fetched) > 1, "it is sharded"
+
+
+@pytest.mark.parametrize("reference", FOLDERS)
+def test_a_file_of_a_folder_and_a_folder_at_the_root(found, shard, reference):
+    one, whole = found[reference], found["alice/diffusers"]
+    assert "error" not in one, one
+    assert Path(one["path"]).read_bytes() == Path(whole["path"]).read_bytes()
+    assert one["reference"] == FOLDERS[reference].format(shard=shard)
+    assert one["name"] == one["facts"]["repo"].split("/")[1]
 
 
 @pytest.mark.parametrize("reference", REFUSED)

@@ -29,7 +29,8 @@ OTHER_COMPONENTS = (
     "text_encoder", "vae", "image_encoder", "safety_checker", "controlnet", "feature_extractor", "lora"
 )  # fmt: skip
 """What folders with other models' weights begin with."""
-_STEM = "diffusion_pytorch_model"
+STEM = "diffusion_pytorch_model"
+"""What the names of weights that diffusers wrote begin with."""
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _COPY = 1 << 24
 
@@ -41,9 +42,9 @@ def is_shard(name: str) -> bool:
 
 def weights_of(names: list[str]) -> list[str]:
     """The weight files among the names in a component's folder: those without a variant, whole before sharded."""
-    if f"{_STEM}{WEIGHTS}" in names:
-        return [f"{_STEM}{WEIGHTS}"]
-    shards = sorted(name for name in names if re.fullmatch(rf"{_STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
+    if f"{STEM}{WEIGHTS}" in names:
+        return [f"{STEM}{WEIGHTS}"]
+    shards = sorted(name for name in names if re.fullmatch(rf"{STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
     if shards:
         return shards
     others = [name for name in names if name.endswith(WEIGHTS) and "/" not in name]

@@ -8,7 +8,7 @@ SHA-256 that the Hub lists; that is done here.
 import difflib
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -33,7 +33,7 @@ from hswq_runtime.locate import MODEL_INDEX
 from ..files import file_sha256
 from ..targets import check_room
 from . import cache
-from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, check_class, is_shard, join, weights_of
+from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, STEM, WEIGHTS, check_class, is_shard, join, weights_of
 from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
 from .header import CheckHeader, check_as_file
 from .licence import LICENCE_FILE, Licence, licence_of_card
@@ -74,14 +74,14 @@ class Hub:
         in_repo = {sibling.rfilename for sibling in info.siblings or ()}
         name = names[0] if len(names) == 1 else self._ask(reference, names)
         card = info.card_data
-        repo_name = safe_name(reference.repo.split("/")[1])
-        stem = safe_name(PurePosixPath(name).stem, repo_name) if name.endswith(WEIGHTS) else repo_name
+        repo_name, files = safe_name(reference.repo.split("/")[1]), tuple(found[name])
+        stem = safe_name(PurePosixPath(name).stem, repo_name) if len(files) == 1 else repo_name
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),
             version=info.sha,
             origin=f"{reference.repo} on Hugging Face",
-            files=tuple(found[name]),
+            files=files,
             licence=self._with_text(info, licence_of_card(card)),
             base=reference.repo if MODEL_INDEX in in_repo else None,
             provenance=Provenance(
@@ -165,7 +165,10 @@ class Hub:
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
-    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards."""
+    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards.
+
+    A folder's model goes by the folder's path, at the root by that of its first file: that is how either is asked for.
+    """
     files = {sibling.rfilename: sibling for sibling in info.siblings or () if ".." not in sibling.rfilename.split("/")}
     wanted = reference.path
     if wanted is not None and wanted.endswith(WEIGHTS):
@@ -173,6 +176,9 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
             near = difflib.get_close_matches(wanted, [name for name in files if name.endswith(WEIGHTS)], n=1)
             hint = f"did you mean {near[0]}?" if near else "look at its files"
             raise UnknownReferenceError(f"{reference.repo} has no file {wanted}; {hint}")
+        folder, _, name = wanted.rpartition("/")
+        if name.startswith(STEM) and (model := _diffusers(files, folder, name)):
+            return {folder if folder and model == _diffusers(files, folder) else wanted: model}
         return {wanted: [_remote(files[wanted])]}
     found: dict[str, list[RemoteFile]] = {}
     for path in sorted(files):
@@ -181,14 +187,26 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
             continue
         if any(part.startswith(OTHER_COMPONENTS) for part in path.split("/")[:-1]):
             continue
-        if f"{folder}/{CONFIG}" in files and (folder == wanted or folder.split("/")[-1] in DENOISERS):
-            if folder not in found:
-                inside = [other.removeprefix(f"{folder}/") for other in files if other.startswith(f"{folder}/")]
-                if weights := weights_of(inside):
-                    found[folder] = [_remote(files[f"{folder}/{name}"]) for name in (CONFIG, *weights)]
+        is_denoiser = folder == wanted or folder.split("/")[-1] in DENOISERS or (not folder and name.startswith(STEM))
+        if is_denoiser and _at(folder, CONFIG) in files:
+            if model := _diffusers(files, folder):
+                found[folder or str(model[1].id)] = model
         elif name.endswith(WEIGHTS) and not is_shard(name):
             found[path] = [_remote(files[path])]
     return found
+
+
+def _diffusers(files: Mapping, folder: str, named: str | None = None) -> list[RemoteFile] | None:
+    """config.json of `folder` ("": the root) and the weights beside it, or those that are `named`; None without."""
+    inside = [path.removeprefix(_at(folder, "")) for path in files if path.startswith(_at(folder, ""))]
+    weights = [named] if named and not is_shard(named) else weights_of(inside)
+    if CONFIG not in inside or not weights or named not in (None, *weights):
+        return None
+    return [_remote(files[_at(folder, name)]) for name in (CONFIG, *weights)]
+
+
+def _at(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _remote(sibling) -> RemoteFile:
