@@ -148,7 +148,7 @@ def _fill(target: Path, source: Source, files: list[Path], measured: Path, plans
     _draw(target, source, plans)
     examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
     (target / _EXAMPLES).unlink()
-    if (text := licence_text(source.licence)) is not None:
+    if (text := licence_text(source.licence, source.licence_text)) is not None:
         write_atomically(target / LICENCE_FILE, text.encode())
     components = _local_components(source)
     if components:

@@ -28,7 +28,7 @@ for reference in json.loads(sys.argv[1]):
     try:
         source = resolve(reference)
         facts = source_facts(source) | licence_facts(source.licence)
-        text = source.licence and source.licence.text
+        text = source.licence_text
         found = dict(path=str(source.path), name=source.name, base=source.base, reference=source.reference,
                      hub_base=source.hub_base, text=text, facts=facts)
     except Exception as error:
@@ -77,6 +77,12 @@ def server(tmp_path_factory, diffusers_files):
             "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
+            "alice/unnamed": Repo({"my.safetensors": model, "LICENCE.txt": b"Ask me."}),
+            "alice/linked": Repo(
+                {"my.safetensors": model, "LICENSE": b"of the code", "legal/WEIGHTS.txt": b"of the weights"},
+                {"license": "other", "license_name": "mine", "license_link": "legal/WEIGHTS.txt"},
+            ),
+            "alice/no-derivatives": Repo({"my.safetensors": model}, {"license": "cc-by-nc-nd-4.0"}),
             "alice/root": Repo(at_root(diffusers_files)),
             "alice/flux": Repo(
                 {
@@ -137,6 +143,7 @@ REFUSED = {
     "alice/pickled": ("UnsuitableSourceError", "no safetensors file"),
     "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
     "alice/flux": ("UnknownArchitectureError", "FluxTransformer2DModel"),
+    "alice/no-derivatives": ("NotPermittedError", "cc-by-nc-nd-4.0 forbids derivatives; if its creator allowed"),
     "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
     "alice/corrupt": ("DownloadError", "does not have the SHA-256"),
 }
@@ -150,7 +157,7 @@ def shard(server) -> str:
 @pytest.fixture(scope="module")
 def found(server, shard, look_up) -> dict[str, dict]:
     """What became of each reference, all in one process."""
-    references = [*FORMS, "alice/gated", "alice/diffusers", *FOLDERS, *REFUSED]
+    references = [*FORMS, "alice/gated", "alice/diffusers", "alice/unnamed", "alice/linked", *FOLDERS, *REFUSED]
     answers = look_up(*(reference.format(url=server.url, shard=shard) for reference in references))
     return dict(zip(references, answers, strict=True))
 
@@ -178,6 +185,21 @@ def test_no_token_reaches_the_storage(server, found):
 
 def test_a_gated_repo_says_so_to_what_is_made_from_it(found):
     assert found["alice/gated"]["facts"]["gated"] == "auto"
+
+
+def test_a_licence_text_comes_with_and_without_a_licence(found):
+    assert (found["alice/unnamed"]["text"], found["alice/unnamed"]["facts"]["licence"]) == ("Ask me.", None)
+    linked = found["alice/linked"]
+    assert (linked["text"], linked["facts"]["licence_link"]) == ("of the weights", "LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("id", "forbidden"),
+    [("cc-by-nd-4.0", True), ("cc-by-nc-nd-2.0", True), ("CC-BY-ND", True), ("cc-by-4.0", False), ("nda-1.0", False)],
+)
+def test_licences_without_derivatives(id, forbidden):
+    assert Licence(id).forbids_derivatives is forbidden
+    assert Licence("other", id).forbids_derivatives is forbidden
 
 
 def test_a_diffusers_repo_is_put_together(server, found):
@@ -281,7 +303,7 @@ def test_on_a_terminal_one_is_asked_which(monkeypatch):
 def test_licence_text_is_what_the_source_shipped():
     from hswq_hub.card import licence_text
 
-    assert licence_text(Licence("apache-2.0", text="as shipped")) == "as shipped"
+    assert licence_text(Licence("apache-2.0"), "as shipped") == licence_text(None, "as shipped") == "as shipped"
     assert "Apache License" in licence_text(Licence("apache-2.0"))
     assert licence_text(Licence("mit")) is None and licence_text(None) is None
     assert licence_facts(None) == {"licence": None}

@@ -8,6 +8,7 @@ SHA-256 that the Hub lists; that is done here.
 import difflib
 import errno
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,10 +34,20 @@ from hswq_runtime.locate import MODEL_INDEX
 from ..files import file_sha256
 from ..targets import check_room
 from . import cache
-from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, STEM, WEIGHTS, check_class, is_shard, join, weights_of
+from .diffusers_folder import (
+    CONFIG,
+    DENOISERS,
+    OTHER_COMPONENTS,
+    STEM,
+    WEIGHTS,
+    check_class,
+    is_shard,
+    join,
+    weights_of,
+)
 from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
 from .header import CheckHeader, check_as_file
-from .licence import LICENCE_FILE, Licence, licence_of_card
+from .licence import LICENCE_FILE, licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
 from .reference import HubRef
 
@@ -76,13 +87,19 @@ class Hub:
         card = info.card_data
         repo_name, files = safe_name(reference.repo.split("/")[1]), tuple(found[name])
         stem = safe_name(PurePosixPath(name).stem, repo_name) if len(files) == 1 else repo_name
+        licence, text = licence_of_card(card), self._licence_text(info)
+        if licence and licence.name and not licence.link and text is not None:
+            licence = replace(licence, link=LICENCE_FILE)
+        objections = (f"its licence {licence} forbids derivatives",) if licence and licence.forbids_derivatives else ()
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),
             version=info.sha,
             origin=f"{reference.repo} on Hugging Face",
             files=files,
-            licence=self._with_text(info, licence_of_card(card)),
+            licence=licence,
+            licence_text=text,
+            objections=objections,
             base=reference.repo if MODEL_INDEX in in_repo else None,
             provenance=Provenance(
                 url=f"{_SITE}/{reference.repo}",
@@ -152,16 +169,19 @@ class Hub:
         text = json.dumps(entries).encode()
         check_as_file(len(text).to_bytes(8, "little") + text, file.name, check_header)
 
-    def _with_text(self, info: ModelInfo, licence: Licence | None) -> Licence | None:
-        """The licence with the text that the repo ships, where it does."""
-        names = {s.rfilename.casefold(): s for s in info.siblings or ()}
-        shipped = next((names[name] for name in _LICENCES if name in names), None)
-        if licence is None or shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
-            return licence
+    def _licence_text(self, info: ModelInfo) -> str | None:
+        """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
+        files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        linked = str(getattr(info.card_data, "license_link", None) or "")
+        linked = re.sub(rf"^{_SITE}/{re.escape(info.id)}/(blob|resolve|raw)/[^/]+/", "", linked)
+        by_name = {name.casefold(): name for name in files}
+        names = (linked.removeprefix("./"), *(by_name.get(name) for name in _LICENCES))
+        shipped = next((files[name] for name in names if name in files and not name.endswith(WEIGHTS)), None)
+        if shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
+            return None
         with _explained(info.id):
             path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-        return replace(licence, text=text, link=licence.link or (LICENCE_FILE if licence.name else None))
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:

@@ -58,6 +58,8 @@ class Listing:
     """The model itself; several if it is sharded."""
     licence: Licence | None
     provenance: Provenance
+    licence_text: str | None = None
+    """What its host ships with it, whether or not a licence is stated."""
     base: str | None = None
     """Hub repo of the other components, where the reference itself says it."""
     objections: tuple[str, ...] = ()

@@ -48,6 +48,8 @@ class Source:
     reference: str
     """The reference in its short form, without a path of this machine or a secret."""
     provenance: Provenance = field(default_factory=Provenance)
+    licence_text: str | None = None
+    """What came with it, whether or not a licence is stated."""
     digest: str | None = None
     """SHA-256 of the file, if it was found out on the way here."""
 
@@ -143,6 +145,7 @@ def resolve(
         prompts=_general_prompts(),
         reference=listing.reference,
         provenance=listing.provenance,
+        licence_text=listing.licence_text,
         digest=digest,
     )
 
