@@ -720,6 +720,34 @@ def test_login_prefers_a_keyring(run, server, no_token, monkeypatch):
     assert credentials.civitai_token() == TOKEN
 
 
+ELSEWHERE = "https://civitai.com.mirror.example"
+
+
+def test_a_kept_token_goes_to_civitai_alone_and_one_of_this_run_anywhere(no_token, monkeypatch):
+    from hswq_hub.sources.civitai import Civitai
+    from hswq_hub.sources.reference import CivitaiRef
+
+    credentials.store_civitai_token(TOKEN)
+    for endpoint in (None, "https://www.civitai.com", "https://civitai.red", "http://127.0.0.1:9", "http://[::1]:9"):
+        assert Civitai.of(CivitaiRef(1), endpoint).web.token == TOKEN
+    assert Civitai.of(CivitaiRef(1), ELSEWHERE).web.token is None
+    monkeypatch.setenv("CIVITAI_API_TOKEN", "of-this-run")
+    assert Civitai.of(CivitaiRef(1), ELSEWHERE).web.token == "of-this-run"
+
+
+def test_no_token_is_kept_for_another_endpoint(no_token):
+    result = CliRunner().invoke(main, ["login", "civitai", "--civitai-endpoint", ELSEWHERE], input=f"{TOKEN}\n")
+    assert result.exit_code == 2 and "for Civitai alone" in result.output and TOKEN not in result.output
+    assert credentials.civitai_token() is None
+
+
+@pytest.mark.parametrize("endpoint", ["https://me:SECRET@civitai.com", "http://me:SECRET@[::1", "ftp://x?token=SECRET"])
+def test_an_endpoint_with_a_password_is_refused_and_not_shown(endpoint):
+    with pytest.raises(UnknownReferenceError, match="--civitai-endpoint") as error:
+        resolve(REFERENCE, civitai_endpoint=endpoint)
+    assert "SECRET" not in str(error.value)
+
+
 @pytest.mark.parametrize("bad", ["wrong-token-999", "two words", "umläut-token"])
 def test_a_token_that_is_none_is_not_kept_and_not_shown(run, no_token, bad):
     result = run("login", "civitai", input=f"{bad}\n")

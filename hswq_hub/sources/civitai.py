@@ -21,7 +21,7 @@ from .licence import licence_of_base_model
 from .listing import Listing, Provenance, RemoteFile, plain, safe_name
 from .permissions import Permissions
 from .reference import CIVITAI_HOSTS, CivitaiRef
-from .web import Web
+from .web import LOOPBACK, Web
 
 KEYS_PAGE = "https://civitai.com/user/account"
 _LOGIN = f"make a token on {KEYS_PAGE} and run `hswq-hub login civitai`, or set CIVITAI_API_TOKEN"
@@ -55,7 +55,14 @@ class Civitai:
     @classmethod
     def of(cls, reference: CivitaiRef, endpoint: str | None = None) -> "Civitai":
         """The site that a reference names, or `endpoint`, with the user's token."""
-        return cls(endpoint or f"https://{reference.host}", civitai_token())
+        site = cls(endpoint or f"https://{reference.host}")
+        site.web.token = civitai_token(stored=site.is_trusted)
+        return site
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether a token that was kept may go there: Civitai itself, or this machine."""
+        return self.web.host.removeprefix("www.") in (*CIVITAI_HOSTS, *LOOPBACK)
 
     def user(self) -> str:
         """The name of the token's owner.
@@ -181,9 +188,12 @@ def log_in(token: str, endpoint: str | None = None) -> str:
     """Keep a token that Civitai accepts; returns a sentence about where.
 
     Raises:
-        AccessError: it does not accept it.
+        AccessError: it does not accept it, or it is not Civitai.
     """
-    name = Civitai(endpoint or f"https://{CIVITAI_HOSTS[0]}", check_token(token)).user()
+    site = Civitai(endpoint or f"https://{CIVITAI_HOSTS[0]}", check_token(token))
+    if not site.is_trusted:
+        raise AccessError(f"tokens are kept for Civitai alone; set CIVITAI_API_TOKEN for each run with {site.web.host}")
+    name = site.user()
     return f"logged in to Civitai as {name}; the token is in {store_civitai_token(token)}"
 
 
