@@ -73,6 +73,7 @@ class CivitaiServer:
         self.etag = '"first"'
         self.state = "ok"
         self.faults: list[Fault] = []
+        self.me: tuple[int, object] | None = None
         self.known_hashes: set[str] = set()
         self.api_failures: list[tuple[int, dict]] = []
         self.chunk, self.pause = 1 << 16, 0.0
@@ -190,6 +191,8 @@ class Api(_Handler):
             case ["model-versions", id]:
                 return (200, civitai.version) if id == str(VERSION) else (404, {"error": "Model not found"})
             case ["me"]:
+                if civitai.me is not None:
+                    return civitai.me
                 if self.headers.get("Authorization") == f"Bearer {TOKEN}":
                     return 200, {"id": 1, "username": "alice_01"}
                 return 401, {"error": "Unauthorized"}

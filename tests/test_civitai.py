@@ -720,6 +720,24 @@ def test_login_prefers_a_keyring(run, server, no_token, monkeypatch):
     assert credentials.civitai_token() == TOKEN
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {}),
+        (200, ["alice_01"]),
+        (200, {"username": None}),
+        (200, {"username": 7}),
+        (404, {}),
+        (206, {"username": "x"}),
+    ],
+)
+def test_only_an_answer_with_a_name_is_a_login(run, server, no_token, answer):
+    server.me = answer
+    result = run("login", "civitai", input=f"{TOKEN}\n")
+    assert result.exit_code == 2 and "does not say whose token this is" in result.output
+    assert credentials.civitai_token() is None and TOKEN not in result.output
+
+
 ELSEWHERE = "https://civitai.com.mirror.example"
 
 

@@ -68,12 +68,15 @@ class Civitai:
         """The name of the token's owner.
 
         Raises:
-            AccessError: the token is not accepted.
+            AccessError: the token is not accepted, or what answers is not Civitai.
         """
         status, body = self.web.get_json("/api/v1/me")
-        if status != 200:
+        if status in (401, 403, 451):
             raise self.explain(status, body, True)
-        return plain(body.get("username")) or "unknown"
+        name = plain(body.get("username"))
+        if status != 200 or name is None:
+            raise AccessError(f"{self.web.host} does not say whose token this is ({status}); check --civitai-endpoint")
+        return name
 
     def listing(self, reference: CivitaiRef) -> Listing:
         """What `reference` leads to; two small requests.
