@@ -320,6 +320,25 @@ def test_a_file_that_is_no_safetensors_is_refused_at_its_first_bytes(server, beg
     assert nothing_kept(server) and server.stored[0].sent < len(body) / 2
 
 
+HOSTILE = ["no", 3, [], [0], [0, 1, 2], {"0": 1}, ["0", "9"], [0, 8.0], [0, None], [False, True], [-8, 8], [8, 0]]
+TOO_LONG = [[0, 10**30], [0, 2**63 - 1]]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "listed"),
+    [(value, listed) for value in HOSTILE + TOO_LONG for listed in (True, False)] + [([0, 10**7], True)],
+    ids=str,
+)
+def test_a_hostile_header_leaves_nothing_behind(server, offsets, listed):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}).encode()
+    server.content = len(header).to_bytes(8, "little") + header + bytes(200_000)
+    server.file |= {"sizeKB": len(server.content) / 1024 if listed else None, "hashes": {"SHA256": server.sha256}}
+    with pytest.raises(FormatError, match=r"^tiny\.safetensors has (no header|a header that is of)"):
+        pull(server)
+    assert nothing_kept(server)
+    assert {path.suffix for path in cache.partial("x").parent.iterdir()} <= {".lock"}
+
+
 def test_a_wrong_hash_is_never_kept(server):
     server.file["hashes"]["SHA256"] = "0" * 64
     with pytest.raises(DownloadError, match=f"has the SHA-256 {server.sha256}, but 0000"):

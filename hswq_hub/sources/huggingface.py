@@ -167,7 +167,7 @@ class Hub:
             for key, info in header.tensors.items()
         }
         text = json.dumps(entries).encode()
-        check_as_file(len(text).to_bytes(8, "little") + text, file.name, check_header)
+        check_as_file(len(text).to_bytes(8, "little") + text, file.name, None, check_header)
 
     def _licence_text(self, info: ModelInfo) -> str | None:
         """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
