@@ -651,6 +651,8 @@ def test_dry_run_says_what_would_be_fetched(run, server):
     for part in [*said, "does not allow derivatives", "base repo"]:
         assert part in result.output
     assert server.stored == [] and TOKEN not in result.output and nothing_kept(server)
+    result = run("pull", REFERENCE, "--dry-run", "--i-have-permission")
+    assert "you have permission" in result.output and "refused" not in result.output
 
 
 def test_every_command_that_takes_a_reference_takes_the_endpoint():

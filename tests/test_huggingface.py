@@ -288,6 +288,20 @@ def test_dry_run(server, environment, tmp_path):
     assert server.fetched("alice/several") == {}
 
 
+def test_dry_run_says_the_size_of_the_components(server, base_repo, environment, tmp_path):
+    components = folder_files(Path(resolve("demo").base))
+    size = f"{sum(map(len, components.values())) / 1e6:.1f} MB"
+    local = tmp_path / "my.safetensors"
+    tensors = tiny.original_layout(tiny.model().state_dict())
+    local.write_bytes(save(tensors, {"modelspec.license": "Fair AI"}))
+    for reference in ("alice/several/a.safetensors", local):
+        server.seen.clear()
+        result = command(environment, "pull", reference, "--base", base_repo, "--dry-run", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"{base_repo}, {size}" in result.stdout and not server.fetched(base_repo)
+    assert "on this machine" in result.stdout and "Fair AI" in result.stdout
+
+
 def test_on_a_terminal_one_is_asked_which(monkeypatch):
     from click.testing import CliRunner
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from hswq_runtime.architectures import ARCHITECTURES, recognise_class
+from hswq_runtime.architectures import ARCHITECTURES, Architecture, recognise_class
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata
+from hswq_runtime.locate import MODEL_INDEX
 
 from ..files import atomic_file, file_sha256
 from ..progress import progress
@@ -66,6 +67,11 @@ def find_denoiser(folder: Path) -> Path:
     )
 
 
+def whole_folder(place: Path) -> str | None:
+    """The diffusers folder that the denoiser in `place` is a part of, None if it is alone."""
+    return next((str(folder) for folder in (place, place.parent) if (folder / MODEL_INDEX).is_file()), None)
+
+
 def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) -> tuple[Path, str]:
     """Put shards together into `<name>.safetensors` in the cache, unless that was done before.
 
@@ -97,14 +103,14 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         return cache.add(path, f"{name}{WEIGHTS}", digest), digest
 
 
-def check_class(config: Path) -> None:
-    """Check that a config.json is of an architecture that we know, before its weights are fetched.
+def architecture_of(config: Path) -> Architecture:
+    """The architecture that a config.json is of, before its weights are fetched.
 
     Raises:
         FormatError: it is no configuration.
         UnknownArchitectureError: it is of another class.
     """
-    recognise_class(json.loads(_read_config(config)).get("_class_name"))
+    return recognise_class(json.loads(_read_config(config)).get("_class_name"))
 
 
 def _read_config(path: Path) -> str:

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hswq_runtime.locate import MODEL_INDEX
+from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
 
 from ..files import file_sha256
 from ..targets import check_room
@@ -40,7 +40,7 @@ from .diffusers_folder import (
     OTHER_COMPONENTS,
     STEM,
     WEIGHTS,
-    check_class,
+    architecture_of,
     is_shard,
     join,
     weights_of,
@@ -57,6 +57,8 @@ Choose = Callable[[str, list[str]], int]
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
+_TWIN = re.compile(r"\.(fp16|bf16|non_ema)\.")
+"""Weights in another precision than those beside them, which a base is fetched without."""
 _LONGEST_LICENCE = 1 << 20
 
 
@@ -114,6 +116,16 @@ class Hub:
             ),
         )
 
+    def components_size(self, repo: str) -> int:
+        """Bytes of all that a pipeline takes from a base repo besides the denoiser, fetched already or not.
+
+        Raises:
+            SourceError: see :meth:`listing`.
+        """
+        with _explained(repo):
+            info = self._api.model_info(repo, files_metadata=True)
+        return sum(sibling.size or 0 for sibling in info.siblings or () if _is_component(sibling.rfilename))
+
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str | None]:
         """One file with the whole model, compared with the digests that are listed, and its own digest.
 
@@ -129,7 +141,7 @@ class Hub:
         if single and missing:
             self._check_header(repo, revision, weights[0], check_header)
         elif missing:
-            check_class(self._fetch(repo, revision, listing.files[0], verify))
+            architecture_of(self._fetch(repo, revision, listing.files[0], verify))
         check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
         paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
         if single:
@@ -182,6 +194,13 @@ class Hub:
         with _explained(info.id):
             path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
         return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _is_component(path: str) -> bool:
+    folder, _, name = path.partition("/")
+    if path == MODEL_INDEX:
+        return True
+    return folder not in DENOISERS and name.endswith(PUBLISHED_SUFFIXES) and not _TWIN.search(name)
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:

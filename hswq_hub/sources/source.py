@@ -6,12 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
-from hswq_runtime.locate import MODEL_INDEX
 from hswq_runtime.pipeline import check_components, fetch_base, find_base
 
 from ..files import file_sha256
 from .civitai import Civitai
-from .diffusers_folder import CONFIG, find_denoiser, join, weights_of
+from .diffusers_folder import CONFIG, find_denoiser, join, weights_of, whole_folder
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing, Provenance
@@ -168,8 +167,7 @@ def _local(reference: LocalRef, base: str | None, licence: str | None, verify: b
     path, digest, kind, name = reference.path, None, "file", reference.path.stem
     if path.is_dir():
         place, kind, name = find_denoiser(path.resolve()), "folder", str(reference)
-        whole = place if (place / MODEL_INDEX).is_file() else place.parent
-        base = base or (str(whole) if (whole / MODEL_INDEX).is_file() else None)
+        base = base or whole_folder(place)
         weights = weights_of([file.name for file in place.iterdir()])
         path, digest = join(place / CONFIG, [place / file for file in weights], name, verify=verify)
     return Source(
