@@ -212,7 +212,7 @@ def test_a_slow_connection_is_no_broken_one(server, content):
     "endpoint", ["civitai.com", "http://civitai.com", "ftp://127.0.0.1", "https://", "http://[::1"]
 )
 def test_an_endpoint_is_an_address_that_keeps_a_token_secret(endpoint):
-    with pytest.raises(UnknownReferenceError, match="--civitai-endpoint"):
+    with pytest.raises(UnknownReferenceError, match="check --civitai-endpoint"):
         resolve(REFERENCE, civitai_endpoint=endpoint)
 
 
@@ -782,7 +782,7 @@ def test_no_token_is_kept_for_another_endpoint(no_token):
 
 @pytest.mark.parametrize("endpoint", ["https://me:SECRET@civitai.com", "http://me:SECRET@[::1", "ftp://x?token=SECRET"])
 def test_an_endpoint_with_a_password_is_refused_and_not_shown(endpoint):
-    with pytest.raises(UnknownReferenceError, match="--civitai-endpoint") as error:
+    with pytest.raises(UnknownReferenceError, match="check --civitai-endpoint") as error:
         resolve(REFERENCE, civitai_endpoint=endpoint)
     assert "SECRET" not in str(error.value)
 

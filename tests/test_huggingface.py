@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,8 @@ def server(tmp_path_factory, diffusers_files):
     tensors = tiny.original_layout(tiny.model().state_dict())
     key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
     quantized = save(tensors | {key: tensors[key].to(torch.float8_e4m3fn)})
+    header = b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": 3}}'
+    hostile = len(header).to_bytes(8, "little") + header + bytes(1000)
     others = {"split_files/text_encoders/qwen.safetensors": b"no", "vae/vae.safetensors": b"no"}
     card = {"license": "other", "license_name": "my-licence-1.0", "license_link": "LICENSE.md"}
     with HubServer() as server:
@@ -78,6 +82,8 @@ def server(tmp_path_factory, diffusers_files):
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
             "alice/unnamed": Repo({"my.safetensors": model, "LICENCE.txt": b"Ask me."}),
+            "alice/killed": Repo({"killed.safetensors": model}, gated="auto"),
+            "alice/hostile": Repo({"h.safetensors": hostile}),
             "alice/linked": Repo(
                 {"my.safetensors": model, "LICENSE": b"of the code", "legal/WEIGHTS.txt": b"of the weights"},
                 {"license": "other", "license_name": "mine", "license_link": "legal/WEIGHTS.txt"},
@@ -91,9 +97,9 @@ def server(tmp_path_factory, diffusers_files):
                 }
             ),
             "alice/page": Repo({"page.safetensors": b"<html>" * 100}),
-            "alice/corrupt": Repo({"corrupt.safetensors": model}),
+            "alice/corrupt": Repo({"corrupt.safetensors": save(tensors, {"another": "file"})}),
         }
-        server.corrupt = {"corrupt.safetensors"}
+        server.corrupt, server.slow = {"corrupt.safetensors"}, {"q.safetensors", "killed.safetensors"}
         yield server
 
 
@@ -144,8 +150,9 @@ REFUSED = {
     "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
     "alice/flux": ("UnknownArchitectureError", "FluxTransformer2DModel"),
     "alice/no-derivatives": ("NotPermittedError", "cc-by-nc-nd-4.0 forbids derivatives; if its creator allowed"),
+    "alice/hostile": ("FormatError", "h.safetensors has no header"),
     "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
-    "alice/corrupt": ("DownloadError", "does not have the SHA-256"),
+    "alice/corrupt": ("DownloadError", "is listed; nothing was kept"),
 }
 
 
@@ -232,8 +239,36 @@ def test_what_is_of_no_use_is_told_before_it_is_fetched(server, found):
     assert list(server.fetched("alice/flux")) == ["transformer/config.json"]
 
 
+def test_a_killed_download_goes_on_where_it_was(server, environment, look_up, tmp_path):
+    model = server.repos["alice/killed"].files["killed.safetensors"]
+    theirs = {**environment, "HSWQ_HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", CHILD, '["alice/killed"]'], env=theirs, start_new_session=True)
+    limit = time.monotonic() + 60
+    while server.fetched("alice/killed").get("killed.safetensors", 0) < len(model) // 3:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (begun,) = [path for path in (tmp_path / "cache/partial").iterdir() if not path.suffix]
+    arrived = begun.stat().st_size
+    assert 0 < arrived < len(model)
+    (found,) = look_up("alice/killed", HSWQ_HOME=str(tmp_path))
+    assert Path(found["path"]).read_bytes() == model
+    *_, home, last = [seen for seen in server.seen if "killed.safetensors" in seen.path]
+    assert last.headers["Range"] == f"bytes={arrived}-" and last.sent == len(model) - arrived, "only the rest was sent"
+    assert home.headers["Authorization"] == f"Bearer {TOKEN}" and "Authorization" not in last.headers
+
+
+def test_what_the_client_has_is_not_fetched_again(server, environment, look_up, home):
+    code = "from huggingface_hub import hf_hub_download as get; print(get('alice/several', 'a.safetensors'))"
+    theirs = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    server.seen.clear()
+    (found,) = look_up("alice/several/a.safetensors")
+    assert found["path"] == theirs.stdout.strip() and not server.fetched("alice/several")
+
+
 def test_a_gated_repo_without_its_token(look_up, home):
-    (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"))
+    (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"), HSWQ_HOME=str(home / "other"))
     assert found["error"] == "AccessError" and "accept its terms" in found["message"]
 
 

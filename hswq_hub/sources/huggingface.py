@@ -1,13 +1,12 @@
 """Hugging Face, through its own client: which file of a repo is meant, its licence, and the file itself.
 
-The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it; so is resuming,
-which it does within a process but not after one. What it does not do is compare a file with the
-SHA-256 that the Hub lists; that is done here.
+The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it. Weights are
+fetched as those from elsewhere are, into our own cache: the client begins anew after a run that died, and does not
+compare a file with the SHA-256 that the Hub lists. What its cache holds already is used, once it was compared.
 """
 
 import difflib
 import errno
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -15,24 +14,21 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
 
 from ..files import file_sha256
-from ..targets import check_room
 from . import cache
 from .diffusers_folder import (
     CONFIG,
@@ -45,11 +41,20 @@ from .diffusers_folder import (
     join,
     weights_of,
 )
-from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
-from .header import CheckHeader, check_as_file
+from .download import download
+from .errors import (
+    AccessError,
+    AmbiguousReferenceError,
+    DownloadError,
+    SourceError,
+    UnknownReferenceError,
+    UnsuitableSourceError,
+)
+from .header import CheckHeader
 from .licence import LICENCE_FILE, licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
 from .reference import HubRef
+from .web import Web
 
 Choose = Callable[[str, list[str]], int]
 """A question and the answers to it -> the number of one of them."""
@@ -135,18 +140,14 @@ class Hub:
             HSWQError: what `check_header` says of a single file.
         """
         repo, revision = listing.provenance.repo, listing.version
-        weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
-        missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
-        single = listing.files == tuple(weights)
-        if single and missing:
-            self._check_header(repo, revision, weights[0], check_header)
-        elif missing:
-            architecture_of(self._fetch(repo, revision, listing.files[0], verify))
-        check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
-        paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
-        if single:
-            return paths[0], weights[0].sha256
-        return join(paths[0], paths[1:], listing.name, verify=verify)
+        if len(listing.files) == 1:
+            return self._fetch(repo, revision, listing.files[0], check_header, verify)
+        config, *weights = listing.files
+        with _explained(repo):
+            config_path = Path(hf_hub_download(repo, config.id, revision=revision))
+        architecture_of(config_path)
+        paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
+        return join(config_path, paths, listing.name, verify=verify)
 
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:
@@ -156,30 +157,31 @@ class Hub:
             )
         return names[self._choose(f"{reference} holds several models", names)]
 
-    def _fetch(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path:
-        for again in (False, True):
-            with _explained(repo):
-                path = Path(hf_hub_download(repo, file.id, revision=revision, force_download=again))
-            if file.sha256 is None or (cache.is_verified(path, file.sha256) and not verify):
-                return path
-            if file_sha256(path) == file.sha256:
-                cache.mark_verified(path, file.sha256)
-                return path
-        raise DownloadError(f"{repo}/{file.id} does not have the SHA-256 that the Hub lists; try again later")
+    def _fetch(
+        self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader, verify: bool
+    ) -> tuple[Path, str]:
+        """A weight file and its digest, from the client's cache, ours, or the Hub."""
+        if found := self._of_client(repo, revision, file, verify):
+            return found, file.sha256
+        web = Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        url = hf_hub_url(repo, file.id, revision=revision, endpoint=self._api.endpoint)
 
-    def _is_cached(self, repo: str, revision: str, file: RemoteFile) -> bool:
-        return isinstance(try_to_load_from_cache(repo, file.id, revision=revision), str)
+        def explain(status: int, body: Mapping, at_home: bool) -> SourceError:
+            return _refusal(repo, status) if at_home else _refusal(repo, 0)
 
-    def _check_header(self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader) -> None:
-        """Read only the header from the Hub, so that a file of no use is refused before it is fetched."""
-        with _explained(repo):
-            header = self._api.parse_safetensors_file_metadata(repo, file.id, revision=revision)
-        entries = {"__metadata__": header.metadata} | {
-            key: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
-            for key, info in header.tensors.items()
-        }
-        text = json.dumps(entries).encode()
-        check_as_file(len(text).to_bytes(8, "little") + text, file.name, None, check_header)
+        return download(web, url, file, explain, check_header, verify=verify)
+
+    def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
+        """The file in the client's cache, if it is there and is what the Hub lists."""
+        known = try_to_load_from_cache(repo, file.id, revision=revision)
+        if file.sha256 is None or not isinstance(known, str):
+            return None
+        path = Path(known)
+        if verify or not cache.is_verified(path, file.sha256):
+            if file_sha256(path) != file.sha256:
+                return None
+            cache.mark_verified(path, file.sha256)
+        return path
 
     def _licence_text(self, info: ModelInfo) -> str | None:
         """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
@@ -253,15 +255,33 @@ def _remote(sibling) -> RemoteFile:
     return RemoteFile(safe_name(sibling.rfilename), sibling.size, lfs.sha256 if lfs else None, sibling.rfilename)
 
 
+def _any_header(path: Path) -> None:
+    """Of a part of a model nothing can be said but that it is a safetensors file."""
+
+
+def _refusal(repo: str, status: int) -> SourceError:
+    """What an answer that is no file means; status 0: it is of the storage."""
+    if status in (401, 403):
+        return _gated(repo)
+    if status in (404, 410):
+        return UnknownReferenceError(f"{repo} has no such file; look at its files")
+    who = f"the Hub answers {status}" if status else "the Hub's storage answers with something that is no model"
+    return DownloadError(f"{who} for {repo}; try again later")
+
+
+def _gated(repo: str) -> AccessError:
+    return AccessError(
+        f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
+    )
+
+
 @contextmanager
 def _explained(repo: str):
     """Every way in which the Hub's client fails, as a sentence and what to do."""
     try:
         yield
     except GatedRepoError:
-        raise AccessError(
-            f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
-        ) from None
+        raise _gated(repo) from None
     except RepositoryNotFoundError:
         raise UnknownReferenceError(
             f"the Hub has no repo {repo} that you may see; check its name, or run `hf auth login` if it is private"
@@ -274,8 +294,6 @@ def _explained(repo: str):
         raise UnknownReferenceError(f"{repo} has no such file; look at its files") from None
     except HFValidationError:
         raise UnknownReferenceError(f"{repo} is no name of a Hub repo: owner/repo is") from None
-    except (SafetensorsParsingError, NotASafetensorsRepoError):
-        raise UnsuitableSourceError(f"the file in {repo} is not a safetensors file; choose another one") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "nothing"
         raise DownloadError(f"the Hub answers {status} for {repo}; try again later") from None

@@ -81,11 +81,13 @@ class Web:
 
     def __post_init__(self):
         if "@" in self.endpoint:  # not shown: what is before it is a password
-            raise UnknownReferenceError("an endpoint has no user name or password in it; check --civitai-endpoint")
+            raise UnknownReferenceError(
+                "an endpoint has no user name or password in it; check --civitai-endpoint or HF_ENDPOINT"
+            )
         home = _address(self.endpoint)
         if home is None or not (home.scheme == "https" or home.host in LOOPBACK):
             shown = plain(self.endpoint.split("?")[0])
-            raise UnknownReferenceError(f"{shown} is no https address; check --civitai-endpoint")
+            raise UnknownReferenceError(f"{shown} is no https address; check --civitai-endpoint or HF_ENDPOINT")
 
     @property
     def host(self) -> str:
