@@ -28,6 +28,7 @@ class Repo:
     card: dict = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     gated: str | bool = False
+    private: bool = False
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
 
@@ -174,7 +175,7 @@ def model_info(request: Handler, repo: str, revision: str):
             entry["lfs"] = {"sha256": _digest(content), "size": len(content), "pointerSize": 134}
         siblings.append(entry)
     request.send_json({
-        "_id": "1", "id": repo, "modelId": repo, "sha": found.commit, "private": False, "gated": found.gated,
+        "_id": "1", "id": repo, "modelId": repo, "sha": found.commit, "private": found.private, "gated": found.gated,
         "tags": found.tags, "cardData": found.card, "siblings": siblings, "downloads": 0, "likes": 0,
     })  # fmt: skip
 

@@ -31,6 +31,7 @@ from hswq_hub.sources.errors import (
     UnsuitableSourceError,
 )
 from hswq_hub.sources.facts import licence_facts, source_facts
+from hswq_hub.sources.licence import licence_of_base_model
 from hswq_hub.targets import TargetError
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, HSWQError, UnknownArchitectureError
 
@@ -668,6 +669,58 @@ def test_cache_is_listed_and_pruned(run, server):
     assert "tiny" not in CliRunner().invoke(main, ["cache", "prune"]).output, "used today"
     assert "tiny.safetensors" in CliRunner().invoke(main, ["cache", "prune", "--older-than", "0"]).output
     assert nothing_kept(server)
+
+
+def test_what_is_pruned_is_locked_until_it_is_gone(server, monkeypatch):
+    from filelock import FileLock, Timeout
+
+    pull(server)
+    lock, remove, locked = cache.partial(f"{server.sha256}.lock"), shutil.rmtree, []
+
+    def look(path):
+        with pytest.raises(Timeout):
+            FileLock(lock, timeout=0, is_singleton=False).acquire()
+        locked.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr("hswq_hub.sources.cache.shutil.rmtree", look)
+    with cache.locked(server.sha256):
+        assert cache.prune(0) == []
+    assert [entry.sha256 for entry in cache.prune(0)] == locked == [server.sha256]
+
+
+def test_signed_addresses_are_in_no_log(server, caplog):
+    caplog.set_level("INFO")
+    pull(server)
+    assert server.stored and "abc123" not in caplog.text and TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("base_model", "id", "name"),
+    [
+        ("ZImageTurbo", "apache-2.0", None),
+        ("Flux.1 S", "apache-2.0", None),
+        ("Flux.2 Klein 4B", "apache-2.0", None),
+        ("zimagebase", "apache-2.0", None),
+        ("SDXL 1.0", "openrail++", None),
+        ("Pony", "openrail++", None),
+        ("SD 1.5", "creativeml-openrail-m", None),
+        ("Flux.1 D", "other", "flux-1-dev-non-commercial-license"),
+        ("Flux.2 Klein 9B", "other", "flux-1-dev-non-commercial-license"),
+        ("Illustrious", "other", "faipl-1.0-sd"),
+        ("NoobAI", "other", "faipl-1.0-sd"),
+        ("SDXL Turbo", "other", "sai-nc-community"),
+        ("Pony V7", "other", "pony-v7"),
+    ],
+)
+def test_licence_of_a_base_model(base_model, id, name):
+    licence = licence_of_base_model(base_model)
+    assert (licence.id, licence.name, licence.link is not None) == (id, name, name is not None)
+
+
+@pytest.mark.parametrize("base_model", ["Other", "", None, "Flux"])
+def test_no_licence_is_made_up(base_model):
+    assert licence_of_base_model(base_model) is None
 
 
 def test_models_lists_the_catalog():

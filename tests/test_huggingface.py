@@ -81,7 +81,7 @@ def server(tmp_path_factory, diffusers_files):
             "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
-            "alice/unnamed": Repo({"my.safetensors": model, "LICENCE.txt": b"Ask me."}),
+            "alice/unnamed": Repo({"my.safetensors": model, "LICENCE.txt": b"Ask me."}, private=True),
             "alice/killed": Repo({"killed.safetensors": model}, gated="auto"),
             "alice/hostile": Repo({"h.safetensors": hostile}),
             "alice/linked": Repo(
@@ -191,7 +191,8 @@ def test_no_token_reaches_the_storage(server, found):
 
 
 def test_a_gated_repo_says_so_to_what_is_made_from_it(found):
-    assert found["alice/gated"]["facts"]["gated"] == "auto"
+    assert found["alice/gated"]["facts"]["gated"] == "auto" and "private" not in found["alice/gated"]["facts"]
+    assert found["alice/unnamed"]["facts"]["private"] is True
 
 
 def test_a_licence_text_comes_with_and_without_a_licence(found):
@@ -270,6 +271,12 @@ def test_what_the_client_has_is_not_fetched_again(server, environment, look_up, 
 def test_a_gated_repo_without_its_token(look_up, home):
     (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"), HSWQ_HOME=str(home / "other"))
     assert found["error"] == "AccessError" and "accept its terms" in found["message"]
+
+
+def test_a_disk_that_refuses_is_not_called_a_hub_that_does(look_up, tmp_path):
+    (tmp_path / "file").write_text("")
+    (found,) = look_up("alice/single", HF_HOME=str(tmp_path / "file/below"))
+    assert found["error"] in ("NotADirectoryError", "FileExistsError") and "reached" not in found["message"]
 
 
 def test_a_hub_that_is_not_there(look_up, home):

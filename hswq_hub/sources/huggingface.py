@@ -6,7 +6,6 @@ compare a file with the SHA-256 that the Hub lists. What its cache holds already
 """
 
 import difflib
-import errno
 import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -118,6 +117,7 @@ class Hub:
                 repo=reference.repo,
                 nsfw=NSFW_TAG in (info.tags or ()),
                 gated=info.gated or None,
+                private=info.private is True,
             ),
         )
 
@@ -297,7 +297,5 @@ def _explained(repo: str):
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "nothing"
         raise DownloadError(f"the Hub answers {status} for {repo}; try again later") from None
-    except (OSError, httpx2.HTTPError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
+    except (ConnectionError, TimeoutError, httpx2.HTTPError) as error:
         raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from error

@@ -39,6 +39,8 @@ class Provenance:
     nsfw: bool = False
     gated: str | None = None
     """"auto" or "manual" for a Hub repo that asks for approval; what is made from it is published gated as well."""
+    private: bool = False
+    """Whether it is a private Hub repo; what is made from it is published as private as well."""
     permissions: Permissions | None = None
 
 

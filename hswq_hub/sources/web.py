@@ -6,6 +6,7 @@ told somebody's secret.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ import httpx2
 from .. import __version__
 from .errors import DownloadError, UnknownReferenceError
 from .listing import plain
+
+# It logs every address that it asks for, and those of Civitai's storage are signed.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 USER_AGENT = f"hswq-hub/{__version__}"
 """Never a browser's: to those Civitai answers errors with web pages."""
