@@ -185,7 +185,7 @@ class Hub:
 
     def _licence_text(self, info: ModelInfo) -> str | None:
         """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
-        files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        files = _files(info)
         linked = str(getattr(info.card_data, "license_link", None) or "")
         linked = re.sub(rf"^{_SITE}/{re.escape(info.id)}/(blob|resolve|raw)/[^/]+/", "", linked)
         by_name = {name.casefold(): name for name in files}
@@ -196,6 +196,11 @@ class Hub:
         with _explained(info.id):
             path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
         return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _files(info: ModelInfo) -> dict:
+    """What the Hub lists of each file, by path; none that leads out of the repo."""
+    return {file.rfilename: file for file in info.siblings or () if ".." not in file.rfilename.split("/")}
 
 
 def _is_component(path: str) -> bool:
@@ -210,7 +215,7 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
 
     A folder's model goes by the folder's path, at the root by that of its first file: that is how either is asked for.
     """
-    files = {sibling.rfilename: sibling for sibling in info.siblings or () if ".." not in sibling.rfilename.split("/")}
+    files = _files(info)
     wanted = reference.path
     if wanted is not None and wanted.endswith(WEIGHTS):
         if wanted not in files:
