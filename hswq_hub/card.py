@@ -159,10 +159,10 @@ def write_card(folder: Path) -> Path:
     return folder / CARD
 
 
-def licence_text(licence: Licence | None) -> str | None:
-    """The text that came with the source, or that of a licence that ships with us; None if there is neither."""
-    if licence is not None and licence.text is not None:
-        return licence.text
+def licence_text(licence: Licence | None, shipped: str | None = None) -> str | None:
+    """The text that was shipped with the source, or one that ships with us; None if there is neither."""
+    if shipped is not None:
+        return shipped
     if licence is None or licence.id not in _LICENCE_TEXTS:
         return None
     return (files("hswq_hub") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")

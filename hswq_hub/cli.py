@@ -424,13 +424,15 @@ def pull(reference, dry_run, **lookup):
     hswq-hub pull harukiMIX_zit2603 --dry-run
     hswq-hub pull https://huggingface.co/owner/repo/blob/main/model.safetensors
     """
-    from .sources import locate, resolve
-    from .sources.tables import listing_lines
+    from .sources import resolve
+    from .sources.preview import preview
+    from .sources.tables import preview_lines
 
     _quiet()
     choose = _chooser()
     if dry_run:
-        click.echo("\n".join(listing_lines(locate(reference, lookup["civitai_endpoint"], choose), lookup["base"])))
+        found = preview(reference, lookup["base"], lookup["civitai_endpoint"], choose)
+        click.echo("\n".join(preview_lines(found, lookup["permitted"])))
         return
     source = resolve(reference, choose=choose, **lookup)
     source.fetch_components()

@@ -42,7 +42,7 @@ from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
 from .sources.facts import licence_facts, source_facts
 from .sources.licence import LICENCE_FILE
-from .targets import CONTENTS, RECORD, check_room, check_target, list_contents, replace_folder
+from .targets import CONTENTS, RECORD, check_room, check_same_source, check_target, list_contents, replace_folder
 from .workspace import Workspace, code_digest, home
 
 NAIVE = "naive FP8"
@@ -59,8 +59,14 @@ class Published:
 
 
 def default_folder(source: Source) -> Path:
-    """`hswq-published/<name>-hswq` below the working directory."""
-    return Path("hswq-published") / f"{source.name}-hswq"
+    """`hswq-published/<name>-hswq` below the working directory.
+
+    Raises:
+        TargetError: it holds what was made from another checkpoint.
+    """
+    folder = Path("hswq-published") / f"{source.name}-hswq"
+    check_same_source(folder, source.sha256)
+    return folder
 
 
 def publish(source: Source, folder: Path, settings: PublishSettings | None = None, *, command: str = "") -> Published:
@@ -142,7 +148,7 @@ def _fill(target: Path, source: Source, files: list[Path], measured: Path, plans
     _draw(target, source, plans)
     examples = json.loads((target / _EXAMPLES).read_text(encoding="utf-8"))
     (target / _EXAMPLES).unlink()
-    if (text := licence_text(source.licence)) is not None:
+    if (text := licence_text(source.licence, source.licence_text)) is not None:
         write_atomically(target / LICENCE_FILE, text.encode())
     components = _local_components(source)
     if components:

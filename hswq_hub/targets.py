@@ -40,6 +40,20 @@ def check_target(folder: Path) -> None:
         )
 
 
+def check_same_source(folder: Path, sha256: str) -> None:
+    """Check that `folder`, which nobody named, was not made from another checkpoint of the same name.
+
+    Raises:
+        TargetError: it was.
+    """
+    try:
+        made_from = json.loads((folder / RECORD).read_text(encoding="utf-8"))["source"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing of ours: `check_target` says what it thinks of that
+    if made_from != sha256:
+        raise TargetError(f"{folder} was made from another checkpoint of that name; say where to with --folder")
+
+
 def _own_contents(folder: Path) -> set[str]:
     """What the record in `folder` lists; nothing if it is no record of ours."""
     try:

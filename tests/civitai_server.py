@@ -73,6 +73,8 @@ class CivitaiServer:
         self.etag = '"first"'
         self.state = "ok"
         self.faults: list[Fault] = []
+        self.me: tuple[int, object] | None = None
+        self.known_hashes: set[str] = set()
         self.api_failures: list[tuple[int, dict]] = []
         self.chunk, self.pause = 1 << 16, 0.0
         self.seen: list[Seen] = []
@@ -183,11 +185,14 @@ class Api(_Handler):
                 found = civitai.model if id == str(MODEL) else None
                 return (200, found) if found else (404, {"error": f"No model with id {id}"})
             case ["model-versions", "by-hash", digest]:
-                known = {str(value).lower() for value in civitai.file["hashes"].values()}
+                known = {str(value).lower() for file in civitai.version["files"] for value in file["hashes"].values()}
+                known |= civitai.known_hashes
                 return (200, civitai.version) if digest.lower() in known else (404, {"error": "Model not found"})
             case ["model-versions", id]:
                 return (200, civitai.version) if id == str(VERSION) else (404, {"error": "Model not found"})
             case ["me"]:
+                if civitai.me is not None:
+                    return civitai.me
                 if self.headers.get("Authorization") == f"Bearer {TOKEN}":
                     return 200, {"id": 1, "username": "alice_01"}
                 return 401, {"error": "Unauthorized"}

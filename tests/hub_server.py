@@ -9,6 +9,7 @@ HF_ENDPOINT when it is imported: `environment` is theirs.
 import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -27,6 +28,7 @@ class Repo:
     card: dict = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
     gated: str | bool = False
+    private: bool = False
     commit: str = COMMIT
     revisions: tuple[str, ...] = ("main",)
 
@@ -43,11 +45,15 @@ class Seen:
 
 
 class HubServer:
-    """A context manager. `repos` by "owner/name"; `corrupt`: paths whose stored bytes are not those that are listed."""
+    """A context manager. `repos` by "owner/name"; `corrupt`: paths whose stored bytes are not those that are listed.
+
+    slow: paths of which a kilobyte comes at a time.
+    """
 
     def __init__(self):
         self.repos: dict[str, Repo] = {}
         self.corrupt: set[str] = set()
+        self.slow: set[str] = set()
         self.seen: list[Seen] = []
 
     @property
@@ -80,7 +86,7 @@ class HubServer:
 
     def __enter__(self):
         handler = type("Handler", (Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         Thread(target=self._server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
         return self
@@ -88,6 +94,11 @@ class HubServer:
     def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Clients that hang up are what some tests are about."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,8 +129,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
-            self.seen.sent = len(body)
+            slow = any(urlsplit(self.path).path.endswith(f"/{path}") for path in self.hub.slow)
+            step = 1024 if slow else max(len(body), 1)
+            for begin in range(0, len(body), step):
+                self.wfile.write(body[begin : begin + step])
+                self.seen.sent += len(body[begin : begin + step])
+                time.sleep(0.002 if slow else 0)
 
     def send_json(self, value, status: int = 200):
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -160,7 +175,7 @@ def model_info(request: Handler, repo: str, revision: str):
             entry["lfs"] = {"sha256": _digest(content), "size": len(content), "pointerSize": 134}
         siblings.append(entry)
     request.send_json({
-        "_id": "1", "id": repo, "modelId": repo, "sha": found.commit, "private": False, "gated": found.gated,
+        "_id": "1", "id": repo, "modelId": repo, "sha": found.commit, "private": found.private, "gated": found.gated,
         "tags": found.tags, "cardData": found.card, "siblings": siblings, "downloads": 0, "likes": 0,
     })  # fmt: skip
 

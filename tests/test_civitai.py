@@ -22,7 +22,7 @@ from safetensors.torch import save
 from hswq_hub import __version__
 from hswq_hub.card import Card
 from hswq_hub.cli import main
-from hswq_hub.sources import cache, credentials, resolve
+from hswq_hub.sources import cache, credentials, locate, resolve
 from hswq_hub.sources.errors import (
     AccessError,
     DownloadError,
@@ -31,6 +31,7 @@ from hswq_hub.sources.errors import (
     UnsuitableSourceError,
 )
 from hswq_hub.sources.facts import licence_facts, source_facts
+from hswq_hub.sources.licence import licence_of_base_model
 from hswq_hub.targets import TargetError
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, HSWQError, UnknownArchitectureError
 
@@ -212,7 +213,7 @@ def test_a_slow_connection_is_no_broken_one(server, content):
     "endpoint", ["civitai.com", "http://civitai.com", "ftp://127.0.0.1", "https://", "http://[::1"]
 )
 def test_an_endpoint_is_an_address_that_keeps_a_token_secret(endpoint):
-    with pytest.raises(UnknownReferenceError, match="--civitai-endpoint"):
+    with pytest.raises(UnknownReferenceError, match="check --civitai-endpoint"):
         resolve(REFERENCE, civitai_endpoint=endpoint)
 
 
@@ -320,6 +321,25 @@ def test_a_file_that_is_no_safetensors_is_refused_at_its_first_bytes(server, beg
     assert nothing_kept(server) and server.stored[0].sent < len(body) / 2
 
 
+HOSTILE = ["no", 3, [], [0], [0, 1, 2], {"0": 1}, ["0", "9"], [0, 8.0], [0, None], [False, True], [-8, 8], [8, 0]]
+TOO_LONG = [[0, 10**30], [0, 2**63 - 1]]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "listed"),
+    [(value, listed) for value in HOSTILE + TOO_LONG for listed in (True, False)] + [([0, 10**7], True)],
+    ids=str,
+)
+def test_a_hostile_header_leaves_nothing_behind(server, offsets, listed):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}).encode()
+    server.content = len(header).to_bytes(8, "little") + header + bytes(200_000)
+    server.file |= {"sizeKB": len(server.content) / 1024 if listed else None, "hashes": {"SHA256": server.sha256}}
+    with pytest.raises(FormatError, match=r"^tiny\.safetensors has (no header|a header that is of)"):
+        pull(server)
+    assert nothing_kept(server)
+    assert {path.suffix for path in cache.partial("x").parent.iterdir()} <= {".lock"}
+
+
 def test_a_wrong_hash_is_never_kept(server):
     server.file["hashes"]["SHA256"] = "0" * 64
     with pytest.raises(DownloadError, match=f"has the SHA-256 {server.sha256}, but 0000"):
@@ -394,10 +414,32 @@ def precise(fp, **more):
     ids=["primary", "half before full", "primary before half", "fp8", "type", "gguf", "pickle"],
 )
 def test_which_file_is_taken(server, changes, chosen):
-    from hswq_hub.sources import locate
-
     server.version["files"] = [another(server, i + 1, **change) for i, change in enumerate(changes)]
     assert locate(REFERENCE, server.url).files[0].id == chosen + 1
+
+
+HASHES = {"SHA256": "A" * 63 + "1", "BLAKE3": "B" * 64, "AutoV1": "C" * 8, "AutoV2": "A" * 10, "AutoV3": "D" * 12}
+
+
+@pytest.mark.parametrize("algorithm", HASHES)
+def test_a_hash_names_one_file_of_a_version(server, algorithm):
+    server.version["files"] = [
+        another(server, 1, primary=True, hashes={"SHA256": "E" * 64, "BLAKE3": "F" * 64}),
+        another(server, 2, hashes=HASHES),
+    ]
+    address = f"https://civitai.com/api/v1/model-versions/by-hash/{HASHES[algorithm].lower()}"
+    assert locate(address, server.url).files[0].id == 2
+    form = "sha256" if algorithm == "SHA256" else "hash"
+    assert locate(f"civitai:{form}:{HASHES[algorithm]}", server.url).files[0].id == 2
+
+
+def test_a_hash_that_no_file_lists_leaves_those_that_it_may_be_of(server):
+    digest = "9" * 64
+    server.version["files"] = [another(server, 1), another(server, 2, hashes={}, primary=False)]
+    server.known_hashes = {digest}
+    assert locate(f"civitai:hash:{digest}", server.url).files[0].id == 1
+    (file,) = locate(f"civitai:sha256:{digest}", server.url).files
+    assert (file.id, file.sha256) == (2, digest), "it has to be that in the end"
 
 
 @pytest.mark.parametrize(
@@ -428,6 +470,20 @@ def test_a_download_address_that_names_a_file_gets_that_one_or_none(server):
         pull(server, f"{address}?fp=fp32")
     with pytest.raises(UnknownReferenceError, match="no such file"):
         pull(server, f"{address}?fileId=78")
+
+
+@pytest.mark.parametrize("digest", ["2" * 64, None])
+def test_a_file_that_is_not_the_first_choice_is_referred_to_by_itself(server, digest):
+    hashes = {"SHA256": digest.upper()} if digest else {}
+    full, half = another(server, 2, **precise("fp32", hashes=hashes)), another(server, 1, primary=True)
+    server.version["files"] = [full, half]
+    for asked in ("fp=fp32", "fileId=2"):
+        listing = locate(f"https://civitai.com/api/download/models/{VERSION}?{asked}", server.url)
+        assert (listing.files[0].id, listing.version) == (2, VERSION)
+        assert listing.reference.startswith("civitai:sha256:2222" if digest else "https://civitai.com/api/download/")
+        again = locate(listing.reference, server.url)
+        assert (again.files, again.reference) == (listing.files, listing.reference)
+    assert locate(REFERENCE, server.url).reference == REFERENCE
 
 
 @pytest.mark.parametrize(
@@ -489,6 +545,21 @@ def test_names_from_the_api_are_never_paths(server, name, tmp_path, monkeypatch)
     assert set(source.path.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
     assert not source.path.name.startswith(".") and len(source.path.name) < 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("模型.safetensors", f"civitai-{VERSION}.safetensors"),
+        ("模型 v2.safetensors", "v2.safetensors"),
+        (".safetensors", f"civitai-{VERSION}.safetensors"),
+        ("a.b.safetensors", "a.b.safetensors"),
+    ],
+)
+def test_a_name_of_which_nothing_is_left_is_not_its_suffix(server, name, kept):
+    server.file["name"] = name
+    listing = locate(REFERENCE, server.url)
+    assert (listing.files[0].name, listing.name) == (kept, kept.removesuffix(".safetensors"))
 
 
 def test_a_full_disk_is_noticed_before_anything_is_sent(server, monkeypatch):
@@ -581,6 +652,8 @@ def test_dry_run_says_what_would_be_fetched(run, server):
     for part in [*said, "does not allow derivatives", "base repo"]:
         assert part in result.output
     assert server.stored == [] and TOKEN not in result.output and nothing_kept(server)
+    result = run("pull", REFERENCE, "--dry-run", "--i-have-permission")
+    assert "you have permission" in result.output and "refused" not in result.output
 
 
 def test_every_command_that_takes_a_reference_takes_the_endpoint():
@@ -596,6 +669,58 @@ def test_cache_is_listed_and_pruned(run, server):
     assert "tiny" not in CliRunner().invoke(main, ["cache", "prune"]).output, "used today"
     assert "tiny.safetensors" in CliRunner().invoke(main, ["cache", "prune", "--older-than", "0"]).output
     assert nothing_kept(server)
+
+
+def test_what_is_pruned_is_locked_until_it_is_gone(server, monkeypatch):
+    from filelock import FileLock, Timeout
+
+    pull(server)
+    lock, remove, locked = cache.partial(f"{server.sha256}.lock"), shutil.rmtree, []
+
+    def look(path):
+        with pytest.raises(Timeout):
+            FileLock(lock, timeout=0, is_singleton=False).acquire()
+        locked.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr("hswq_hub.sources.cache.shutil.rmtree", look)
+    with cache.locked(server.sha256):
+        assert cache.prune(0) == []
+    assert [entry.sha256 for entry in cache.prune(0)] == locked == [server.sha256]
+
+
+def test_signed_addresses_are_in_no_log(server, caplog):
+    caplog.set_level("INFO")
+    pull(server)
+    assert server.stored and "abc123" not in caplog.text and TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("base_model", "id", "name"),
+    [
+        ("ZImageTurbo", "apache-2.0", None),
+        ("Flux.1 S", "apache-2.0", None),
+        ("Flux.2 Klein 4B", "apache-2.0", None),
+        ("zimagebase", "apache-2.0", None),
+        ("SDXL 1.0", "openrail++", None),
+        ("Pony", "openrail++", None),
+        ("SD 1.5", "creativeml-openrail-m", None),
+        ("Flux.1 D", "other", "flux-1-dev-non-commercial-license"),
+        ("Flux.2 Klein 9B", "other", "flux-1-dev-non-commercial-license"),
+        ("Illustrious", "other", "faipl-1.0-sd"),
+        ("NoobAI", "other", "faipl-1.0-sd"),
+        ("SDXL Turbo", "other", "sai-nc-community"),
+        ("Pony V7", "other", "pony-v7"),
+    ],
+)
+def test_licence_of_a_base_model(base_model, id, name):
+    licence = licence_of_base_model(base_model)
+    assert (licence.id, licence.name, licence.link is not None) == (id, name, name is not None)
+
+
+@pytest.mark.parametrize("base_model", ["Other", "", None, "Flux"])
+def test_no_licence_is_made_up(base_model):
+    assert licence_of_base_model(base_model) is None
 
 
 def test_models_lists_the_catalog():
@@ -667,6 +792,52 @@ def test_login_prefers_a_keyring(run, server, no_token, monkeypatch):
     assert "keyring" in run("login", "civitai", input=f"{TOKEN}\n").output
     assert not list(Path(os.environ["HSWQ_HOME"]).glob("civitai*"))
     assert credentials.civitai_token() == TOKEN
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {}),
+        (200, ["alice_01"]),
+        (200, {"username": None}),
+        (200, {"username": 7}),
+        (404, {}),
+        (206, {"username": "x"}),
+    ],
+)
+def test_only_an_answer_with_a_name_is_a_login(run, server, no_token, answer):
+    server.me = answer
+    result = run("login", "civitai", input=f"{TOKEN}\n")
+    assert result.exit_code == 2 and "does not say whose token this is" in result.output
+    assert credentials.civitai_token() is None and TOKEN not in result.output
+
+
+ELSEWHERE = "https://civitai.com.mirror.example"
+
+
+def test_a_kept_token_goes_to_civitai_alone_and_one_of_this_run_anywhere(no_token, monkeypatch):
+    from hswq_hub.sources.civitai import Civitai
+    from hswq_hub.sources.reference import CivitaiRef
+
+    credentials.store_civitai_token(TOKEN)
+    for endpoint in (None, "https://www.civitai.com", "https://civitai.red", "http://127.0.0.1:9", "http://[::1]:9"):
+        assert Civitai.of(CivitaiRef(1), endpoint).web.token == TOKEN
+    assert Civitai.of(CivitaiRef(1), ELSEWHERE).web.token is None
+    monkeypatch.setenv("CIVITAI_API_TOKEN", "of-this-run")
+    assert Civitai.of(CivitaiRef(1), ELSEWHERE).web.token == "of-this-run"
+
+
+def test_no_token_is_kept_for_another_endpoint(no_token):
+    result = CliRunner().invoke(main, ["login", "civitai", "--civitai-endpoint", ELSEWHERE], input=f"{TOKEN}\n")
+    assert result.exit_code == 2 and "for Civitai alone" in result.output and TOKEN not in result.output
+    assert credentials.civitai_token() is None
+
+
+@pytest.mark.parametrize("endpoint", ["https://me:SECRET@civitai.com", "http://me:SECRET@[::1", "ftp://x?token=SECRET"])
+def test_an_endpoint_with_a_password_is_refused_and_not_shown(endpoint):
+    with pytest.raises(UnknownReferenceError, match="check --civitai-endpoint") as error:
+        resolve(REFERENCE, civitai_endpoint=endpoint)
+    assert "SECRET" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad", ["wrong-token-999", "two words", "umläut-token"])

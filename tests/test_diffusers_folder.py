@@ -14,6 +14,8 @@ from hswq_hub.quantize import plan_naive, write_quantized
 from hswq_hub.sources import cache, resolve
 from hswq_hub.sources.errors import UnsuitableSourceError
 from hswq_hub.sources.facts import source_facts
+from hswq_hub.sources.preview import preview
+from hswq_hub.sources.tables import preview_lines
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
 from hswq_runtime.fp8 import FP8
@@ -48,6 +50,21 @@ def test_the_component_itself_can_be_named_and_bytes_are_the_same_every_time(fol
     assert resolve(str(folder / "transformer")).sha256 == first.sha256
     monkeypatch.setenv("HSWQ_HOME", str(tmp_path / "other-home"))
     assert resolve(str(folder)).path.read_bytes() == first.path.read_bytes()
+
+
+def test_a_look_ahead_copies_nothing(folder):
+    ahead = preview(str(folder))
+    assert (ahead.listing, ahead.licence, ahead.base) == (None, None, "Tongyi-MAI/Z-Image-Turbo")
+    assert "cannot be reached" in ahead.unknown and "cannot be reached" in preview_lines(ahead, False)[-1]
+    (folder / "model_index.json").write_text("{}")
+    assert preview(str(folder)).base == preview(str(folder / "transformer")).base == str(folder)
+    assert preview(str(folder), "somebody/else").base == "somebody/else"
+    assert cache.contents() == []
+
+
+def test_a_look_at_the_demo_names_its_licence():
+    lines = preview_lines(preview("demo"), False)
+    assert "apache-2.0" in lines[1] and "on this machine" in lines[-1]
 
 
 def test_one_copy_is_kept_of_what_is_there_twice(folder, tmp_path):

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ for reference in json.loads(sys.argv[1]):
     try:
         source = resolve(reference)
         facts = source_facts(source) | licence_facts(source.licence)
-        text = source.licence and source.licence.text
+        text = source.licence_text
         found = dict(path=str(source.path), name=source.name, base=source.base, reference=source.reference,
                      hub_base=source.hub_base, text=text, facts=facts)
     except Exception as error:
@@ -51,12 +53,19 @@ def diffusers_files(tmp_path_factory) -> dict[str, bytes]:
     return folder_files(folder)
 
 
+def at_root(files: dict[str, bytes]) -> dict[str, bytes]:
+    denoiser = "transformer/"
+    return {name.removeprefix(denoiser): data for name, data in files.items() if name.startswith(denoiser)}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, diffusers_files):
     model = tiny.checkpoint(tmp_path_factory.mktemp("tiny")).read_bytes()
     tensors = tiny.original_layout(tiny.model().state_dict())
     key = f"{tiny.PREFIX}layers.0.feed_forward.w1.weight"
     quantized = save(tensors | {key: tensors[key].to(torch.float8_e4m3fn)})
+    header = b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": 3}}'
+    hostile = len(header).to_bytes(8, "little") + header + bytes(1000)
     others = {"split_files/text_encoders/qwen.safetensors": b"no", "vae/vae.safetensors": b"no"}
     card = {"license": "other", "license_name": "my-licence-1.0", "license_link": "LICENSE.md"}
     with HubServer() as server:
@@ -72,6 +81,15 @@ def server(tmp_path_factory, diffusers_files):
             "alice/gated": Repo({"my.safetensors": model}, gated="auto"),
             "alice/quantized": Repo({"q.safetensors": quantized}),
             "alice/pickled": Repo({"model.bin": b"\x80\x02", "model.ckpt": b"\x80\x02"}),
+            "alice/unnamed": Repo({"my.safetensors": model, "LICENCE.txt": b"Ask me."}, private=True),
+            "alice/killed": Repo({"killed.safetensors": model}, gated="auto"),
+            "alice/hostile": Repo({"h.safetensors": hostile}),
+            "alice/linked": Repo(
+                {"my.safetensors": model, "LICENSE": b"of the code", "legal/WEIGHTS.txt": b"of the weights"},
+                {"license": "other", "license_name": "mine", "license_link": "legal/WEIGHTS.txt"},
+            ),
+            "alice/no-derivatives": Repo({"my.safetensors": model}, {"license": "cc-by-nc-nd-4.0"}),
+            "alice/root": Repo(at_root(diffusers_files)),
             "alice/flux": Repo(
                 {
                     "transformer/config.json": b'{"_class_name": "FluxTransformer2DModel"}',
@@ -79,9 +97,9 @@ def server(tmp_path_factory, diffusers_files):
                 }
             ),
             "alice/page": Repo({"page.safetensors": b"<html>" * 100}),
-            "alice/corrupt": Repo({"corrupt.safetensors": model}),
+            "alice/corrupt": Repo({"corrupt.safetensors": save(tensors, {"another": "file"})}),
         }
-        server.corrupt = {"corrupt.safetensors"}
+        server.corrupt, server.slow = {"corrupt.safetensors"}, {"q.safetensors", "killed.safetensors"}
         yield server
 
 
@@ -117,6 +135,12 @@ FORMS = (
     "alice/single@v1/my.safetensors",
     f"{{url}}/alice/single/resolve/{COMMIT}/my.safetensors?download=true",
 )
+FOLDERS = {
+    "{url}/alice/diffusers/blob/main/transformer/{shard}": "hf:alice/diffusers/transformer",
+    "alice/root": "hf:alice/root/{shard}",
+    "alice/root/{shard}": "hf:alice/root/{shard}",
+}
+"""References that mean a folder of a repo, and the short form of each."""
 REFUSED = {
     "alice/several": ("AmbiguousReferenceError", "a.safetensors, split_files/b.safetensors; name one"),
     "alice/single/mine.safetensors": ("UnknownReferenceError", "did you mean my.safetensors?"),
@@ -125,16 +149,23 @@ REFUSED = {
     "alice/pickled": ("UnsuitableSourceError", "no safetensors file"),
     "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
     "alice/flux": ("UnknownArchitectureError", "FluxTransformer2DModel"),
+    "alice/no-derivatives": ("NotPermittedError", "cc-by-nc-nd-4.0 forbids derivatives; if its creator allowed"),
+    "alice/hostile": ("FormatError", "h.safetensors has no header"),
     "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
-    "alice/corrupt": ("DownloadError", "does not have the SHA-256"),
+    "alice/corrupt": ("DownloadError", "is listed; nothing was kept"),
 }
 
 
 @pytest.fixture(scope="module")
-def found(server, look_up) -> dict[str, dict]:
+def shard(server) -> str:
+    return next(name for name in server.repos["alice/root"].files if "-00001-of-" in name)
+
+
+@pytest.fixture(scope="module")
+def found(server, shard, look_up) -> dict[str, dict]:
     """What became of each reference, all in one process."""
-    references = [*FORMS, "alice/gated", "alice/diffusers", *REFUSED]
-    answers = look_up(*(reference.format(url=server.url) for reference in references))
+    references = [*FORMS, "alice/gated", "alice/diffusers", "alice/unnamed", "alice/linked", *FOLDERS, *REFUSED]
+    answers = look_up(*(reference.format(url=server.url, shard=shard) for reference in references))
     return dict(zip(references, answers, strict=True))
 
 
@@ -160,7 +191,23 @@ def test_no_token_reaches_the_storage(server, found):
 
 
 def test_a_gated_repo_says_so_to_what_is_made_from_it(found):
-    assert found["alice/gated"]["facts"]["gated"] == "auto"
+    assert found["alice/gated"]["facts"]["gated"] == "auto" and "private" not in found["alice/gated"]["facts"]
+    assert found["alice/unnamed"]["facts"]["private"] is True
+
+
+def test_a_licence_text_comes_with_and_without_a_licence(found):
+    assert (found["alice/unnamed"]["text"], found["alice/unnamed"]["facts"]["licence"]) == ("Ask me.", None)
+    linked = found["alice/linked"]
+    assert (linked["text"], linked["facts"]["licence_link"]) == ("of the weights", "LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("id", "forbidden"),
+    [("cc-by-nd-4.0", True), ("cc-by-nc-nd-2.0", True), ("CC-BY-ND", True), ("cc-by-4.0", False), ("nda-1.0", False)],
+)
+def test_licences_without_derivatives(id, forbidden):
+    assert Licence(id).forbids_derivatives is forbidden
+    assert Licence("other", id).forbids_derivatives is forbidden
 
 
 def test_a_diffusers_repo_is_put_together(server, found):
@@ -170,6 +217,15 @@ def test_a_diffusers_repo_is_put_together(server, found):
     fetched = server.fetched("alice/diffusers")
     assert "text_encoder/model.safetensors" not in fetched
     assert sum(name.endswith(".safetensors") for name in fetched) > 1, "it is sharded"
+
+
+@pytest.mark.parametrize("reference", FOLDERS)
+def test_a_file_of_a_folder_and_a_folder_at_the_root(found, shard, reference):
+    one, whole = found[reference], found["alice/diffusers"]
+    assert "error" not in one, one
+    assert Path(one["path"]).read_bytes() == Path(whole["path"]).read_bytes()
+    assert one["reference"] == FOLDERS[reference].format(shard=shard)
+    assert one["name"] == one["facts"]["repo"].split("/")[1]
 
 
 @pytest.mark.parametrize("reference", REFUSED)
@@ -184,9 +240,43 @@ def test_what_is_of_no_use_is_told_before_it_is_fetched(server, found):
     assert list(server.fetched("alice/flux")) == ["transformer/config.json"]
 
 
+def test_a_killed_download_goes_on_where_it_was(server, environment, look_up, tmp_path):
+    model = server.repos["alice/killed"].files["killed.safetensors"]
+    theirs = {**environment, "HSWQ_HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", CHILD, '["alice/killed"]'], env=theirs, start_new_session=True)
+    limit = time.monotonic() + 60
+    while server.fetched("alice/killed").get("killed.safetensors", 0) < len(model) // 3:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (begun,) = [path for path in (tmp_path / "cache/partial").iterdir() if not path.suffix]
+    arrived = begun.stat().st_size
+    assert 0 < arrived < len(model)
+    (found,) = look_up("alice/killed", HSWQ_HOME=str(tmp_path))
+    assert Path(found["path"]).read_bytes() == model
+    *_, home, last = [seen for seen in server.seen if "killed.safetensors" in seen.path]
+    assert last.headers["Range"] == f"bytes={arrived}-" and last.sent == len(model) - arrived, "only the rest was sent"
+    assert home.headers["Authorization"] == f"Bearer {TOKEN}" and "Authorization" not in last.headers
+
+
+def test_what_the_client_has_is_not_fetched_again(server, environment, look_up, home):
+    code = "from huggingface_hub import hf_hub_download as get; print(get('alice/several', 'a.safetensors'))"
+    theirs = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    server.seen.clear()
+    (found,) = look_up("alice/several/a.safetensors")
+    assert found["path"] == theirs.stdout.strip() and not server.fetched("alice/several")
+
+
 def test_a_gated_repo_without_its_token(look_up, home):
-    (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"))
+    (found,) = look_up("alice/gated", HF_TOKEN=None, HF_HOME=str(home / "other"), HSWQ_HOME=str(home / "other"))
     assert found["error"] == "AccessError" and "accept its terms" in found["message"]
+
+
+def test_a_disk_that_refuses_is_not_called_a_hub_that_does(look_up, tmp_path):
+    (tmp_path / "file").write_text("")
+    (found,) = look_up("alice/single", HF_HOME=str(tmp_path / "file/below"))
+    assert found["error"] in ("NotADirectoryError", "FileExistsError") and "reached" not in found["message"]
 
 
 def test_a_hub_that_is_not_there(look_up, home):
@@ -240,6 +330,20 @@ def test_dry_run(server, environment, tmp_path):
     assert server.fetched("alice/several") == {}
 
 
+def test_dry_run_says_the_size_of_the_components(server, base_repo, environment, tmp_path):
+    components = folder_files(Path(resolve("demo").base))
+    size = f"{sum(map(len, components.values())) / 1e6:.1f} MB"
+    local = tmp_path / "my.safetensors"
+    tensors = tiny.original_layout(tiny.model().state_dict())
+    local.write_bytes(save(tensors, {"modelspec.license": "Fair AI"}))
+    for reference in ("alice/several/a.safetensors", local):
+        server.seen.clear()
+        result = command(environment, "pull", reference, "--base", base_repo, "--dry-run", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"{base_repo}, {size}" in result.stdout and not server.fetched(base_repo)
+    assert "on this machine" in result.stdout and "Fair AI" in result.stdout
+
+
 def test_on_a_terminal_one_is_asked_which(monkeypatch):
     from click.testing import CliRunner
 
@@ -255,7 +359,7 @@ def test_on_a_terminal_one_is_asked_which(monkeypatch):
 def test_licence_text_is_what_the_source_shipped():
     from hswq_hub.card import licence_text
 
-    assert licence_text(Licence("apache-2.0", text="as shipped")) == "as shipped"
+    assert licence_text(Licence("apache-2.0"), "as shipped") == licence_text(None, "as shipped") == "as shipped"
     assert "Apache License" in licence_text(Licence("apache-2.0"))
     assert licence_text(Licence("mit")) is None and licence_text(None) is None
     assert licence_facts(None) == {"licence": None}

@@ -42,12 +42,14 @@ BOTH = CivitaiRef(2242173, 2774410)
         ("air:sdxl:checkpoint:civitai:2242173", CivitaiRef(2242173)),
         ("civitai:2242173@2774410", BOTH),
         ("Civitai:2242173", CivitaiRef(2242173)),
-        (f"civitai:sha256:{DIGEST.upper()}", CivitaiRef(hash=DIGEST)),
+        (f"civitai:sha256:{DIGEST.upper()}", CivitaiRef(hash=DIGEST, is_sha256=True)),
+        (f"civitai:hash:{DIGEST.upper()}", CivitaiRef(hash=DIGEST)),
         ("harukiMIX_zit2603", CivitaiRef(856375, 2815582)),
         ("HARUKIMIX_ZIT2603", CivitaiRef(856375, 2815582)),
         ("demo", DemoRef()),
         ("Tongyi-MAI/Z-Image-Turbo", HubRef("Tongyi-MAI/Z-Image-Turbo")),
         ("hf:Tongyi-MAI/Z-Image-Turbo", HubRef("Tongyi-MAI/Z-Image-Turbo")),
+        ("owner/repo@refs%2Fpr%2F3/x", HubRef("owner/repo", "x", "refs/pr/3")),
         ("owner/repo@v1.0", HubRef("owner/repo", revision="v1.0")),
         ("owner/repo/file.safetensors", HubRef("owner/repo", "file.safetensors")),
         ("owner/repo/a/b/file.safetensors", HubRef("owner/repo", "a/b/file.safetensors")),
@@ -67,7 +69,16 @@ def test_forms(text, meant):
 
 
 @pytest.mark.parametrize(
-    "text", ["civitai:1@2", "civitai:1", f"civitai:sha256:{DIGEST}", "hf:o/r", "hf:o/r@x/y.safetensors"]
+    "text",
+    [
+        "civitai:1@2",
+        "civitai:1",
+        f"civitai:sha256:{DIGEST}",
+        f"civitai:hash:{DIGEST}",
+        "hf:o/r",
+        "hf:o/r@x/y.safetensors",
+        "hf:o/r@refs%2Fpr%2F3/a/y.safetensors",
+    ],
 )
 def test_short_form_means_the_same(text):
     assert str(parse(text)) == text

@@ -38,6 +38,8 @@ class Cached:
     size: int
     used: float
     paths: tuple[Path, ...]
+    key: str
+    """What it is locked by."""
 
     @property
     def days(self) -> float:
@@ -120,38 +122,31 @@ def contents() -> list[Cached]:
         for path in (place / name for name in _names(place)):
             record = _record(path)
             used = record.stat().st_mtime if record.exists() else path.stat().st_mtime
-            found.append(Cached(path.name, place.name, path.stat().st_size, used, (place, record)))
+            found.append(Cached(path.name, place.name, path.stat().st_size, used, (place, record), place.name))
     for path in (folder() / _PARTIAL / name for name in _names(folder() / _PARTIAL)):
         if path.suffix == ".lock" or ".json" in path.suffixes:
             continue
         key = path.name.removeprefix(".").split(".")[0]  # a file being written has a dot before and something behind
-        beside = (path.with_name(f"{key}.json"), _lock(key))
-        stat = path.stat()
-        found.append(Cached(_name_of(beside[0]), None, stat.st_size, stat.st_mtime, (path, *beside)))
+        record, stat = path.with_name(f"{key}.json"), path.stat()
+        found.append(Cached(_name_of(record), None, stat.st_size, stat.st_mtime, (path, record), key))
     return sorted(found, key=lambda entry: -entry.size)
 
 
 def prune(older_than: float) -> list[Cached]:
-    """Remove what was last used more than `older_than` days ago; returns what was removed."""
+    """Remove what was last used more than `older_than` days ago and is not being fetched; returns what was removed."""
     removed = []
     for entry in contents():
-        if entry.days < older_than or (entry.sha256 is None and _in_use(entry)):
+        if entry.days < older_than:
             continue
-        for path in entry.paths:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _lock(entry.key).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(_lock(entry.key), timeout=0):  # kept until all is gone: a download may begin at any moment
+                for path in entry.paths:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except Timeout:
+            continue
         removed.append(entry)
     return removed
-
-
-def _in_use(entry: Cached) -> bool:
-    """Whether some process is downloading it at this moment."""
-    lock = FileLock(entry.paths[-1])
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def _names(place: Path) -> list[str]:

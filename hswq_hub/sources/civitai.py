@@ -21,7 +21,7 @@ from .licence import licence_of_base_model
 from .listing import Listing, Provenance, RemoteFile, plain, safe_name
 from .permissions import Permissions
 from .reference import CIVITAI_HOSTS, CivitaiRef
-from .web import Web
+from .web import LOOPBACK, Web
 
 KEYS_PAGE = "https://civitai.com/user/account"
 _LOGIN = f"make a token on {KEYS_PAGE} and run `hswq-hub login civitai`, or set CIVITAI_API_TOKEN"
@@ -55,18 +55,28 @@ class Civitai:
     @classmethod
     def of(cls, reference: CivitaiRef, endpoint: str | None = None) -> "Civitai":
         """The site that a reference names, or `endpoint`, with the user's token."""
-        return cls(endpoint or f"https://{reference.host}", civitai_token())
+        site = cls(endpoint or f"https://{reference.host}")
+        site.web.token = civitai_token(stored=site.is_trusted)
+        return site
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether a token that was kept may go there: Civitai itself, or this machine."""
+        return self.web.host.removeprefix("www.") in (*CIVITAI_HOSTS, *LOOPBACK)
 
     def user(self) -> str:
         """The name of the token's owner.
 
         Raises:
-            AccessError: the token is not accepted.
+            AccessError: the token is not accepted, or what answers is not Civitai.
         """
         status, body = self.web.get_json("/api/v1/me")
-        if status != 200:
+        if status in (401, 403, 451):
             raise self.explain(status, body, True)
-        return plain(body.get("username")) or "unknown"
+        name = plain(body.get("username"))
+        if status != 200 or name is None:
+            raise AccessError(f"{self.web.host} does not say whose token this is ({status}); check --civitai-endpoint")
+        return name
 
     def listing(self, reference: CivitaiRef) -> Listing:
         """What `reference` leads to; two small requests.
@@ -94,7 +104,8 @@ class Civitai:
         site = f"https://{reference.host}"
         return Listing(
             name=Path(file.name).stem,
-            reference=f"civitai:{model_id}@{version_id}",
+            reference=_short(model_id, version, file),
+            version=version_id,
             origin=f"{title}{f' {release}' if release else ''} on Civitai",
             files=(file,),
             licence=licence_of_base_model(base_model),
@@ -113,9 +124,9 @@ class Civitai:
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:
         """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.download.download`."""
-        version, (file,) = listing.reference.rpartition("@")[2], listing.files
+        (file,) = listing.files
         # `fileId` and never the API's own downloadUrl, which may lead anywhere and answers 404 for some files.
-        url = f"/api/download/models/{version}?fileId={file.id}"
+        url = f"/api/download/models/{listing.version}?fileId={file.id}"
         return download(self.web, url, file, self.explain, check_header, verify=verify)
 
     def explain(self, status: int, body: Mapping, at_home: bool) -> SourceError:
@@ -180,9 +191,12 @@ def log_in(token: str, endpoint: str | None = None) -> str:
     """Keep a token that Civitai accepts; returns a sentence about where.
 
     Raises:
-        AccessError: it does not accept it.
+        AccessError: it does not accept it, or it is not Civitai.
     """
-    name = Civitai(endpoint or f"https://{CIVITAI_HOSTS[0]}", check_token(token)).user()
+    site = Civitai(endpoint or f"https://{CIVITAI_HOSTS[0]}", check_token(token))
+    if not site.is_trusted:
+        raise AccessError(f"tokens are kept for Civitai alone; set CIVITAI_API_TOKEN for each run with {site.web.host}")
+    name = site.user()
     return f"logged in to Civitai as {name}; the token is in {store_civitai_token(token)}"
 
 
@@ -191,7 +205,7 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     files = [CivitaiFile(entry, _why_not(entry)) for entry in _entries(version, "files") if _is_id(entry.get("id"))]
     if not files:
         raise UnsuitableSourceError(f"{reference} lists no files; look at its page")
-    asked = [file for file in files if _is_asked_for(file.entry, reference)]
+    asked = _with_hash([file for file in files if _is_asked_for(file.entry, reference)], reference)
     if not asked:
         raise UnknownReferenceError(f"{reference} has no such file; it has {_summary(files)}")
     usable = sorted((file for file in asked if file.objection is None), key=lambda file: file.rank)
@@ -203,11 +217,21 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     entry = usable[0].entry
     kilobytes = entry.get("sizeKB")
     return RemoteFile(
-        name=safe_name(entry["name"]),
+        name=safe_name(entry["name"], f"civitai-{_id(version, 'id')}"),
         size=round(kilobytes * 1024) if _is_number(kilobytes) else None,
-        sha256=_sha256(entry),
+        sha256=_sha256(entry) or (reference.hash if reference.is_sha256 else None),
         id=entry["id"],
     )
+
+
+def _short(model_id: int, version: Mapping, file: RemoteFile) -> str:
+    """A reference that means `file`: the version if that file is its first choice, else the file itself."""
+    best = CivitaiRef(model_id, version["id"])
+    if _choose(version, best).id == file.id:
+        return str(best)
+    if file.sha256 is not None:
+        return str(CivitaiRef(hash=file.sha256, is_sha256=True))
+    return f"https://{CIVITAI_HOSTS[0]}/api/download/models/{version['id']}?fileId={file.id}"
 
 
 def _why_not(entry: Mapping) -> str | None:
@@ -229,11 +253,17 @@ def _why_not(entry: Mapping) -> str | None:
 
 def _is_asked_for(entry: Mapping, reference: CivitaiRef) -> bool:
     facts = {"type": entry.get("type"), **_metadata(entry)}
-    return (
-        reference.file in (None, entry["id"])
-        and all(str(facts.get(key, value)).casefold() == value.casefold() for key, value in reference.wishes)
-        and not (reference.hash and len(reference.hash) == 64 and reference.hash != _sha256(entry))
+    return reference.file in (None, entry["id"]) and all(
+        str(facts.get(key, value)).casefold() == value.casefold() for key, value in reference.wishes
     )
+
+
+def _with_hash(files: list[CivitaiFile], reference: CivitaiRef) -> list[CivitaiFile]:
+    """The files that list the hash of the reference; if none does, those that it may still be of."""
+    if reference.hash is None:
+        return files
+    named = [file for file in files if reference.hash in _hashes(file.entry)]
+    return named or [file for file in files if not (reference.is_sha256 and _sha256(file.entry))]
 
 
 def _objections(model: Mapping, version: Mapping) -> list[str]:
@@ -284,6 +314,12 @@ def _entries(body: Mapping, key: str) -> list[Mapping]:
 def _metadata(entry: Mapping) -> Mapping:
     value = entry.get("metadata")
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else {}
+
+
+def _hashes(entry: Mapping) -> set[str]:
+    """All hashes of a file, of every algorithm, in lower case."""
+    listed = entry.get("hashes")
+    return {str(value).lower() for value in listed.values()} if isinstance(listed, Mapping) else set()
 
 
 def _sha256(entry: Mapping) -> str | None:

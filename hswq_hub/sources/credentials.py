@@ -14,13 +14,15 @@ TOKEN_VARIABLE = "CIVITAI_API_TOKEN"
 _SERVICE, _ACCOUNT = "hswq-hub", "civitai"
 
 
-def civitai_token() -> str | None:
+def civitai_token(*, stored: bool = True) -> str | None:
     """The token, None if there is none.
+
+    stored: whether one that was kept may be taken, besides that of the environment, which is set for this run.
 
     Raises:
         AccessError: what is there cannot be a token; the message does not show it.
     """
-    token = os.environ.get(TOKEN_VARIABLE) or _from_keyring() or _from_file()
+    token = os.environ.get(TOKEN_VARIABLE) or (stored and (_from_keyring() or _from_file()))
     return check_token(token) if token else None
 
 

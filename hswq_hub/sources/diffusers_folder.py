@@ -12,9 +12,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from hswq_runtime.architectures import ARCHITECTURES, recognise_class
+from hswq_runtime.architectures import ARCHITECTURES, Architecture, recognise_class
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata
+from hswq_runtime.locate import MODEL_INDEX
 
 from ..files import atomic_file, file_sha256
 from ..progress import progress
@@ -29,7 +30,8 @@ OTHER_COMPONENTS = (
     "text_encoder", "vae", "image_encoder", "safety_checker", "controlnet", "feature_extractor", "lora"
 )  # fmt: skip
 """What folders with other models' weights begin with."""
-_STEM = "diffusion_pytorch_model"
+STEM = "diffusion_pytorch_model"
+"""What the names of weights that diffusers wrote begin with."""
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _COPY = 1 << 24
 
@@ -41,9 +43,9 @@ def is_shard(name: str) -> bool:
 
 def weights_of(names: list[str]) -> list[str]:
     """The weight files among the names in a component's folder: those without a variant, whole before sharded."""
-    if f"{_STEM}{WEIGHTS}" in names:
-        return [f"{_STEM}{WEIGHTS}"]
-    shards = sorted(name for name in names if re.fullmatch(rf"{_STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
+    if f"{STEM}{WEIGHTS}" in names:
+        return [f"{STEM}{WEIGHTS}"]
+    shards = sorted(name for name in names if re.fullmatch(rf"{STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
     if shards:
         return shards
     others = [name for name in names if name.endswith(WEIGHTS) and "/" not in name]
@@ -63,6 +65,11 @@ def find_denoiser(folder: Path) -> Path:
         f"{folder} is no diffusers folder with safetensors weights: it has neither {CONFIG} nor a transformer/ or "
         "unet/ that has"
     )
+
+
+def whole_folder(place: Path) -> str | None:
+    """The diffusers folder that the denoiser in `place` is a part of, None if it is alone."""
+    return next((str(folder) for folder in (place, place.parent) if (folder / MODEL_INDEX).is_file()), None)
 
 
 def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) -> tuple[Path, str]:
@@ -96,14 +103,14 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         return cache.add(path, f"{name}{WEIGHTS}", digest), digest
 
 
-def check_class(config: Path) -> None:
-    """Check that a config.json is of an architecture that we know, before its weights are fetched.
+def architecture_of(config: Path) -> Architecture:
+    """The architecture that a config.json is of, before its weights are fetched.
 
     Raises:
         FormatError: it is no configuration.
         UnknownArchitectureError: it is of another class.
     """
-    recognise_class(json.loads(_read_config(config)).get("_class_name"))
+    return recognise_class(json.loads(_read_config(config)).get("_class_name"))
 
 
 def _read_config(path: Path) -> str:

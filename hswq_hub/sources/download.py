@@ -224,7 +224,7 @@ def _check_header(part: _Part, file: RemoteFile, check_header: CheckHeader) -> N
         begun.seek(0)
         header = begun.read(8 + size)
     try:
-        check_as_file(header, file.name, check_header)
+        check_as_file(header, file.name, file.size and file.size + _SIZE_TOLERANCE, check_header)
     except HSWQError:
         part.remove()
         raise

@@ -12,17 +12,25 @@ CheckHeader = Callable[[Path], object]
 """Raises if a file with this header is of no use; it gets a file that holds the header and nothing else."""
 
 
-def check_as_file(header: bytes, name: str, check: CheckHeader) -> None:
+def check_as_file(header: bytes, name: str, most: int | None, check: CheckHeader) -> None:
     """Let `check` see a file that begins with `header` (its eight-byte length included) and is a hole otherwise.
 
+    most: bytes that the whole file can have, None if nobody knows.
+
     Raises:
-        FormatError: it is not such a header.
+        FormatError: it is not such a header, or it is of a longer file.
         HSWQError: what `check` says, about `name`.
     """
+    size = len(header) + _data_size(header[8:], name)
+    if most is not None and size > most:
+        raise FormatError(f"{name} has a header that is of a longer file: {size} bytes, but {most} are listed")
     with TemporaryDirectory() as folder:
         stand_in = Path(folder) / name
         stand_in.write_bytes(header)
-        os.truncate(stand_in, len(header) + _data_size(header[8:], name))  # a hole takes no room
+        try:
+            os.truncate(stand_in, size)  # a hole takes no room
+        except (OverflowError, OSError):
+            raise FormatError(f"{name} has a header that is of no possible file: {size} bytes") from None
         try:
             check(stand_in)
         except HSWQError as error:
@@ -30,8 +38,16 @@ def check_as_file(header: bytes, name: str, check: CheckHeader) -> None:
 
 
 def _data_size(header: bytes, name: str) -> int:
+    """Where the last tensor ends."""
     try:
         entries = json.loads(header)
-        return max((entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return max((_end(entry["data_offsets"]) for key, entry in entries.items() if key != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{name} has no header of a safetensors file") from None
+
+
+def _end(offsets: list[int]) -> int:
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise ValueError
+    return end

@@ -1,44 +1,59 @@
 """Hugging Face, through its own client: which file of a repo is meant, its licence, and the file itself.
 
-The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it; so is resuming,
-which it does within a process but not after one. What it does not do is compare a file with the
-SHA-256 that the Hub lists; that is done here.
+The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it. Weights are
+fetched as those from elsewhere are, into our own cache: the client begins anew after a run that died, and does not
+compare a file with the SHA-256 that the Hub lists. What its cache holds already is used, once it was compared.
 """
 
 import difflib
-import errno
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hswq_runtime.locate import MODEL_INDEX
+from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
 
 from ..files import file_sha256
-from ..targets import check_room
 from . import cache
-from .diffusers_folder import CONFIG, DENOISERS, OTHER_COMPONENTS, WEIGHTS, check_class, is_shard, join, weights_of
-from .errors import AccessError, AmbiguousReferenceError, DownloadError, UnknownReferenceError, UnsuitableSourceError
-from .header import CheckHeader, check_as_file
-from .licence import LICENCE_FILE, Licence, licence_of_card
+from .diffusers_folder import (
+    CONFIG,
+    DENOISERS,
+    OTHER_COMPONENTS,
+    STEM,
+    WEIGHTS,
+    architecture_of,
+    is_shard,
+    join,
+    weights_of,
+)
+from .download import download
+from .errors import (
+    AccessError,
+    AmbiguousReferenceError,
+    DownloadError,
+    SourceError,
+    UnknownReferenceError,
+    UnsuitableSourceError,
+)
+from .header import CheckHeader
+from .licence import LICENCE_FILE, licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
 from .reference import HubRef
+from .web import Web
 
 Choose = Callable[[str, list[str]], int]
 """A question and the answers to it -> the number of one of them."""
@@ -46,6 +61,8 @@ Choose = Callable[[str, list[str]], int]
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
+_TWIN = re.compile(r"\.(fp16|bf16|non_ema)\.")
+"""Weights in another precision than those beside them, which a base is fetched without."""
 _LONGEST_LICENCE = 1 << 20
 
 
@@ -74,13 +91,21 @@ class Hub:
         in_repo = {sibling.rfilename for sibling in info.siblings or ()}
         name = names[0] if len(names) == 1 else self._ask(reference, names)
         card = info.card_data
-        stem = safe_name(PurePosixPath(name).stem if name.endswith(WEIGHTS) else reference.repo.split("/")[1])
+        repo_name, files = safe_name(reference.repo.split("/")[1]), tuple(found[name])
+        stem = safe_name(PurePosixPath(name).stem, repo_name) if len(files) == 1 else repo_name
+        licence, text = licence_of_card(card), self._licence_text(info)
+        if licence and licence.name and not licence.link and text is not None:
+            licence = replace(licence, link=LICENCE_FILE)
+        objections = (f"its licence {licence} forbids derivatives",) if licence and licence.forbids_derivatives else ()
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),
+            version=info.sha,
             origin=f"{reference.repo} on Hugging Face",
-            files=tuple(found[name]),
-            licence=self._with_text(info, licence_of_card(card)),
+            files=files,
+            licence=licence,
+            licence_text=text,
+            objections=objections,
             base=reference.repo if MODEL_INDEX in in_repo else None,
             provenance=Provenance(
                 url=f"{_SITE}/{reference.repo}",
@@ -92,8 +117,19 @@ class Hub:
                 repo=reference.repo,
                 nsfw=NSFW_TAG in (info.tags or ()),
                 gated=info.gated or None,
+                private=info.private is True,
             ),
         )
+
+    def components_size(self, repo: str) -> int:
+        """Bytes of all that a pipeline takes from a base repo besides the denoiser, fetched already or not.
+
+        Raises:
+            SourceError: see :meth:`listing`.
+        """
+        with _explained(repo):
+            info = self._api.model_info(repo, files_metadata=True)
+        return sum(sibling.size or 0 for sibling in info.siblings or () if _is_component(sibling.rfilename))
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str | None]:
         """One file with the whole model, compared with the digests that are listed, and its own digest.
@@ -103,19 +139,15 @@ class Hub:
             AccessError: gated or private.
             HSWQError: what `check_header` says of a single file.
         """
-        repo, revision = listing.provenance.repo, listing.provenance.version
-        weights = [file for file in listing.files if str(file.id).endswith(WEIGHTS)]
-        missing = [file for file in listing.files if not self._is_cached(repo, revision, file)]
-        single = listing.files == tuple(weights)
-        if single and missing:
-            self._check_header(repo, revision, weights[0], check_header)
-        elif missing:
-            check_class(self._fetch(repo, revision, listing.files[0], verify))
-        check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in missing))
-        paths = [self._fetch(repo, revision, file, verify) for file in listing.files]
-        if single:
-            return paths[0], weights[0].sha256
-        return join(paths[0], paths[1:], listing.name, verify=verify)
+        repo, revision = listing.provenance.repo, listing.version
+        if len(listing.files) == 1:
+            return self._fetch(repo, revision, listing.files[0], check_header, verify)
+        config, *weights = listing.files
+        with _explained(repo):
+            config_path = Path(hf_hub_download(repo, config.id, revision=revision))
+        architecture_of(config_path)
+        paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
+        return join(config_path, paths, listing.name, verify=verify)
 
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:
@@ -125,52 +157,74 @@ class Hub:
             )
         return names[self._choose(f"{reference} holds several models", names)]
 
-    def _fetch(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path:
-        for again in (False, True):
-            with _explained(repo):
-                path = Path(hf_hub_download(repo, file.id, revision=revision, force_download=again))
-            if file.sha256 is None or (cache.is_verified(path, file.sha256) and not verify):
-                return path
-            if file_sha256(path) == file.sha256:
-                cache.mark_verified(path, file.sha256)
-                return path
-        raise DownloadError(f"{repo}/{file.id} does not have the SHA-256 that the Hub lists; try again later")
+    def _fetch(
+        self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader, verify: bool
+    ) -> tuple[Path, str]:
+        """A weight file and its digest, from the client's cache, ours, or the Hub."""
+        if found := self._of_client(repo, revision, file, verify):
+            return found, file.sha256
+        web = Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        url = hf_hub_url(repo, file.id, revision=revision, endpoint=self._api.endpoint)
 
-    def _is_cached(self, repo: str, revision: str, file: RemoteFile) -> bool:
-        return isinstance(try_to_load_from_cache(repo, file.id, revision=revision), str)
+        def explain(status: int, body: Mapping, at_home: bool) -> SourceError:
+            return _refusal(repo, status) if at_home else _refusal(repo, 0)
 
-    def _check_header(self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader) -> None:
-        """Read only the header from the Hub, so that a file of no use is refused before it is fetched."""
-        with _explained(repo):
-            header = self._api.parse_safetensors_file_metadata(repo, file.id, revision=revision)
-        entries = {"__metadata__": header.metadata} | {
-            key: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
-            for key, info in header.tensors.items()
-        }
-        text = json.dumps(entries).encode()
-        check_as_file(len(text).to_bytes(8, "little") + text, file.name, check_header)
+        return download(web, url, file, explain, check_header, verify=verify)
 
-    def _with_text(self, info: ModelInfo, licence: Licence | None) -> Licence | None:
-        """The licence with the text that the repo ships, where it does."""
-        names = {s.rfilename.casefold(): s for s in info.siblings or ()}
-        shipped = next((names[name] for name in _LICENCES if name in names), None)
-        if licence is None or shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
-            return licence
+    def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
+        """The file in the client's cache, if it is there and is what the Hub lists."""
+        known = try_to_load_from_cache(repo, file.id, revision=revision)
+        if file.sha256 is None or not isinstance(known, str):
+            return None
+        path = Path(known)
+        if verify or not cache.is_verified(path, file.sha256):
+            if file_sha256(path) != file.sha256:
+                return None
+            cache.mark_verified(path, file.sha256)
+        return path
+
+    def _licence_text(self, info: ModelInfo) -> str | None:
+        """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
+        files = _files(info)
+        linked = str(getattr(info.card_data, "license_link", None) or "")
+        linked = re.sub(rf"^{_SITE}/{re.escape(info.id)}/(blob|resolve|raw)/[^/]+/", "", linked)
+        by_name = {name.casefold(): name for name in files}
+        names = (linked.removeprefix("./"), *(by_name.get(name) for name in _LICENCES))
+        shipped = next((files[name] for name in names if name in files and not name.endswith(WEIGHTS)), None)
+        if shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
+            return None
         with _explained(info.id):
             path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-        return replace(licence, text=text, link=licence.link or (LICENCE_FILE if licence.name else None))
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _files(info: ModelInfo) -> dict:
+    """What the Hub lists of each file, by path; none that leads out of the repo."""
+    return {file.rfilename: file for file in info.siblings or () if ".." not in file.rfilename.split("/")}
+
+
+def _is_component(path: str) -> bool:
+    folder, _, name = path.partition("/")
+    if path == MODEL_INDEX:
+        return True
+    return folder not in DENOISERS and name.endswith(PUBLISHED_SUFFIXES) and not _TWIN.search(name)
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
-    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards."""
-    files = {sibling.rfilename: sibling for sibling in info.siblings or () if ".." not in sibling.rfilename.split("/")}
+    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards.
+
+    A folder's model goes by the folder's path, at the root by that of its first file: that is how either is asked for.
+    """
+    files = _files(info)
     wanted = reference.path
     if wanted is not None and wanted.endswith(WEIGHTS):
         if wanted not in files:
             near = difflib.get_close_matches(wanted, [name for name in files if name.endswith(WEIGHTS)], n=1)
             hint = f"did you mean {near[0]}?" if near else "look at its files"
             raise UnknownReferenceError(f"{reference.repo} has no file {wanted}; {hint}")
+        folder, _, name = wanted.rpartition("/")
+        if name.startswith(STEM) and (model := _diffusers(files, folder, name)):
+            return {folder if folder and model == _diffusers(files, folder) else wanted: model}
         return {wanted: [_remote(files[wanted])]}
     found: dict[str, list[RemoteFile]] = {}
     for path in sorted(files):
@@ -179,19 +233,51 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
             continue
         if any(part.startswith(OTHER_COMPONENTS) for part in path.split("/")[:-1]):
             continue
-        if f"{folder}/{CONFIG}" in files and (folder == wanted or folder.split("/")[-1] in DENOISERS):
-            if folder not in found:
-                inside = [other.removeprefix(f"{folder}/") for other in files if other.startswith(f"{folder}/")]
-                if weights := weights_of(inside):
-                    found[folder] = [_remote(files[f"{folder}/{name}"]) for name in (CONFIG, *weights)]
+        is_denoiser = folder == wanted or folder.split("/")[-1] in DENOISERS or (not folder and name.startswith(STEM))
+        if is_denoiser and _at(folder, CONFIG) in files:
+            if model := _diffusers(files, folder):
+                found[folder or str(model[1].id)] = model
         elif name.endswith(WEIGHTS) and not is_shard(name):
             found[path] = [_remote(files[path])]
     return found
 
 
+def _diffusers(files: Mapping, folder: str, named: str | None = None) -> list[RemoteFile] | None:
+    """config.json of `folder` ("": the root) and the weights beside it, or those that are `named`; None without."""
+    inside = [path.removeprefix(_at(folder, "")) for path in files if path.startswith(_at(folder, ""))]
+    weights = [named] if named and not is_shard(named) else weights_of(inside)
+    if CONFIG not in inside or not weights or named not in (None, *weights):
+        return None
+    return [_remote(files[_at(folder, name)]) for name in (CONFIG, *weights)]
+
+
+def _at(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
 def _remote(sibling) -> RemoteFile:
     lfs = sibling.lfs
     return RemoteFile(safe_name(sibling.rfilename), sibling.size, lfs.sha256 if lfs else None, sibling.rfilename)
+
+
+def _any_header(path: Path) -> None:
+    """Of a part of a model nothing can be said but that it is a safetensors file."""
+
+
+def _refusal(repo: str, status: int) -> SourceError:
+    """What an answer that is no file means; status 0: it is of the storage."""
+    if status in (401, 403):
+        return _gated(repo)
+    if status in (404, 410):
+        return UnknownReferenceError(f"{repo} has no such file; look at its files")
+    who = f"the Hub answers {status}" if status else "the Hub's storage answers with something that is no model"
+    return DownloadError(f"{who} for {repo}; try again later")
+
+
+def _gated(repo: str) -> AccessError:
+    return AccessError(
+        f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
+    )
 
 
 @contextmanager
@@ -200,9 +286,7 @@ def _explained(repo: str):
     try:
         yield
     except GatedRepoError:
-        raise AccessError(
-            f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
-        ) from None
+        raise _gated(repo) from None
     except RepositoryNotFoundError:
         raise UnknownReferenceError(
             f"the Hub has no repo {repo} that you may see; check its name, or run `hf auth login` if it is private"
@@ -215,12 +299,8 @@ def _explained(repo: str):
         raise UnknownReferenceError(f"{repo} has no such file; look at its files") from None
     except HFValidationError:
         raise UnknownReferenceError(f"{repo} is no name of a Hub repo: owner/repo is") from None
-    except (SafetensorsParsingError, NotASafetensorsRepoError):
-        raise UnsuitableSourceError(f"the file in {repo} is not a safetensors file; choose another one") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "nothing"
         raise DownloadError(f"the Hub answers {status} for {repo}; try again later") from None
-    except (OSError, httpx2.HTTPError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
+    except (ConnectionError, TimeoutError, httpx2.HTTPError) as error:
         raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from error

@@ -15,12 +15,16 @@ LICENCE_FILE = "LICENSE"
 
 @dataclass(frozen=True)
 class Licence:
-    """The Hub's licence fields. `name` and `link` go with the id "other"; `text` is what the source shipped."""
+    """The Hub's licence fields. `name` and `link` go with the id "other"."""
 
     id: str
     name: str | None = None
     link: str | None = None
-    text: str | None = None
+
+    @property
+    def forbids_derivatives(self) -> bool:
+        """Whether it is a "no derivatives" one of Creative Commons: what is quantized may not be shared."""
+        return any(re.search(r"(^|-)nd(-|$)", text.casefold()) for text in (self.id, self.name) if text)
 
     def __str__(self) -> str:
         return f"{self.id} ({self.name})" if self.name else self.id

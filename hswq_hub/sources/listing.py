@@ -39,6 +39,8 @@ class Provenance:
     nsfw: bool = False
     gated: str | None = None
     """"auto" or "manual" for a Hub repo that asks for approval; what is made from it is published gated as well."""
+    private: bool = False
+    """Whether it is a private Hub repo; what is made from it is published as private as well."""
     permissions: Permissions | None = None
 
 
@@ -49,13 +51,17 @@ class Listing:
     name: str
     """What published files are named after."""
     reference: str
-    """The reference in its short form."""
+    """The reference in its short form, which leads to the same file again."""
+    version: int | str
+    """How its host calls the version: an id on Civitai, a commit on the Hub."""
     origin: str
     """One phrase for the card."""
     files: tuple[RemoteFile, ...]
     """The model itself; several if it is sharded."""
     licence: Licence | None
     provenance: Provenance
+    licence_text: str | None = None
+    """What its host ships with it, whether or not a licence is stated."""
     base: str | None = None
     """Hub repo of the other components, where the reference itself says it."""
     objections: tuple[str, ...] = ()
@@ -76,11 +82,18 @@ class Listing:
             )
 
 
-def safe_name(name: str) -> str:
-    """A name from a stranger as one that is only a name: no folders, nothing hidden, nothing special, not long."""
+def safe_name(name: str, instead: str = "model") -> str:
+    """A name from a stranger as one that is only a name: no folders, nothing hidden, nothing special, not long.
+
+    instead: what to call it if nothing is left of the name before the suffix.
+    """
     last = re.split(r"[/\\]", str(name))[-1]
-    stem, dot, suffix = re.sub(r"[^A-Za-z0-9._-]+", "_", last).strip("._-").rpartition(".")
-    return f"{stem[:NAME_LENGTH]}{dot}{suffix[:NAME_LENGTH]}" or "model"
+    stem, suffix = (_safe(part) for part in (last.rpartition(".")[::2] if "." in last else (last, "")))
+    return f"{stem or instead}.{suffix}" if suffix else stem or instead
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:NAME_LENGTH]
 
 
 def plain(text, length: int = 200) -> str | None:

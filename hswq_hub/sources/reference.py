@@ -4,7 +4,8 @@
 demo, or a name of the catalog                          `DemoRef`; whatever the catalog says
 a path of a safetensors file or a diffusers folder      `LocalRef`
 civitai:MODEL@VERSION, civitai:MODEL,                   `CivitaiRef`
-civitai:sha256:HASH, AIR urns, every civitai.com URL
+civitai:sha256:HASH, civitai:hash:HASH of another kind,
+AIR urns, every civitai.com URL
 owner/repo[@revision][/path], hf:…, huggingface.co URL  `HubRef`
 ======================================================  ===============================================
 
@@ -16,7 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from .catalog import catalog
 from .errors import UnknownReferenceError
@@ -64,19 +65,21 @@ class CivitaiRef:
     """A model, a version or a file on Civitai; at least one of `model`, `version`, `hash` is set.
 
     host: which of Civitai's sites was named. file: id of one of the version's files. wishes: what a download
-    URL says of the file, such as ("fp", "fp16").
+    URL says of the file, such as ("fp", "fp16"). hash: of any of the algorithms that Civitai lists, in lower case;
+    is_sha256: whether it was said to be that.
     """
 
     model: int | None = None
     version: int | None = None
     hash: str | None = None
+    is_sha256: bool = False
     file: int | None = None
     wishes: tuple[tuple[str, str], ...] = ()
     host: str = CIVITAI_HOSTS[0]
 
     def __str__(self) -> str:
         if self.hash is not None:
-            return f"civitai:sha256:{self.hash}" if _SHA256.fullmatch(self.hash) else f"civitai:hash:{self.hash}"
+            return f"civitai:{'sha256' if self.is_sha256 else 'hash'}:{self.hash}"
         if self.model is None:
             return f"https://{self.host}/model-versions/{self.version}"
         return f"civitai:{self.model}" + (f"@{self.version}" if self.version is not None else "")
@@ -91,7 +94,8 @@ class HubRef:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return f"hf:{self.repo}{f'@{self.revision}' if self.revision else ''}{f'/{self.path}' if self.path else ''}"
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"hf:{self.repo}{revision}{f'/{self.path}' if self.path else ''}"
 
 
 ModelRef = DemoRef | LocalRef | CivitaiRef | HubRef
@@ -126,7 +130,7 @@ def _read_civitai(text: str) -> CivitaiRef | None:
     if scheme.casefold() == "civitai":
         kind, _, digest = rest.partition(":")
         if kind.casefold() == "sha256" and _SHA256.fullmatch(digest):
-            return CivitaiRef(hash=digest.lower())
+            return CivitaiRef(hash=digest.lower(), is_sha256=True)
         if kind.casefold() == "hash" and _OTHER_HASH.fullmatch(digest):
             return CivitaiRef(hash=digest.lower())
         raise UnknownReferenceError(
@@ -210,7 +214,7 @@ def _read_hub(text: str) -> HubRef | None:
         written_as_path = text.startswith((".", "/", "~")) or "\\" in text
         a_missing_file = len(parts) == 2 and repo.endswith(".safetensors")
         if _is_repo(parts[0], repo) and (explicit or not (written_as_path or a_missing_file)):
-            return HubRef(f"{parts[0]}/{repo}", _path(parts[2:]), revision or None)
+            return HubRef(f"{parts[0]}/{repo}", _path(parts[2:]), unquote(revision) or None)
     if explicit:
         raise UnknownReferenceError(f"{_shown(text)} is not complete: write hf:owner/repo or hf:owner/repo/file")
     return None

@@ -6,12 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
-from hswq_runtime.locate import MODEL_INDEX
 from hswq_runtime.pipeline import check_components, fetch_base, find_base
 
 from ..files import file_sha256
 from .civitai import Civitai
-from .diffusers_folder import CONFIG, find_denoiser, join, weights_of
+from .diffusers_folder import CONFIG, find_denoiser, join, weights_of, whole_folder
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing, Provenance
@@ -48,6 +47,8 @@ class Source:
     reference: str
     """The reference in its short form, without a path of this machine or a secret."""
     provenance: Provenance = field(default_factory=Provenance)
+    licence_text: str | None = None
+    """What came with it, whether or not a licence is stated."""
     digest: str | None = None
     """SHA-256 of the file, if it was found out on the way here."""
 
@@ -143,6 +144,7 @@ def resolve(
         prompts=_general_prompts(),
         reference=listing.reference,
         provenance=listing.provenance,
+        licence_text=listing.licence_text,
         digest=digest,
     )
 
@@ -165,8 +167,7 @@ def _local(reference: LocalRef, base: str | None, licence: str | None, verify: b
     path, digest, kind, name = reference.path, None, "file", reference.path.stem
     if path.is_dir():
         place, kind, name = find_denoiser(path.resolve()), "folder", str(reference)
-        whole = place if (place / MODEL_INDEX).is_file() else place.parent
-        base = base or (str(whole) if (whole / MODEL_INDEX).is_file() else None)
+        base = base or whole_folder(place)
         weights = weights_of([file.name for file in place.iterdir()])
         path, digest = join(place / CONFIG, [place / file for file in weights], name, verify=verify)
     return Source(

@@ -1,11 +1,13 @@
 """Listings, the catalog and the cache as people read them on a terminal."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..report import megabytes
 from .cache import Cached
 from .catalog import Entry
 from .listing import Listing
+from .preview import Preview
 
 CATALOG_HEADINGS = ("name", "Civitai", "version", "licence", "keep", "MSE", "SSIM", "naive SSIM")
 CACHE_HEADINGS = ("file", "SHA-256", "size", "days unused")
@@ -37,10 +39,25 @@ def cache_table(entries: Iterable[Cached]) -> list[tuple[str, ...]]:
     ]
 
 
-def listing_lines(listing: Listing | None, base: str | None) -> list[str]:
-    """What would be fetched, its size, its licence and what its creator allows."""
-    if listing is None:
-        return ["nothing to fetch: it is on this machine"]
+def preview_lines(preview: Preview, permitted: bool) -> list[str]:
+    """What would be fetched, its size, its licence and what its creator allows; `permitted`: the user has more."""
+    if preview.listing is None:
+        lines = ["the model is on this machine", f"  {'licence':<12}{preview.licence or 'not stated'}"]
+    else:
+        lines = _listing_lines(preview.listing, permitted)
+    return [*lines, f"  {'components':<12}{_components(preview)}"]
+
+
+def _components(preview: Preview) -> str:
+    if preview.base is None:
+        return "of the base repo of the architecture, which the file's header shows"
+    if Path(preview.base).is_dir():
+        return f"of {preview.base}, on this machine"
+    size = megabytes(preview.components) if preview.unknown is None else f"size not known: {preview.unknown}"
+    return f"of the base repo {preview.base}{' (by its name; the header decides)' if preview.is_guess else ''}, {size}"
+
+
+def _listing_lines(listing: Listing, permitted: bool) -> list[str]:
     found = listing.provenance
     facts = {
         "model": listing.origin,
@@ -58,9 +75,9 @@ def listing_lines(listing: Listing | None, base: str | None) -> list[str]:
     lines.append(f"  {'in all':<12}{megabytes(listing.size) if listing.size is not None else 'size not listed'}")
     if found.permissions is not None:
         lines += [f"  {'permissions' if i == 0 else '':<12}{line}" for i, line in enumerate(found.permissions.lines())]
-    lines += [f"  {'refused':<12}{objection} (--i-have-permission)" for objection in listing.objections]
-    others = base or listing.base or "of the base repo of the architecture, which the file's header shows"
-    return [*lines, f"  {'components':<12}{others}"]
+    if permitted:
+        return lines + [f"  {'permitted':<12}{objection}, but you have permission" for objection in listing.objections]
+    return lines + [f"  {'refused':<12}{objection} (--i-have-permission)" for objection in listing.objections]
 
 
 def _link(listing: Listing) -> str | None:

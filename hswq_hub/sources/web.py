@@ -6,6 +6,7 @@ told somebody's secret.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +21,16 @@ from .. import __version__
 from .errors import DownloadError, UnknownReferenceError
 from .listing import plain
 
+# It logs every address that it asks for, and those of Civitai's storage are signed.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+
 USER_AGENT = f"hswq-hub/{__version__}"
 """Never a browser's: to those Civitai answers errors with web pages."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 """Statuses that are worth another try."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BODY = 16 << 20
 _TIMEOUT = httpx2.Timeout(30, read=60)
 
@@ -80,9 +84,19 @@ class Web:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self):
+        if "@" in self.endpoint:  # not shown: what is before it is a password
+            raise UnknownReferenceError(
+                "an endpoint has no user name or password in it; check --civitai-endpoint or HF_ENDPOINT"
+            )
         home = _address(self.endpoint)
-        if home is None or not (home.scheme == "https" or home.host in _LOOPBACK):
-            raise UnknownReferenceError(f"{plain(self.endpoint)} is no https address; check --civitai-endpoint")
+        if home is None or not (home.scheme == "https" or home.host in LOOPBACK):
+            shown = plain(self.endpoint.split("?")[0])
+            raise UnknownReferenceError(f"{shown} is no https address; check --civitai-endpoint or HF_ENDPOINT")
+
+    @property
+    def host(self) -> str:
+        """The endpoint's host, without a port."""
+        return httpx2.URL(self.endpoint).host
 
     @cached_property
     def _client(self) -> httpx2.Client:
@@ -121,7 +135,7 @@ class Web:
             raise Interrupted(f"{address.host} does not answer") from error
         except httpx2.TransportError as error:
             raise Interrupted(f"the connection to {address.host} broke") from error
-        raise DownloadError(f"{self.endpoint} redirects without end")
+        raise DownloadError(f"{self.host} redirects without end")
 
     def _next(self, address: httpx2.URL, target: str) -> httpx2.URL:
         following = _address(target, address)
