@@ -278,11 +278,13 @@ def test_a_lora_changes_the_picture_of_a_published_model(tmp_path):
     pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32)
     arguments = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
     before = pipe("a red ring", generator=torch.Generator().manual_seed(0), **arguments).images
-    name = "layers.0.feed_forward.w1"
-    w1 = pipe.transformer.get_submodule(name)
     torch.manual_seed(0)
-    stored = {"A": torch.randn(2, w1.in_features), "B": torch.randn(w1.out_features, 2) * 20}
-    pipe.load_lora_weights({f"transformer.{name}.lora_{part}.weight": tensor for part, tensor in stored.items()})
+    stored = {}
+    for number, block in enumerate(pipe.transformer.layers):
+        w1, name = block.feed_forward.w1, f"transformer.layers.{number}.feed_forward.w1"
+        stored[f"{name}.lora_A.weight"] = torch.randn(2, w1.in_features)
+        stored[f"{name}.lora_B.weight"] = torch.randn(w1.out_features, 2)
+    pipe.load_lora_weights(stored)
     after = pipe("a red ring", generator=torch.Generator().manual_seed(0), **arguments).images
     assert abs(after - before).max() > 0.02
 
