@@ -77,7 +77,8 @@ def write_files(folder: Path, blocks: int) -> None:
     mark_quantized(model, torch.bfloat16)
     model.save_pretrained(folder / "hswq", max_shard_size="100GB")
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-    described = {Metadata.FORMAT.value: "v2", Metadata.CONFIG.value: model.to_json_string()}
+    plain = {name: value for name, value in json.loads(model.to_json_string()).items() if name != "quantization_config"}
+    described = {Metadata.FORMAT.value: "v2", Metadata.CONFIG.value: json.dumps(plain)}
     save_file(state, folder / "hswq.safetensors", metadata=described)
     model.save_config(folder / "config")
 
@@ -384,11 +385,16 @@ def main():
         if package and not importlib.util.find_spec(package.split(".")[0]):
             absent.append(name)
             continue
+        measured = args.work / f"{name.replace(' ', '-')}.json"
+        if measured.exists():  # a run that was stopped goes on where it was
+            rows.append(json.loads(measured.read_text()))
+            continue
         process = subprocess.run([sys.executable, *sys.argv, "--only", name], capture_output=True, text=True)
         if process.returncode:
             failed.append(f"{name}: {process.stderr.strip().splitlines()[-1]}")
             continue
-        rows.append(json.loads(process.stdout.splitlines()[-1]))
+        measured.write_text(process.stdout.splitlines()[-1])
+        rows.append(json.loads(measured.read_text()))
         print(rows[-1], file=sys.stderr, flush=True)
     tokens = args.latent**2 // 4 + 32
     lines = [
@@ -396,7 +402,8 @@ def main():
         "",
         f"A Z-Image transformer of published widths, {args.blocks} main blocks and two refiners, random weights, "
         f"{tokens} tokens, {args.dtype}, {'compiled' if args.compile else 'not compiled'}, on {hardware(args)}. "
-        "Columns: see `benchmarks/runtime.py`. Ratios are to `plain`.",
+        "Columns: see `benchmarks/runtime.py`. Ratios are to `plain`. Libraries match the names of layers to leave out "
+        "each in its own way, so some quantize embedders and the final layer as well: compare `weights`.",
         "",
         *table(rows),
     ]
