@@ -189,13 +189,6 @@ def main():
 def publish(
     reference,
     folder,
-    recipe,
-    rounding,
-    keep_by,
-    keep_ratio,
-    budget,
-    search,
-    row_scales,
     calibration_memory,
     format_,
     samples,
@@ -208,7 +201,7 @@ def publish(
     licence,
     device,
     dtype,
-    **lookup,
+    **options,
 ):
     """Do it all: a checkpoint in, a folder to upload out.
 
@@ -226,12 +219,13 @@ def publish(
     from .report import HEADINGS, table, text_table
     from .sources import resolve
 
+    how = _recipe(options)
     _quiet()
-    source = resolve(reference, licence=licence, choose=_chooser(), **lookup)
+    source = resolve(reference, licence=licence, choose=_chooser(), **options)
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
     settings = PublishSettings(
         formats=_formats(format_),
-        recipe=_recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales),
+        recipe=how,
         calibration_memory=calibration_memory,
         calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
@@ -316,18 +310,11 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
 def quantize(
     reference,
     statistics,
-    recipe,
-    rounding,
-    keep_by,
-    keep_ratio,
-    budget,
-    search,
-    row_scales,
     calibration_memory,
     format_,
     device,
     output,
-    **lookup,
+    **options,
 ):
     """Write the quantized files.
 
@@ -340,9 +327,9 @@ def quantize(
     from .report import plan_table, text_table
     from .sources import resolve
 
+    how = _recipe(options)
     _quiet()
-    source, calibration = resolve(reference, choose=_chooser(), **lookup), Calibration.load(statistics)
-    how = _recipe(recipe, rounding, keep_by, keep_ratio, budget, search, row_scales)
+    source, calibration = resolve(reference, choose=_chooser(), **options), Calibration.load(statistics)
     for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
@@ -520,18 +507,14 @@ def _formats(name: str) -> tuple[Format, ...]:
     return tuple(Format) if name == "both" else (Format(name),)
 
 
-def _recipe(name, rounding, keep_by, keep_ratio, budget, search, row_scales) -> Recipe:
-    if keep_ratio is not None and budget is not None:
+def _recipe(options: dict) -> Recipe:
+    """The recipe that a command was given; its options are taken out of `options`."""
+    name = options.pop("recipe")
+    names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales")
+    changes = {option: options.pop(option) for option in names}
+    if changes["keep_ratio"] is not None and changes["budget"] is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
-    return recipe_of(
-        name,
-        rounding=rounding,
-        keep_by=keep_by,
-        keep_ratio=keep_ratio,
-        budget=budget,
-        search=search,
-        row_scales=row_scales,
-    )
+    return recipe_of(name, **changes)
 
 
 def _arguments(context: click.Context, leaving_out: str) -> list[str]:

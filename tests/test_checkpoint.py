@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from hswq_runtime import Checkpoint, load_model
-from hswq_runtime.architectures import PREFIXES, Z_IMAGE
+from hswq_runtime.architectures import PREFIXES
+from hswq_runtime.architectures.z_image import Z_IMAGE
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 import httpx2
@@ -25,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hswq_runtime.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
+from hswq_runtime.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 
 from ..files import file_sha256
 from . import cache
@@ -61,8 +62,6 @@ Choose = Callable[[str, list[str]], int]
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
-_TWIN = re.compile(r"\.(fp16|bf16|non_ema)\.")
-"""Weights in another precision than those beside them, which a base is fetched without."""
 _LONGEST_LICENCE = 1 << 20
 
 
@@ -207,7 +206,9 @@ def _is_component(path: str) -> bool:
     folder, _, name = path.partition("/")
     if path == MODEL_INDEX:
         return True
-    return folder not in DENOISERS and name.endswith(PUBLISHED_SUFFIXES) and not _TWIN.search(name)
+    if folder in DENOISERS or not name.endswith(PUBLISHED_SUFFIXES):
+        return False
+    return not any(fnmatch(name, pattern) for pattern in OTHER_PRECISIONS)
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:

@@ -17,7 +17,7 @@ from .architectures import OTHER_COMPONENTS, Architecture, recognise, recognise_
 from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 from .fit import misfits
 from .fp8 import FP8
-from .mapping import Piece, gather_scale, trace
+from .mapping import Piece, gather_scale, row_count, trace, untouched
 
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
@@ -167,7 +167,7 @@ class Checkpoint:
             if key not in self._quantized[1]
         }
         if self.has_diffusers_layout:  # every tensor is a parameter
-            return {key: [Piece(key, 0, (shape or (1,))[0])] for key, shape in stored.items()}
+            return untouched(stored)
         found = trace(stored, self.architecture.model_class, self.config)
         return {
             name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]
@@ -254,7 +254,7 @@ class Checkpoint:
             FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`.
         """
         return {
-            key: formats.read_scale(weight, (self.tensors[key].shape or (1,))[0], self.tensor)
+            key: formats.read_scale(weight, row_count(self.tensors[key].shape), self.tensor)
             for key, weight in self.quantized.items()
         }
 

@@ -49,7 +49,7 @@ _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
 
 DTYPE_FP8 = "F8_E4M3"
-DTYPE_BYTES = "U8"
+DTYPE_U8 = "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
 """safetensors dtypes that a source may have."""
 
@@ -163,9 +163,7 @@ def _has_our_scale(key: str, dtypes: Mapping[str, str]) -> bool:
 def _is_fp8(key: str, dtypes: Mapping[str, str]) -> bool:
     """Whether `key` is an FP8 weight. ComfyUI may store the bytes as U8; its mark is checked when they are read."""
     dtype = dtypes[key]
-    return key.endswith(WEIGHT) and (
-        dtype == DTYPE_FP8 or (dtype == DTYPE_BYTES and layer_of(key) + COMFY_MARK in dtypes)
-    )
+    return key.endswith(WEIGHT) and (dtype == DTYPE_FP8 or (dtype == DTYPE_U8 and layer_of(key) + COMFY_MARK in dtypes))
 
 
 def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Tensor]) -> torch.Tensor | None:

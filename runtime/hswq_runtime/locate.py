@@ -18,7 +18,7 @@ MODEL_INDEX = "model_index.json"
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
 """What a diffusers folder may hold of weights, configurations and vocabularies; no pickles, no code."""
 
-_OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
 """Twins of full-precision weights, which would only cost time."""
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -165,7 +165,7 @@ def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS, **asdict(hub)))
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=OTHER_PRECISIONS, **asdict(hub)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FormatError(_unreachable(repo, hub, error)) from error
 

@@ -41,6 +41,16 @@ def trace(shapes: Mapping[str, tuple[int, ...]], model_class: str, config: Mappi
     return {name: list(_pieces(tags, keys)) for name, tags in converted.items()}
 
 
+def untouched(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+    """The same for tensors in diffusers' own layout: every one is the parameter of its name, whole."""
+    return {key: [Piece(key, 0, row_count(shape))] for key, shape in shapes.items()}
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """How many rows a tensor of `shape` has; a single value is one."""
+    return shape[0] if shape else 1
+
+
 def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
     """The scale of a parameter made of `pieces`, from the scales of stored tensors: None, [1] or one a row.
 
@@ -61,7 +71,7 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
 
 
 def _tags(number: int, shape: tuple[int, ...]) -> torch.Tensor:
-    rows = torch.arange(shape[0] if shape else 1, dtype=torch.int64) + number * _ROWS
+    rows = torch.arange(row_count(shape), dtype=torch.int64) + number * _ROWS
     return rows.reshape(-1, *[1] * (len(shape) - 1))
 
 

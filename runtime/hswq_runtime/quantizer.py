@@ -20,10 +20,10 @@ from .architectures import architecture_of
 from .errors import FormatError
 from .fit import misfits
 from .layers import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
-from .mapping import Piece, gather_scale, trace
+from .mapping import gather_scale, row_count, trace, untouched
 from .matmul import set_fp8_matmul
 
-_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_BYTES}
+_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_U8}
 _QUANTIZATION_CONFIG = "quantization_config"
 
 
@@ -140,7 +140,7 @@ class HSWQQuantizer(DiffusersQuantizer):
                 "this model has no FP8 weights: load it without HSWQConfig, or quantize it with `hswq-hub quantize`"
             )
         self._scales = {
-            key: formats.read_scale(weight, (shapes[key] or (1,))[0], tensor) for key, weight in self._weights.items()
+            key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
@@ -176,7 +176,7 @@ class HSWQQuantizer(DiffusersQuantizer):
     def _follow_conversion(self, model, converted) -> None:
         """From here on weights and scales go by the names that the single-file converter gives them."""
         if converted.keys() <= self._stored.keys():  # it had nothing to convert
-            traced = {name: [Piece(name, 0, shape[0] if shape else 1)] for name, shape in converted.items()}
+            traced = untouched(converted)
         else:
             traced = trace(self._stored, _loadable_class(model), model.config)
         weights, scales = {}, {}

@@ -1,0 +1,50 @@
+"""What has to be known of an architecture: how to recognise it, what it becomes, which of its layers stay."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts of one architecture. Keys are those of the original (ComfyUI) layout, without prefix."""
+
+    name: str
+    title: str
+    model_class: str
+    """diffusers class of the denoiser; its single-file converter gives the mapping of keys."""
+    pipeline_class: str
+    component: str
+    """The name the denoiser has in the pipeline: "transformer" or "unet"."""
+    base_repo: str
+    """Hub repo that holds the other components when a checkpoint is the denoiser alone."""
+    licence: str
+    """Hub licence id of the architecture's base weights."""
+    signature: tuple[str, ...]
+    """Keys that all have to be there for this row to apply."""
+    config: Callable[[Shapes], dict]
+    """Shapes by key -> keyword arguments of `model_class`."""
+    never_quantized: Mapping[str, str]
+    """Regular expression on the layer's name, in either layout -> why that layer can never be FP8."""
+    sensitive: tuple[str, ...]
+    """Regular expressions on the names of diffusers modules whose inputs are never rounded to FP8: embedders,
+    modulation and output, few and small, through which every error reaches the whole picture."""
+    keep_ratio: float
+    """Fraction of the layers that the published method keeps in full precision."""
+    steps: int
+    guidance: float
+    size: int
+    """Generation defaults: denoising steps, guidance scale, pixels a side."""
+
+    def why_never_quantized(self, layer: str) -> str | None:
+        """The reason `layer` (a key without prefix and `.weight`) stays in full precision, or None."""
+        for pattern, reason in self.never_quantized.items():
+            if re.search(pattern, layer):
+                return reason
+        return None
+
+    def is_sensitive(self, module: str) -> bool:
+        """Whether the inputs of the diffusers module `module` are never rounded to FP8."""
+        return any(re.search(pattern, module) for pattern in self.sensitive)

@@ -1,0 +1,51 @@
+"""Z-Image."""
+
+from .row import Architecture, Shapes
+
+
+def _z_image_config(shapes: Shapes) -> dict:
+    def count(group: str) -> int:
+        return len({key.split(".")[1] for key in shapes if key.startswith(f"{group}.")})
+
+    dim, patch_values = shapes["x_embedder.weight"]
+    head_dim = shapes["layers.0.attention.q_norm.weight"][0]
+    patch = 2  # the only patch size that the diffusers converter names
+    return {
+        "in_channels": patch_values // patch**2,
+        "dim": dim,
+        "n_layers": count("layers"),
+        "n_refiner_layers": count("noise_refiner"),
+        "n_heads": dim // head_dim,
+        "n_kv_heads": dim // head_dim,
+        "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
+        # Rotary axes (index, row, column) share a head as 32:48:48 of 128 in the published models.
+        "axes_dims": [head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8],
+        "axes_lens": [1024, 512, 512],
+    }
+
+
+Z_IMAGE = Architecture(
+    name="z-image",
+    title="Z-Image",
+    model_class="ZImageTransformer2DModel",
+    pipeline_class="ZImagePipeline",
+    component="transformer",
+    base_repo="Tongyi-MAI/Z-Image-Turbo",
+    licence="apache-2.0",
+    # `cap_pad_token` tells it from Lumina 2, whose layers have the same names.
+    signature=(
+        "x_embedder.weight",
+        "cap_pad_token",
+        "layers.0.attention.qkv.weight",
+        "noise_refiner.0.attention.qkv.weight",
+    ),
+    config=_z_image_config,
+    never_quantized={
+        r"^t_embedder\.": "its forward casts the timestep to the weight's dtype, which must not be FP8",
+    },
+    sensitive=(r"embedder", r"adaLN_modulation", r"final_layer"),
+    keep_ratio=0.10,
+    steps=9,
+    guidance=0.0,
+    size=1024,
+)
