@@ -14,7 +14,7 @@ cards: demo
 	cp -r $(addprefix hswq-published/demo-hswq/,README.md metrics.json hswq.json images) model_cards/demo-hswq/
 
 test: $(VENV)/ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
