@@ -47,7 +47,7 @@ LATENT_CHANNELS = 8
 VAE_STEPS, VAE_DECAY_STEPS = 1800, 500
 TEXT_STEPS = 1000
 NOISE_SHIFT = 3.0
-COARSE_WEIGHT = 4.0
+COARSE_WEIGHT = 1.0
 CAPTION_DIM = 128
 MAX_CAPTION_TOKENS = 32  # the transformer pads captions to multiples of 32
 HEAD_DIM = 48
@@ -107,14 +107,20 @@ def make_transformer():
         axes_dims=[HEAD_DIM // 4, HEAD_DIM * 3 // 8, HEAD_DIM * 3 // 8],
         axes_lens=[1024, 512, 512],
     )
+    # Signals of unit size from the start. Every block normalises what it adds, so with the usual small embedders the
+    # picture, the caption and the time would be drowned for the first thousand steps.
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.02)
+            small = "adaLN" in name or "pad_token" in name
+            torch.nn.init.normal_(parameter, std=0.02 if small else parameter.shape[1] ** -0.5)
         elif name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
     for block in [*model.noise_refiner, *model.layers]:
         # adaLN gives scale, gate, scale, gate; start with slightly open gates.
         block.adaLN_modulation[0].bias.data.view(4, -1)[1::2] = 0.2
+    for block in model.context_refiner:  # has no gates
+        torch.nn.init.constant_(block.attention_norm2.weight, 0.3)
+        torch.nn.init.constant_(block.ffn_norm2.weight, 0.3)
     torch.nn.init.zeros_(model.all_final_layer["2-1"].linear.weight)
     return model
 
@@ -309,13 +315,20 @@ def flow_loss(transformer, captions, latents):
     return error.square().mean(), sum(averages)
 
 
-def make_optimizer(module, learning_rate):
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def make_optimizers(module, learning_rate):
+    """Muon for the blocks' matrices, AdamW for embedders, modulation, norms and output.
+
+    Both get updates of the same size from a rate (`match_rms_adamw`); Muon bears a four times higher one, and with it
+    the loss falls about three times faster than with AdamW alone.
+    """
+    named = list(module.named_parameters())
+    blocks = [p for name, p in named if p.ndim == 2 and ("attention." in name or "feed_forward." in name)]
+    inside = {id(p) for p in blocks}
+    others = [p for _, p in named if id(p) not in inside]
+    return [
+        torch.optim.Muon(blocks, lr=4 * learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
 
 def update_average(average, module, step):
@@ -334,7 +347,8 @@ class Training:
         self.text_encoder.load_state_dict(text_encoder)
         self.transformer = make_transformer().to(device)
         self.average = copy.deepcopy(self.transformer)
-        self.optimizer = make_optimizer(self.transformer, learning_rate)
+        self.optimizers = make_optimizers(self.transformer, learning_rate)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.step = 0
         self.cooldown_from = None
 
@@ -342,7 +356,7 @@ class Training:
         state = {
             "step": self.step,
             "cooldown_from": self.cooldown_from,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         state |= {"transformer": self.transformer.state_dict(), "average": self.average.state_dict()}
         torch.save(state, path.with_suffix(".tmp"))
@@ -351,14 +365,15 @@ class Training:
     def load(self, path):
         state = torch.load(path, weights_only=True)
         self.step, self.cooldown_from = state["step"], state["cooldown_from"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.transformer.load_state_dict(state["transformer"])
         self.average.load_state_dict(state["average"])
 
 
 def schedule(step, cooldown_from, cooldown_steps):
     """Warm-up, constant, then a decay to zero: the factor on the learning rate."""
-    factor = min(1.0, (step + 1) / 100)
+    factor = min(1.0, (step + 1) / 50)
     if cooldown_from is not None:
         factor *= max(0.0, 1 - (step - cooldown_from) / cooldown_steps)
     return factor
@@ -374,16 +389,18 @@ def train(training, latents, token_ids, empty_ids, pad_id, args, export):
             training.step >= args.steps - cooldown_steps or (args.work / "cooldown").exists()
         ):
             training.cooldown_from = training.step
-        for group in training.optimizer.param_groups:
-            group["lr"] = args.learning_rate * schedule(training.step, training.cooldown_from, cooldown_steps)
+        factor = schedule(training.step, training.cooldown_from, cooldown_steps)
+        for optimizer, rate in zip(training.optimizers, training.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
         chosen = torch.randint(0, len(latents), (args.batch,)).tolist()
         ids = [empty_ids if torch.rand(()) < 0.05 else token_ids[index] for index in chosen]
         captions = embed_captions(training.text_encoder, ids, pad_id, args.device)
         loss, coarse_loss = flow_loss(training.transformer, captions, latents[chosen].to(args.device))
-        training.optimizer.zero_grad()
+        training.transformer.zero_grad()
         (loss + COARSE_WEIGHT * coarse_loss).backward()
         torch.nn.utils.clip_grad_norm_(training.transformer.parameters(), 1.0)
-        training.optimizer.step()
+        for optimizer in training.optimizers:
+            optimizer.step()
         training.step += 1
         update_average(training.average, training.transformer, training.step)
         losses.append((loss.item(), coarse_loss.item()))
@@ -526,9 +543,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("hswq_hub/demo_model"))
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
-    parser.add_argument("--steps", type=int, default=3900)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args()
