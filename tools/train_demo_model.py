@@ -44,7 +44,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 PICTURES = 12288
 LATENT_CHANNELS = 8
-VAE_STEPS, VAE_DECAY_STEPS = 1800, 500
+VAE_STEPS, VAE_DECAY_STEPS = 1100, 400
 TEXT_STEPS = 1000
 NOISE_SHIFT = 3.0
 COARSE_WEIGHT = 1.0
@@ -543,7 +543,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("hswq_hub/demo_model"))
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
@@ -556,7 +556,6 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    torch.set_num_threads(2)
     args.work.mkdir(parents=True, exist_ok=True)
     data = cached(args.work / "pictures.pt", args.seed, lambda: draw_pictures(args.seed))
     print("pictures ready", flush=True)
