@@ -321,7 +321,6 @@ def quantize(
     \b
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
-    from .calibrate import Calibration
     from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
@@ -329,8 +328,8 @@ def quantize(
 
     how = _recipe(options)
     _quiet()
-    source, calibration = resolve(reference, choose=_chooser(), **options), Calibration.load(statistics)
-    for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
+    source = resolve(reference, choose=_chooser(), **options)
+    for path, plan in quantize(source, statistics, _formats(format_), output, how, device, calibration_memory, _tell):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
             click.echo(drawing)
@@ -501,6 +500,10 @@ def _choose(question: str, answers: list[str]) -> int:
     for number, answer in enumerate(answers, start=1):
         click.echo(f"  {number}  {answer}", err=True)
     return click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True) - 1
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _formats(name: str) -> tuple[Format, ...]:

@@ -117,9 +117,10 @@ def test_a_second_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
 
 def test_a_run_that_died_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
-    monkeypatch.setattr("hswq_hub.publish.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
-    monkeypatch.setattr("hswq_hub.publish.measure_errors", lambda *_: pytest.fail("measured errors again"))
-    monkeypatch.setattr("hswq_hub.publish.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.plan_everything", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.measure_errors", lambda *_: pytest.fail("measured errors again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr("hswq_hub.publish.evaluate", lambda *_: pytest.fail("measured again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     assert contents(tmp_path / folder.name) == contents(folder)
@@ -213,7 +214,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(folder, tmp_path, monkeypatch
     target = tmp_path / "mine"
     shutil.copytree(folder, target)
     before = contents(target)
-    monkeypatch.setattr("hswq_hub.publish.write_card", lambda _: 1 / 0)
+    monkeypatch.setattr("hswq_hub.folder.write_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         publish(resolve("demo"), target, QUICK)
     assert contents(target) == before

@@ -1,6 +1,7 @@
 """What a source is, and how a reference becomes one."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,7 @@ from .diffusers_folder import CONFIG, find_denoiser, join, weights_of, whole_fol
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing, Provenance
+from .permissions import Permissions
 from .reference import DEMO, CivitaiRef, DemoRef, HubRef, LocalRef, ModelRef, parse
 
 
@@ -51,6 +53,8 @@ class Source:
     """What came with it, whether or not a licence is stated."""
     digest: str | None = None
     """SHA-256 of the file, if it was found out on the way here."""
+    asked: str = ""
+    """What was asked for, as :func:`identify` has it."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -60,6 +64,27 @@ class Source:
     def sha256(self) -> str:
         """Hex digest of the whole file."""
         return self.digest or file_sha256(self.path)
+
+    def as_dict(self) -> dict:
+        """All of it as JSON can hold it, the digest found out."""
+        return asdict(self) | {"path": str(self.path), "digest": self.sha256}
+
+    @classmethod
+    def from_dict(cls, facts: dict) -> "Source":
+        """The inverse of :meth:`as_dict`."""
+        provenance, licence = dict(facts["provenance"]), facts["licence"]
+        if (said := provenance["permissions"]) is not None:
+            uses = said["commercial_use"]
+            provenance["permissions"] = Permissions(**said | {"commercial_use": uses if uses is None else tuple(uses)})
+        return cls(
+            **facts
+            | {
+                "path": Path(facts["path"]),
+                "licence": licence and Licence(**licence),
+                "prompts": Prompts(*(tuple(facts["prompts"][name]) for name in ("calibration", "evaluation"))),
+                "provenance": Provenance(**provenance),
+            }
+        )
 
     def check_components(self) -> None:
         """Check that the base has all components besides the denoiser.
@@ -84,6 +109,12 @@ class Source:
     def hub_base(self) -> str | None:
         """The Hub repo of the other components; None if they come from a folder of this machine."""
         return None if Path(self.base).is_dir() else self.base
+
+
+def identify(reference: str) -> str:
+    """What `reference` means, in one spelling; of something on this machine its path."""
+    found = parse(reference)
+    return os.path.realpath(found.path) if isinstance(found, LocalRef) else str(found)
 
 
 def locate(reference: str, civitai_endpoint: str | None = None, choose: Choose | None = None) -> Listing | None:
@@ -128,13 +159,18 @@ def resolve(
     """
     found = parse(reference)
     if isinstance(found, DemoRef):
-        return _demo(base)
-    if isinstance(found, LocalRef):
-        return _local(found, base, licence, verify)
-    host = _host(found, civitai_endpoint, choose)
-    listing = host.listing(found)
-    listing.check_permitted(permitted)
-    path, digest = host.fetch(listing, _checked, verify=verify)
+        source = _demo(base)
+    elif isinstance(found, LocalRef):
+        source = _local(found, base, licence, verify)
+    else:
+        host = _host(found, civitai_endpoint, choose)
+        listing = host.listing(found)
+        listing.check_permitted(permitted)
+        source = _fetched(listing, *host.fetch(listing, _checked, verify=verify), base, licence)
+    return replace(source, asked=identify(reference))
+
+
+def _fetched(listing: Listing, path: Path, digest: str | None, base: str | None, licence: str | None) -> Source:
     return Source(
         name=listing.name,
         path=path,
