@@ -5,6 +5,7 @@ here is what earlier steps on this model say. Before there are any, a transforme
 model's is timed, and the model counts as as many of them as it has weights for. Bytes are timed by writing some.
 """
 
+import json
 import os
 import re
 import tempfile
@@ -22,6 +23,7 @@ from hswq_runtime.formats import layer_of
 
 from .settings import PublishSettings
 from .sources import Source
+from .sources.diffusers_folder import CONFIG
 from .steps import RECORD, Made, Step, Work
 from .targets import nearest_existing
 
@@ -53,6 +55,7 @@ class Forecast:
 
     def __init__(self, source: Source, settings: PublishSettings, place: Path):
         self._checkpoint, self._how, self._place = source.checkpoint, settings.calibration, place
+        self._size = default_size(source)
         self._made = sorted(_records(place), key=lambda made: -made.finished)
 
     @property
@@ -73,24 +76,33 @@ class Forecast:
         return work.calls * self._pixels(work) or work.moved or 1
 
     def _pixels(self, work: Work) -> int:
-        return (work.size or self._checkpoint.architecture.size) ** 2
+        return (work.size or self._size) ** 2
 
     def _call_seconds(self, work: Work) -> float:
         known = [made for made in self._made if made.work.calls]
         if known:
             return known[0].seconds / self._amount(known[0].work) * self._pixels(work)
-        call = call_of(self._checkpoint, work.size or self._checkpoint.architecture.size)
+        call = call_of(self._checkpoint, work.size or self._size)
         return call.flops / self._flop_rate
 
     @cached_property
     def _flop_rate(self) -> float:
         """Operations a second of a layer like the model's."""
-        call = call_of(self._checkpoint, self._how.size or self._checkpoint.architecture.size)
+        call = call_of(self._checkpoint, self._how.size or self._size)
         return layer_rate(call, self._how.device, getattr(torch, self._how.dtype))
 
     @cached_property
     def _byte_rate(self) -> float:
         return disk_rate(self._place)
+
+
+def default_size(source: Source) -> int:
+    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the usual."""
+    size = source.checkpoint.architecture.size
+    config = Path(source.base) / "vae" / CONFIG
+    return (
+        min(size, json.loads(config.read_text(encoding="utf-8")).get("sample_size", size)) if config.is_file() else size
+    )
 
 
 def call_of(checkpoint: Checkpoint, size: int) -> Call:

@@ -25,6 +25,7 @@ from .preflight import preflight
 from .quantize import STATISTICS, Quantization, naive_cast
 from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from .sources import Source
+from .sources.recall import remember
 from .steps import Step, Tell, Work, silent
 from .targets import check_same_source, replace_folder
 from .workspace import Workspace, code_digest
@@ -83,7 +84,7 @@ def publish(
     preflight(source, folder, settings, todo, again)
     workspace = Workspace(source.name, source.sha256)
     with workspace.locked(tell):
-        workspace.remember(source.as_dict())
+        remember(workspace, source)
         steps.forget(step for step in todo if step.stage in again)
         steps.make(todo, tell)
     return Published(folder, Evaluation.load(folder / METRICS))

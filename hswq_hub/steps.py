@@ -105,6 +105,16 @@ class Step:
         return self.place / f"{self.name.replace(' ', '-')}-{self.identity}"
 
     @property
+    def product(self) -> Path:
+        """Where a person finds it."""
+        return self.target or self.folder
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there."""
+        return sum(path.stat().st_size for path in self.product.rglob("*") if path.is_file())
+
+    @property
     def made(self) -> Made | None:
         """The record of the product."""
         return Made.read(self.folder)

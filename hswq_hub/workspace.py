@@ -23,8 +23,7 @@ from .files import write_atomically
 from .targets import clear_away
 
 HOME_VARIABLE = "HSWQ_HOME"
-SOURCE = "source.json"
-_LOCK = ".lock"
+_WORK, _NOTE, _LOCK = "work", "source.json", ".lock"
 
 
 def home() -> Path:
@@ -52,7 +51,7 @@ class Workspace:
 
     def __init__(self, name: str, source_sha256: str):
         self.name = name
-        self.folder = home() / "work" / f"{name}-{source_sha256[:12]}"
+        self.folder = home() / _WORK / f"{name}-{source_sha256[:12]}"
 
     @contextmanager
     def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -70,12 +69,12 @@ class Workspace:
         finally:
             lock.release()
 
-    def remember(self, facts: dict) -> None:
-        """Note what the source is."""
-        write_atomically(self.folder / SOURCE, (json.dumps(facts, indent=2) + "\n").encode())
+    def note(self, facts: dict) -> None:
+        """Write down what the source is."""
+        write_atomically(self.folder / _NOTE, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def remembered() -> list[dict]:
-    """The facts of every source that was worked on, the latest first."""
-    notes = sorted((home() / "work").glob(f"*/{SOURCE}"), key=lambda path: -path.stat().st_mtime)
-    return [json.loads(path.read_text(encoding="utf-8")) for path in notes]
+def notes() -> list[dict]:
+    """What was written down of every source, the latest first."""
+    paths = sorted((home() / _WORK).glob(f"*/{_NOTE}"), key=lambda path: -path.stat().st_mtime)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

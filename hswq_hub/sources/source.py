@@ -1,7 +1,8 @@
 """What a source is, and how a reference becomes one."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from .licence import Licence
 from .listing import Listing, Provenance
 from .permissions import Permissions
 from .reference import DEMO, CivitaiRef, DemoRef, HubRef, LocalRef, ModelRef, parse
+
+_NOT_LISTED = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def resolve(
     permitted: bool = False,
     verify: bool = False,
     choose: Choose | None = None,
+    inspect: Callable[["Source"], None] | None = None,
 ) -> Source:
     """The source that `reference` names, fetched if it is not here yet. Of a local file only the header is read.
 
@@ -149,6 +153,8 @@ def resolve(
         permitted: the user has the creator's permission where the listing has objections.
         verify: read a file that is in a cache again, in full.
         choose: whom to ask which of several models of a repo is meant; None: nobody, it is an error.
+        inspect: is shown what is about to be fetched, as soon as its header is here, and may raise to stop it. The
+            file has its size and its header by then, and nothing else. Not called for shards and what is here already.
 
     Raises:
         SourceError: no file came of it; its subclasses in :mod:`hswq_hub.sources.errors` say why.
@@ -159,30 +165,34 @@ def resolve(
     """
     found = parse(reference)
     if isinstance(found, DemoRef):
-        source = _demo(base)
-    elif isinstance(found, LocalRef):
-        source = _local(found, base, licence, verify)
-    else:
-        host = _host(found, civitai_endpoint, choose)
-        listing = host.listing(found)
-        listing.check_permitted(permitted)
-        source = _fetched(listing, *host.fetch(listing, _checked, verify=verify), base, licence)
-    return replace(source, asked=identify(reference))
+        return _demo(base)
+    if isinstance(found, LocalRef):
+        return _local(found, base, licence, verify)
+    host = _host(found, civitai_endpoint, choose)
+    listing = host.listing(found)
+    listing.check_permitted(permitted)
 
+    def described(path: Path, digest: str | None) -> Source:
+        return Source(
+            name=listing.name,
+            path=path,
+            base=find_base(_checked(path), base or listing.base),
+            origin=listing.origin,
+            licence=listing.licence or (Licence(licence) if licence else None),
+            prompts=_general_prompts(),
+            reference=listing.reference,
+            provenance=listing.provenance,
+            licence_text=listing.licence_text,
+            digest=digest,
+            asked=identify(reference),
+        )
 
-def _fetched(listing: Listing, path: Path, digest: str | None, base: str | None, licence: str | None) -> Source:
-    return Source(
-        name=listing.name,
-        path=path,
-        base=find_base(_checked(path), base or listing.base),
-        origin=listing.origin,
-        licence=listing.licence or (Licence(licence) if licence else None),
-        prompts=_general_prompts(),
-        reference=listing.reference,
-        provenance=listing.provenance,
-        licence_text=listing.licence_text,
-        digest=digest,
-    )
+    def check_header(path: Path) -> None:
+        found = described(path, listing.files[0].sha256 or _NOT_LISTED)
+        if inspect is not None:
+            inspect(found)
+
+    return described(*host.fetch(listing, check_header, verify=verify))
 
 
 def _demo(base: str | None) -> Source:
@@ -196,6 +206,7 @@ def _demo(base: str | None) -> Source:
         licence=Licence("apache-2.0"),
         prompts=Prompts.read(data / "prompts"),
         reference=DEMO,
+        asked=DEMO,
     )
 
 
@@ -215,6 +226,7 @@ def _local(reference: LocalRef, base: str | None, licence: str | None, verify: b
         prompts=_general_prompts(),
         reference=str(reference),
         digest=digest,
+        asked=os.path.realpath(reference.path),
     )
 
 
