@@ -586,11 +586,11 @@ def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
 
 def _agree(outlook) -> None:
     """Ask before long work."""
-    from .progress import duration
+    from .progress import roughly
 
     if outlook.seconds > LONG:
         click.echo("\n".join(outlook.lines()), err=True)
-        click.confirm(f"This will take about {duration(outlook.seconds)}. Go on?", default=True, abort=True, err=True)
+        click.confirm(f"This will take {roughly(outlook.seconds)}. Go on?", default=True, abort=True, err=True)
 
 
 def _tell(line: str) -> None:

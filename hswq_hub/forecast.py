@@ -29,6 +29,8 @@ from .targets import nearest_existing
 
 _LATENT, _TOKEN = 8, 16
 """Pixels a side of a latent value, and of a transformer's token."""
+_TELLING = 50
+"""Calls from which on a step's time says more of calling than of loading."""
 _TRIAL_WIDTH, _TRIAL_TOKENS, _TRIAL_SECONDS, _TRIAL_BYTES = 1024, 512, 0.3, 1 << 25
 
 
@@ -56,32 +58,29 @@ class Forecast:
     def __init__(self, source: Source, settings: PublishSettings, place: Path):
         self._checkpoint, self._how, self._place = source.checkpoint, settings.calibration, place
         self._size = default_size(source)
-        self._made = sorted(_records(place), key=lambda made: -made.finished)
+        made = (made for made in _records(place) if not made.work.calls or made.work.device == self._how.device)
+        self._made = sorted(made, key=lambda made: -made.finished)
 
     @property
     def is_measured(self) -> bool:
         """Whether it rests on what steps on this model took here, not on a trial."""
-        return any(made.work.calls for made in self._made)
+        return any(made.work.calls >= _TELLING for made in self._made)
 
     def seconds(self, step: Step) -> float:
         """How long `step` will take."""
         work = step.work()
-        before = next((made for made in self._made if made.step == step.name), None)
-        if before is not None:
-            return before.seconds * self._amount(work) / self._amount(before.work)
+        before = [made for made in self._made if made.step == step.name and made.work == work]
+        if before:
+            return before[0].seconds
         return work.calls * self._call_seconds(work) + work.flops / self._flop_rate + work.moved / self._byte_rate
-
-    def _amount(self, work: Work) -> float:
-        """What the time of one and the same step is proportional to."""
-        return work.calls * self._pixels(work) or work.moved or 1
 
     def _pixels(self, work: Work) -> int:
         return (work.size or self._size) ** 2
 
     def _call_seconds(self, work: Work) -> float:
-        known = [made for made in self._made if made.work.calls]
-        if known:
-            return known[0].seconds / self._amount(known[0].work) * self._pixels(work)
+        rates = [m.seconds / m.work.calls / self._pixels(m.work) for m in self._made if m.work.calls >= _TELLING]
+        if rates:
+            return min(rates) * self._pixels(work)
         call = call_of(self._checkpoint, work.size or self._size)
         return call.flops / self._flop_rate
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .forecast import Forecast
 from .memory import Memory, memory_of
 from .preflight import disk_needs, preflight
-from .progress import duration
+from .progress import duration, roughly
 from .publish import default_folder, publication, settle
 from .report import megabytes, text_table
 from .settings import PublishSettings
@@ -80,17 +80,17 @@ class Outlook:
         facts += [("disk", f"{megabytes(n)} at most, {megabytes(_free(place))} free") for place, n in disks.items()]
         facts += [("memory", _memory(memory)) for memory in memory_of(self.source, self.settings)]
         if self.open:
-            basis = "from what steps on this model took here" if self.forecast.is_measured else "from a trial"
-            facts.append(("time", f"about {duration(self.seconds)}, estimated {basis} on this machine"))
+            basis = "from earlier steps on this model" if self.forecast.is_measured else "from a short trial"
+            facts.append(("time", f"{roughly(self.seconds)}, an estimate {basis}"))
         facts.append(("folder", f"{self.folder}/, {megabytes(self.steps[-1].work().kept)} at most to upload"))
         rows = [self._row(step) for step in self.steps]
-        return [*(f"  {name:<12}{value}" for name, value in facts), "", text_table(HEADINGS, rows)]
+        return [*(f"  {name:<12}{value}" for name, value in facts), "", text_table(HEADINGS, rows, left=("state",))]
 
     def _row(self, step: Step) -> tuple[str, ...]:
         if step not in self.open:
             return step.name, "done", megabytes(step.size), duration(step.made.seconds)
         kept = step.work().kept
-        return step.name, "to do", f"≤ {megabytes(kept)}" if kept else "", f"~ {duration(self.forecast.seconds(step))}"
+        return step.name, "to do", f"≤ {megabytes(kept)}" if kept else "", roughly(self.forecast.seconds(step))
 
 
 class _Enough(Exception):

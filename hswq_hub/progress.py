@@ -26,3 +26,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def roughly(seconds: float) -> str:
+    """The same for an estimate, which says nothing of seconds."""
+    return "< 1 min" if seconds < 60 else f"~ {duration(max(seconds, 90))}"

@@ -113,7 +113,7 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         calibrate(source, settings).save(product / STATISTICS)
 
     def work() -> Work:
-        return Work(calls=settings.samples * settings.steps, size=settings.size)
+        return Work(settings.samples * settings.steps, settings.device, settings.size)
 
     return Step("calibrate", "calibrate", place, made_from, make, work=work)
 
@@ -128,7 +128,7 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
 
     def work() -> Work:
         steps = settings.steps or source.checkpoint.architecture.steps
-        return Work(calls=(1 + len(files)) * settings.pairs * steps, size=settings.size)
+        return Work((1 + len(files)) * settings.pairs * steps, settings.device, settings.size)
 
     return Step("evaluate", "evaluate", place, made_from, make, tuple(files.values()), work)
 

@@ -41,7 +41,7 @@ def status_lines(
     rows = [("source", "here", megabytes(source.path.stat().st_size), "", "", _short(source.path))]
     rows += [_row(step) for step in steps]
     left = [step.name for step in steps if step.state is not State.DONE]
-    lines = [text_table(HEADINGS, rows), "", f"work is kept in {_short(place)}/"]
+    lines = [text_table(HEADINGS, rows, left=("state", "product")), "", f"work is kept in {_short(place)}/"]
     others = {path.parent for path in place.glob(f"*/{RECORD}")} - {step.folder for step in steps}
     if others:
         size = megabytes(sum(Made.read(other).bytes for other in others))
@@ -65,7 +65,11 @@ def _row(step: Step) -> tuple[str, ...]:
     if made is None or state is State.MISSING:
         return step.name, state.value, "", "", "", ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(made.finished))
-    return step.name, state.value, megabytes(step.size), duration(made.seconds), when, _short(step.product)
+    return step.name, state.value, megabytes(step.size), duration(made.seconds), when, _product(step)
+
+
+def _product(step: Step) -> str:
+    return step.folder.name if step.target is None else _short(step.target)
 
 
 def _short(path: Path) -> str:

@@ -37,11 +37,12 @@ class State(Enum):
 class Work:
     """What a step costs, as far as it is known before.
 
-    calls: of the denoiser, one picture each, `size` pixels a side (None: the model's own). flops: arithmetic besides.
-    moved: bytes read and written. kept: bytes of the product.
+    calls: of the denoiser on `device`, one picture each, `size` pixels a side (None: the model's own). flops:
+    arithmetic besides. moved: bytes read and written. kept: bytes of the product.
     """
 
     calls: int = 0
+    device: str = "cpu"
     size: int | None = None
     flops: float = 0.0
     moved: int = 0

@@ -99,6 +99,7 @@ class Quantization:
             recorded = min(self.how.calls, self.how.samples * self.how.steps)
             return Work(
                 calls=recorded * check_memory(checkpoint, self.memory),
+                device=self.how.device,
                 size=self.how.size,
                 flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
@@ -127,7 +128,7 @@ class Quantization:
             architecture = self.source.checkpoint.architecture
             weights = len(unread_plan(self.source.checkpoint, version, self.recipe).quantized)
             calls = settings.samples * (settings.steps or architecture.steps) * (weights + 1)
-            return Work(calls=calls, size=self.how.size)
+            return Work(calls, self.how.device, self.how.size)
 
         return self._step(f"measure {version.value}", [made_from, version.value], make, work, before)
 
