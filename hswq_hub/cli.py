@@ -23,6 +23,7 @@ from .settings import (
     RECIPES,
     ROUNDINGS,
     SEARCHES,
+    STAGES,
     CalibrationSettings,
     EvaluationSettings,
     PublishSettings,
@@ -31,13 +32,29 @@ from .settings import (
 from .settings import recipe as recipe_of
 
 DEBUG_VARIABLE = "HSWQ_DEBUG"
+LONG = 600
+"""Seconds of work before which people are asked."""
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
-UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory"}
+UNPUBLISHED_OPTIONS = {
+    *("folder", "civitai_endpoint", "verify", "calibration_memory"),
+    *("from_", "redo", "dry_run", "yes"),
+}
 """Options that are about this machine and not about what comes out."""
+OPTION_GROUPS = {
+    "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
+    "What to make": ("format_", "recipe", "rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales"),
+    "Calibration": ("samples", "steps", "seed"),
+    "Measuring": ("pairs", "picture_steps"),
+    "Pictures of both": ("guidance", "size"),
+    "Where to": ("folder",),
+    "This machine": ("device", "dtype", "calibration_memory"),
+    "This run": ("from_", "redo", "dry_run", "yes"),
+}
+"""Headings in the help of commands with many options; what is not named here comes under the last."""
 CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
 
 
@@ -53,6 +70,21 @@ class _Group(click.Group):
             sentence = " ".join(str(error).split())
             click.echo(f"Error: {sentence}", err=True)
             sys.exit(2)
+
+
+class _Grouped(click.Command):
+    """A command with many options: its help has them under headings."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list] = {heading: [] for heading in OPTION_GROUPS}
+        for parameter in self.get_params(context):
+            heading = next((h for h, names in OPTION_GROUPS.items() if parameter.name in names), "This run")
+            if record := parameter.get_help_record(context):
+                groups[heading].append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
 
 def _options(*options):
@@ -160,6 +192,19 @@ licence_option = click.option("--licence", metavar="ID", help="Hub licence id of
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
 )
+folder_option = click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
+publish_options = _options(
+    folder_option,
+    recipe_options,
+    calibration_options,
+    pairs_option,
+    click.option(
+        "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
+    ),
+    picture_options,
+    licence_option,
+    compute_options,
+)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -173,69 +218,79 @@ def main():
     """
 
 
-@main.command()
+@main.command(cls=_Grouped)
 @click.argument("reference")
 @source_options
-@click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
-@recipe_options
-@calibration_options
-@pairs_option
-@click.option(
-    "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
-)
-@picture_options
-@licence_option
-@compute_options
-def publish(
-    reference,
-    folder,
-    calibration_memory,
-    format_,
-    samples,
-    steps,
-    seed,
-    pairs,
-    picture_steps,
-    guidance,
-    size,
-    licence,
-    device,
-    dtype,
-    **options,
-):
+@publish_options
+@click.option("--from", "from_", type=click.Choice(STAGES), help="Do this step and all after it again.")
+@click.option("--redo", type=click.Choice(STAGES), help="Do this step again, and what its outcome changes.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take.")
+@click.option("--yes", is_flag=True, help="Do not ask before long work.")
+def publish(reference, folder, from_, redo, dry_run, yes, **options):
     """Do it all: a checkpoint in, a folder to upload out.
 
     The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
     safetensors file or diffusers folder, a Civitai or Hugging Face address, owner/repo, civitai:MODEL@VERSION, or
-    a name that `hswq-hub models` lists. A run that was stopped goes on where it was.
+    a name that `hswq-hub models` lists. A run that was stopped goes on where it was; after --from or --redo leave
+    those out for that. On a terminal you are asked before work that seems to take longer than ten minutes.
 
     \b
     hswq-hub publish demo
+    hswq-hub publish demo --dry-run
     hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     """
     from .card import Card
-    from .publish import default_folder, publish
+    from .outlook import Outlook
+    from .outlook import dry_run as say_plan
+    from .publish import publish
     from .report import HEADINGS, table, text_table
     from .sources import resolve
 
-    how = _recipe(options)
+    settings, context = _publish_settings(options), click.get_current_context()
+    again, choose = _again(from_, redo), _chooser()
     _quiet()
-    source = resolve(reference, licence=licence, choose=_chooser(), **options)
-    pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
-    settings = PublishSettings(
-        formats=_formats(format_),
-        recipe=how,
-        calibration_memory=calibration_memory,
-        calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
-        evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
-    )
-    published = publish(
-        source, folder or default_folder(source), settings, command=_command(click.get_current_context(), source)
-    )
+
+    def command(source):
+        return _command(context, source)
+
+    if dry_run:
+        say_plan(reference, folder, settings, command, again, click.echo, choose=choose, **options)
+        return
+
+    def check(source):
+        Outlook.of(source, folder, settings, command(source), again, arriving=True).check()
+
+    source = resolve(reference, choose=choose, inspect=check, **options)
+    outlook = Outlook.of(source, folder, settings, command(source), again)
+    if choose and not yes:
+        _agree(outlook)
+    published = publish(source, outlook.folder, settings, command=command(source), again=again, tell=_tell)
     click.echo(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     click.echo(f"\n{verdict}\n\n{published.folder}/")
+
+
+@main.command(cls=_Grouped)
+@click.argument("reference")
+@source_options
+@publish_options
+def status(reference, folder, **options):
+    """Say how far the work on a model is: the steps of `publish`, their products, sizes and times.
+
+    The options are those of `publish`: what was made with others counts as missing. No host is asked.
+
+    \b
+    hswq-hub status demo
+    """
+    from .status import status_lines
+
+    settings, context = _publish_settings(options), click.get_current_context()
+    _quiet()
+    lines = status_lines(
+        reference, folder, settings, lambda s: _command(context, s, "publish"), options["base"], options["licence"]
+    )
+    click.echo("\n".join(lines))
 
 
 @main.command()
@@ -321,7 +376,6 @@ def quantize(
     \b
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
-    from .calibrate import Calibration
     from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
@@ -329,8 +383,8 @@ def quantize(
 
     how = _recipe(options)
     _quiet()
-    source, calibration = resolve(reference, choose=_chooser(), **options), Calibration.load(statistics)
-    for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory):
+    source = resolve(reference, choose=_chooser(), **options)
+    for path, plan in quantize(source, statistics, _formats(format_), output, how, device, calibration_memory, _tell):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
             click.echo(drawing)
@@ -492,8 +546,15 @@ def login(host, civitai_endpoint):
 
 
 def _chooser():
-    """Somebody to ask, if there is a terminal."""
-    return _choose if sys.stdin.isatty() and sys.stderr.isatty() else None
+    """Somebody to ask, if there is a terminal; nobody is asked the same thing twice."""
+    answered: dict[str, int] = {}
+
+    def choose(question: str, answers: list[str]) -> int:
+        if question not in answered:
+            answered[question] = _choose(question, answers)
+        return answered[question]
+
+    return choose if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 def _choose(question: str, answers: list[str]) -> int:
@@ -501,6 +562,39 @@ def _choose(question: str, answers: list[str]) -> int:
     for number, answer in enumerate(answers, start=1):
         click.echo(f"  {number}  {answer}", err=True)
     return click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True) - 1
+
+
+def _publish_settings(options: dict) -> PublishSettings:
+    """What `publish_options` say; all but the source's are taken out of `options`."""
+    how, get = _recipe(options), options.pop
+    pictures = {name: get(name) for name in ("guidance", "size", "device", "dtype")}
+    return PublishSettings(
+        formats=_formats(get("format_")),
+        recipe=how,
+        calibration_memory=get("calibration_memory"),
+        calibration=CalibrationSettings(get("samples"), get("steps"), seed=get("seed"), **pictures),
+        evaluation=EvaluationSettings(get("pairs"), get("picture_steps"), **pictures),
+    )
+
+
+def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
+    """The stages that --from and --redo name."""
+    if from_ and redo:
+        raise click.UsageError("--from and --redo exclude each other; give one of them")
+    return STAGES[STAGES.index(from_) :] if from_ else (redo,) if redo else ()
+
+
+def _agree(outlook) -> None:
+    """Ask before long work."""
+    from .progress import roughly
+
+    if outlook.seconds > LONG:
+        click.echo("\n".join(outlook.lines()), err=True)
+        click.confirm(f"This will take {roughly(outlook.seconds)}. Go on?", default=True, abort=True, err=True)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _formats(name: str) -> tuple[Format, ...]:
@@ -530,13 +624,13 @@ def _arguments(context: click.Context, leaving_out: str) -> list[str]:
     return words
 
 
-def _command(context: click.Context, source) -> str:
+def _command(context: click.Context, source, name: str | None = None) -> str:
     """The command line that does the same again: the reference, and options that differ from their defaults.
 
     It goes into the published card: the reference is in its short form, since the one that was typed may hold a
     token, and paths of this machine are cut to their last part.
     """
-    words = ["hswq-hub", context.info_name, source.reference]
+    words = ["hswq-hub", name or context.info_name, source.reference]
     for parameter in context.command.params:
         value = context.params[parameter.name]
         if isinstance(parameter, click.Argument) or parameter.name in UNPUBLISHED_OPTIONS:

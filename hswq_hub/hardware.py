@@ -8,6 +8,7 @@ import torch
 from hswq_runtime.errors import DeviceError
 
 from .settings import DEVICES, DTYPES
+from .workspace import code_digest
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,6 +56,11 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def maker(device: str) -> list:
+    """What a computed product depends on besides its inputs: our code, the libraries, the hardware."""
+    return [code_digest(), versions(), describe(torch.device(device))]
 
 
 def _cpu_name() -> str:

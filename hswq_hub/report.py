@@ -1,6 +1,7 @@
 """The table that every report shows, and what it says about which file is the better one."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
@@ -32,15 +33,15 @@ def _row(variant: VariantResult) -> tuple[str, ...]:
     return (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes), *fidelity, kept)
 
 
-def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns for a terminal: the first to the left, the others to the right."""
+def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Collection[str] = ()) -> str:
+    """Aligned columns for a terminal: the first and those headed by one of `left` to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
+    to_left = {headings[0], *left}
+
     def line(cells):
-        first, *others = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
+        columns = zip(headings, cells, widths, strict=True)
+        return "  ".join(c.ljust(w) if heading in to_left else c.rjust(w) for heading, c, w in columns).rstrip()
 
     return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, rows)])
 

@@ -12,6 +12,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUNDINGS = ("gptq", "nearest")
 KEEP_BY = ("error", "variance")
 CALIBRATION_MEMORY = 8.0
+STAGES = ("calibrate", "quantize", "evaluate", "folder")
+"""What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
 
 
 @dataclass(frozen=True)

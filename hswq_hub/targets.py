@@ -7,11 +7,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hswq_runtime.errors import HSWQError
 
 RECORD = "hswq.json"
 CONTENTS = "contents"
 """Every folder that we make holds RECORD, whose CONTENTS lists all its files; anything else is somebody else's."""
+_LOCK, _FRESH, _OLD = ".hswq-lock", "new", "old"
 
 
 class TargetError(HSWQError):
@@ -29,7 +32,7 @@ def check_target(folder: Path) -> None:
         raise TargetError(f"{folder} is a file; choose another --folder")
     if folder == Path.cwd() or os.path.ismount(folder):
         raise TargetError(f"{folder} cannot be replaced as a whole; give a folder below it as --folder")
-    parent = _nearest_existing(folder.parent)
+    parent = nearest_existing(folder.parent)
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
         raise TargetError(f"{parent} cannot be written to; choose another --folder")
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
@@ -75,7 +78,7 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         TargetError: it has not.
     """
-    place = _nearest_existing(folder.absolute())
+    place = nearest_existing(folder.absolute())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise TargetError(f"{place} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed; free some room")
@@ -90,7 +93,7 @@ def check_replaceable(path: Path, suffix: str, is_ours: Callable[[Path], object]
     """
     if path.suffix != suffix:
         raise TargetError(f"{path} must end in {suffix}")
-    parent = _nearest_existing(path.absolute().parent)
+    parent = nearest_existing(path.absolute().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise TargetError(f"{parent} cannot be written to; choose another --output")
     if path.exists():
@@ -101,27 +104,60 @@ def check_replaceable(path: Path, suffix: str, is_ours: Callable[[Path], object]
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a new folder and give that the name `folder` when it is complete.
+    """Let `fill` write into a new folder and give that the name `folder` when it is complete and on the disk.
 
-    If anything fails, what was under the name stays as it was and nothing is left beside it. A link is followed.
+    If anything fails, what was under the name stays as it was and nothing is left beside it; after a run that was
+    killed, `clear_away` sees to that. A link is followed.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_away(folder.parent, folder.name)
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    fresh, old = staging / "new", staging / "old"
-    try:
-        fresh.mkdir()
-        fill(fresh)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    finally:
-        shutil.rmtree(staging)
+    fresh, old = staging / _FRESH, staging / _OLD
+    with FileLock(staging / _LOCK):
+        try:
+            fresh.mkdir()
+            fill(fresh)
+            _flush(fresh)
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
+        finally:
+            shutil.rmtree(staging)
 
 
-def _nearest_existing(path: Path) -> Path:
+def clear_away(parent: Path, name: str | None = None) -> None:
+    """Remove what runs that were killed left in `parent`: of the folder `name`, or of all folders.
+
+    A folder that such a run had moved out of the way, and not replaced, is put back. What belongs to a run that is
+    still alive is locked by it.
+    """
+    for lock in parent.glob(f".*/{_LOCK}"):
+        staging = lock.parent
+        folder = parent / staging.name[1:].rpartition(".")[0]
+        if name not in (None, folder.name) or not {*os.listdir(staging)} <= {_LOCK, _FRESH, _OLD}:
+            continue
+        try:
+            with FileLock(lock, timeout=0):
+                if (staging / _OLD).exists() and not folder.exists():
+                    (staging / _OLD).rename(folder)
+                shutil.rmtree(staging)
+        except Timeout:
+            continue
+
+
+def _flush(folder: Path) -> None:
+    """Have all files of `folder` written to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the folder nearest to it that is there."""
     return next(place for place in [path, *path.parents] if place.exists())

@@ -1,18 +1,29 @@
-"""One folder a model for the products of the steps, each named by what it was made from.
+"""One folder a model, in which the steps keep their products, and the note of which model it is.
 
-The name of a product holds a digest of everything that decides its content. So a product that exists is the right
-one, a changed setting makes a new one, and a run that was killed goes on where it stopped.
+    work/<name>-<digest>/source.json          what was resolved, so that it need not be looked up again
+    work/<name>-<digest>/<step>-<identity>/   a product, see `steps.py`
+
+One process at a time works in it; others wait.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 import hswq_hub
 import hswq_runtime
 
+from .files import write_atomically
+from .targets import clear_away
+
 HOME_VARIABLE = "HSWQ_HOME"
+_WORK, _NOTE, _LOCK = "work", "source.json", ".lock"
 
 
 def home() -> Path:
@@ -25,6 +36,7 @@ def fingerprint(made_from) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@cache
 def code_digest() -> str:
     """Twelve hex digits of the project's own source: a product of other code is another product."""
     digest = hashlib.sha256()
@@ -38,8 +50,31 @@ class Workspace:
     """The products of one source."""
 
     def __init__(self, name: str, source_sha256: str):
-        self.folder = home() / "work" / f"{name}-{source_sha256[:12]}"
+        self.name = name
+        self.folder = home() / _WORK / f"{name}-{source_sha256[:12]}"
 
-    def product(self, step: str, made_from, name: str) -> Path:
-        """Where the product `name` of `step` made from `made_from` is, or will be."""
-        return self.folder / f"{step}-{fingerprint(made_from)}" / name
+    @contextmanager
+    def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Only one process works here; `tell` is told when this one has to wait. What a dead one left is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell(f"another hswq-hub is at work on {self.name}; waiting for it to end")
+            lock.acquire()
+        try:
+            clear_away(self.folder)
+            yield
+        finally:
+            lock.release()
+
+    def note(self, facts: dict) -> None:
+        """Write down what the source is."""
+        write_atomically(self.folder / _NOTE, (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def notes() -> list[dict]:
+    """What was written down of every source, the latest first."""
+    paths = sorted((home() / _WORK).glob(f"*/{_NOTE}"), key=lambda path: -path.stat().st_mtime)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

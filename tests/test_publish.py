@@ -29,6 +29,12 @@ QUICK = PublishSettings(
     calibration=CalibrationSettings(samples=2, steps=3),
     evaluation=EvaluationSettings(pairs=3, steps=4),
 )
+FAST = PublishSettings(
+    recipe=recipe("hswq"),
+    calibration=CalibrationSettings(samples=1, steps=1),
+    evaluation=EvaluationSettings(pairs=1, steps=1),
+)
+"""For promises that do not depend on the recipe."""
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +104,12 @@ def test_figures_are_those_of_the_files(folder):
     assert not prompts & set(resolve("demo").prompts.calibration)
 
 
-def test_a_second_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
-    """From nothing, in a workspace of its own. Times and the card, which shows none, are what they are."""
-    monkeypatch.setenv("HSWQ_HOME", str(tmp_path / "home"))
-    publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
-    one, two = contents(folder), contents(tmp_path / folder.name)
-    assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name]] in ([], ["metrics.json"])
-    for document in (one, two):
-        metrics = json.loads(document["metrics.json"])
-        for variant in metrics["variants"]:
-            variant.pop("seconds_mean")
-            for pair in variant["pairs"]:
-                pair.pop("seconds")
-        document["metrics.json"] = metrics
-    assert one["metrics.json"] == two["metrics.json"]
-
-
-def test_a_run_that_died_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+def test_a_second_run_only_puts_the_folder_together(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
-    monkeypatch.setattr("hswq_hub.publish.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
-    monkeypatch.setattr("hswq_hub.publish.measure_errors", lambda *_: pytest.fail("measured errors again"))
-    monkeypatch.setattr("hswq_hub.publish.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.plan_everything", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.measure_errors", lambda *_: pytest.fail("measured errors again"))
+    monkeypatch.setattr("hswq_hub.quantize.steps.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
     monkeypatch.setattr("hswq_hub.publish.evaluate", lambda *_: pytest.fail("measured again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     assert contents(tmp_path / folder.name) == contents(folder)
@@ -135,7 +125,7 @@ def test_another_base_is_another_model(folder, tmp_path, monkeypatch):
             save_file({name: torch.randn_like(t) for name, t in load_file(weights).items()}, weights, {"format": "pt"})
         shutil.copyfile(resolve("demo").path, tmp_path / place / "model.safetensors")
         monkeypatch.chdir(tmp_path / place)
-        publish(resolve("model.safetensors", base="base"), tmp_path / place / "out", QUICK)
+        publish(resolve("model.safetensors", base="base"), tmp_path / place / "out", FAST)
         pictures.append((tmp_path / place / "out/images/compare-01.png").read_bytes())
     assert pictures[0] != pictures[1]
 
@@ -147,9 +137,10 @@ def test_nothing_is_fetched(tmp_path, monkeypatch):
         raise AssertionError("a connection was tried")
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HSWQ_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
-    publish(resolve("demo"), tmp_path / "out", QUICK)
+    publish(resolve("demo"), tmp_path / "out", FAST)
     HSWQPipeline.from_pretrained(tmp_path / "out")
 
 
@@ -173,14 +164,14 @@ def test_a_hostile_index_reaches_no_other_folder(tmp_path):
     (base / "vae/old.bin").write_bytes(b"pickle")
     (base / ".git").mkdir()
     shutil.copyfile(resolve("demo").path, tmp_path / "model.safetensors")
-    publish(resolve(str(tmp_path / "model.safetensors"), str(base)), tmp_path / "deep/out", QUICK)
+    publish(resolve(str(tmp_path / "model.safetensors"), str(base)), tmp_path / "deep/out", FAST)
     assert b"private" not in b"".join(contents(tmp_path / "deep").values())
     assert not any(name.endswith((".bin", ".md", ".git")) for name in contents(tmp_path / "deep/out") if "/" in name)
 
 
 def test_one_format_alone(folder, tmp_path):
     target = tmp_path / "only-v1"
-    settings = replace(QUICK, formats=(Format.V1,))
+    settings = replace(FAST, formats=(Format.V1,))
     publish(resolve("demo"), target, settings)
     assert [path.name for path in target.glob("*.safetensors")] == ["demo-hswq-v1.safetensors"]
     text = (target / "README.md").read_text()
@@ -192,7 +183,7 @@ def test_a_local_file_goes_the_same_way(tmp_path):
     file = tmp_path / "myModel_v3.safetensors"
     shutil.copyfile(demo.path, file)
     source = resolve(str(file), base=demo.base)
-    publish(source, tmp_path / "out", QUICK)
+    publish(source, tmp_path / "out", FAST)
     for version in Format:
         ours = Checkpoint(tmp_path / "out" / f"myModel_v3-hswq-{version.value}.safetensors")
         assert ours.format is version and ours.config == demo.checkpoint.config
@@ -213,7 +204,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(folder, tmp_path, monkeypatch
     target = tmp_path / "mine"
     shutil.copytree(folder, target)
     before = contents(target)
-    monkeypatch.setattr("hswq_hub.publish.write_card", lambda _: 1 / 0)
+    monkeypatch.setattr("hswq_hub.folder.write_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         publish(resolve("demo"), target, QUICK)
     assert contents(target) == before

@@ -1,10 +1,11 @@
 """From a full-precision checkpoint and its statistics to HSWQ files.
 
-search (ranges) · compensate (moments, gptq) · measure (errors) · keep · writer
+search (ranges) · compensate (moments, gptq) · measure (errors) · keep · writer; steps puts them in order
 """
 
-import tempfile
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hswq_runtime.checkpoint import Checkpoint
@@ -12,27 +13,36 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..calibrate import Calibration
+from ..files import atomic_file, file_sha256
 from ..hardware import pick_device
 from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
 from ..settings import recipe as recipe_of
 from ..sources import Source
+from ..steps import Step, Tell, make, silent
 from ..targets import check_replaceable
+from ..workspace import Workspace
 from .compensate import check_memory, write_compensated
 from .keep import check_budget, keep
 from .measure import measure_errors
 from .plan import Decision, Plan, plan_everything, plan_naive
+from .steps import STATISTICS, Quantization, naive_cast, naive_name, plan_of, quantized_name
 from .writer import codes_of, write_quantized
 
 __all__ = [
+    "STATISTICS",
     "Decision",
     "Plan",
+    "Quantization",
     "check_budget",
     "check_memory",
     "codes_of",
     "keep",
     "measure_errors",
+    "naive_cast",
+    "naive_name",
     "plan_everything",
     "plan_naive",
+    "plan_of",
     "quantize",
     "quantized_name",
     "write_compensated",
@@ -42,73 +52,56 @@ __all__ = [
 
 def quantize(
     source: Source,
-    calibration: Calibration,
+    statistics: Path,
     versions: Sequence[Format],
     folder: Path,
     recipe: Recipe | None = None,
     device: str = "auto",
     memory: float = CALIBRATION_MEMORY,
+    tell: Tell = silent,
 ) -> list[tuple[Path, Plan]]:
-    """Plan and write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
+    """Write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
+
+    The steps are those of `publish`, from a calibration that was saved as `statistics`; they are kept in the workspace,
+    so that a run that was stopped goes on where it was. `tell`: see `steps.make`.
 
     Raises:
-        FormatError: the calibration was made from another file.
+        FormatError: `statistics` is no calibration, or was made from another file.
         DeviceError: CUDA asked for and absent.
         TargetError: another kind of file has that name already.
         HSWQError: the budget or the bound on memory cannot be met.
     """
-    if calibration.made_by.get("source_sha256") != source.sha256:
+    made_by = Calibration.load(statistics).made_by
+    if made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
         )
-    recipe, where, checkpoint = recipe or recipe_of(), pick_device(device), source.checkpoint
+    recipe, how = recipe or recipe_of(), CalibrationSettings(**made_by["settings"])
+    how = replace(how, device=pick_device(device).type)
     paths = {version: folder / quantized_name(source, version) for version in versions}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
     for version in versions:
-        check_budget(checkpoint, version, recipe)
-    plans = plan_everything(checkpoint, calibration, versions, recipe, where)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".rounded-") as scratch:
-        rounded = dict.fromkeys(versions)
-        if recipe.rounding == "gptq":
-            rounded = {version: Path(scratch) / f"{version.value}.safetensors" for version in versions}
-            write_compensated(
-                checkpoint,
-                calibration,
-                plans,
-                rounded,
-                recipe.compensation,
-                source_sha256=source.sha256,
-                memory=memory,
-                device=where,
-            )
-        results = []
+        check_budget(source.checkpoint, version, recipe)
+    workspace = Workspace(source.name, source.sha256)
+
+    def take(product: Path) -> None:
+        shutil.copyfile(statistics, product / STATISTICS)
+
+    given = Step("statistics", "calibrate", workspace.folder, file_sha256(statistics), take)
+    steps, writing = Quantization(workspace.folder, source, given, tuple(versions), recipe, how, memory).steps()
+    with workspace.locked(tell):
+        make([given, *steps], tell)
         for version, path in paths.items():
-            plan, errors = plans[version], None
-            if recipe.keep_by == "error":
-                how = CalibrationSettings(**calibration.made_by["settings"] | {"device": device})
-                codes = codes_of(checkpoint, version, rounded[version], where)
-                errors = measure_errors(source, plan, codes, how, recipe.measurement)
-            plan = keep(plan, checkpoint, recipe, errors)
-            write_quantized(
-                checkpoint,
-                plan,
-                path,
-                source_sha256=source.sha256,
-                base=source.hub_base,
-                rounded=rounded[version],
-                device=where,
-            )
-            results.append((path, plan))
-    return results
+            _copy(writing[version].folder / path.name, path)
+    return [(path, plan_of(writing[version])) for version, path in paths.items()]
+
+
+def _copy(product: Path, path: Path) -> None:
+    with product.open("rb") as file, atomic_file(path) as target:
+        shutil.copyfileobj(file, target, 1 << 24)
 
 
 def _require_quantized(path: Path) -> None:
     if not Checkpoint(path).quantized:
         raise FormatError(f"{path} is not quantized")
-
-
-def quantized_name(source: Source, version: Format) -> str:
-    """What the quantized file of `source` is called."""
-    return f"{source.name}-hswq-{version.value}.safetensors"

@@ -76,15 +76,16 @@ def write_compensated(
                 del moments[key]
 
 
-def check_memory(checkpoint: Checkpoint, memory: float) -> None:
-    """Check that each layer's second moments fit. Known from shapes alone: no weight is read.
+def check_memory(checkpoint: Checkpoint, memory: float) -> int:
+    """Check that each layer's second moments fit; returns how often the recorded calls will be replayed.
+
+    Known from shapes alone: no weight is read.
 
     Raises:
         HSWQError: one layer's moments alone take more than `memory` GB.
     """
     possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    for _ in in_groups(_modules(checkpoint, checkpoint.empty_model(), possible), memory):
-        pass
+    return sum(1 for _ in in_groups(_modules(checkpoint, checkpoint.empty_model(), possible), memory))
 
 
 def _modules(checkpoint: Checkpoint, model: torch.nn.Module, keys: Iterable[str]) -> dict[str, torch.nn.Module]:

@@ -66,6 +66,17 @@ def check_budget(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Non
         _room(unread_plan(checkpoint, version, recipe), checkpoint, recipe.budget)
 
 
+def largest_bytes(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> int:
+    """What the file takes at most by the recipe's limit, whichever layers are kept. No weight is read."""
+    plan = unread_plan(checkpoint, version, recipe)
+    smallest = planned_bytes(checkpoint, plan)
+    if recipe.budget is not None:
+        return smallest + _room(plan, checkpoint, recipe.budget)
+    keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
+    cost = sorted(checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized)
+    return smallest + sum(cost[len(cost) - round(keep_ratio * len(cost)) :])
+
+
 def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str]:
     fits = set()
     for key in ranked:

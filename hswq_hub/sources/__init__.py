@@ -2,6 +2,16 @@
 
 from .errors import SourceError, UnknownReferenceError
 from .listing import Listing, Provenance
-from .source import Prompts, Source, locate, resolve
+from .source import Prompts, Source, identify, locate, resolve
 
-__all__ = ["Listing", "Prompts", "Provenance", "Source", "SourceError", "UnknownReferenceError", "locate", "resolve"]
+__all__ = [
+    "Listing",
+    "Prompts",
+    "Provenance",
+    "Source",
+    "SourceError",
+    "UnknownReferenceError",
+    "identify",
+    "locate",
+    "resolve",
+]

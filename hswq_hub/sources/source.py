@@ -1,6 +1,8 @@
 """What a source is, and how a reference becomes one."""
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +16,10 @@ from .diffusers_folder import CONFIG, find_denoiser, join, weights_of, whole_fol
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing, Provenance
+from .permissions import Permissions
 from .reference import DEMO, CivitaiRef, DemoRef, HubRef, LocalRef, ModelRef, parse
+
+_NOT_LISTED = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Source:
     """What came with it, whether or not a licence is stated."""
     digest: str | None = None
     """SHA-256 of the file, if it was found out on the way here."""
+    asked: str = ""
+    """What was asked for, as :func:`identify` has it."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -60,6 +67,27 @@ class Source:
     def sha256(self) -> str:
         """Hex digest of the whole file."""
         return self.digest or file_sha256(self.path)
+
+    def as_dict(self) -> dict:
+        """All of it as JSON can hold it, the digest found out."""
+        return asdict(self) | {"path": str(self.path), "digest": self.sha256}
+
+    @classmethod
+    def from_dict(cls, facts: dict) -> "Source":
+        """The inverse of :meth:`as_dict`."""
+        provenance, licence = dict(facts["provenance"]), facts["licence"]
+        if (said := provenance["permissions"]) is not None:
+            uses = said["commercial_use"]
+            provenance["permissions"] = Permissions(**said | {"commercial_use": uses if uses is None else tuple(uses)})
+        return cls(
+            **facts
+            | {
+                "path": Path(facts["path"]),
+                "licence": licence and Licence(**licence),
+                "prompts": Prompts(*(tuple(facts["prompts"][name]) for name in ("calibration", "evaluation"))),
+                "provenance": Provenance(**provenance),
+            }
+        )
 
     def check_components(self) -> None:
         """Check that the base has all components besides the denoiser.
@@ -86,6 +114,12 @@ class Source:
         return None if Path(self.base).is_dir() else self.base
 
 
+def identify(reference: str) -> str:
+    """What `reference` means, in one spelling; of something on this machine its path."""
+    found = parse(reference)
+    return os.path.realpath(found.path) if isinstance(found, LocalRef) else str(found)
+
+
 def locate(reference: str, civitai_endpoint: str | None = None, choose: Choose | None = None) -> Listing | None:
     """What `reference` leads to on its host, without fetching it; None for what is on this machine already.
 
@@ -106,6 +140,7 @@ def resolve(
     permitted: bool = False,
     verify: bool = False,
     choose: Choose | None = None,
+    inspect: Callable[["Source"], None] | None = None,
 ) -> Source:
     """The source that `reference` names, fetched if it is not here yet. Of a local file only the header is read.
 
@@ -118,6 +153,8 @@ def resolve(
         permitted: the user has the creator's permission where the listing has objections.
         verify: read a file that is in a cache again, in full.
         choose: whom to ask which of several models of a repo is meant; None: nobody, it is an error.
+        inspect: is shown what is about to be fetched, as soon as its header is here, and may raise to stop it. The
+            file has its size and its header by then, and nothing else. Not called for shards and what is here already.
 
     Raises:
         SourceError: no file came of it; its subclasses in :mod:`hswq_hub.sources.errors` say why.
@@ -134,19 +171,28 @@ def resolve(
     host = _host(found, civitai_endpoint, choose)
     listing = host.listing(found)
     listing.check_permitted(permitted)
-    path, digest = host.fetch(listing, _checked, verify=verify)
-    return Source(
-        name=listing.name,
-        path=path,
-        base=find_base(_checked(path), base or listing.base),
-        origin=listing.origin,
-        licence=listing.licence or (Licence(licence) if licence else None),
-        prompts=_general_prompts(),
-        reference=listing.reference,
-        provenance=listing.provenance,
-        licence_text=listing.licence_text,
-        digest=digest,
-    )
+
+    def described(path: Path, digest: str | None) -> Source:
+        return Source(
+            name=listing.name,
+            path=path,
+            base=find_base(_checked(path), base or listing.base),
+            origin=listing.origin,
+            licence=listing.licence or (Licence(licence) if licence else None),
+            prompts=_general_prompts(),
+            reference=listing.reference,
+            provenance=listing.provenance,
+            licence_text=listing.licence_text,
+            digest=digest,
+            asked=identify(reference),
+        )
+
+    def check_header(path: Path) -> None:
+        found = described(path, listing.files[0].sha256 or _NOT_LISTED)
+        if inspect is not None:
+            inspect(found)
+
+    return described(*host.fetch(listing, check_header, verify=verify))
 
 
 def _demo(base: str | None) -> Source:
@@ -160,6 +206,7 @@ def _demo(base: str | None) -> Source:
         licence=Licence("apache-2.0"),
         prompts=Prompts.read(data / "prompts"),
         reference=DEMO,
+        asked=DEMO,
     )
 
 
@@ -179,6 +226,7 @@ def _local(reference: LocalRef, base: str | None, licence: str | None, verify: b
         prompts=_general_prompts(),
         reference=str(reference),
         digest=digest,
+        asked=os.path.realpath(reference.path),
     )
 
 

@@ -1,0 +1,78 @@
+"""What a run has to hold in memory at once, from headers and shapes; and what this machine has."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import safe_open
+
+from hswq_runtime.errors import DeviceError
+
+from .components import local_files
+from .report import megabytes
+from .settings import PublishSettings
+from .sources import Source
+from .sources.diffusers_folder import WEIGHTS
+
+_WORD, _GB = torch.float32.itemsize, 1e9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on `device`: the denoiser, the other components (None: they are in a Hub repo), and the second moments that
+    compensated rounding holds beside the denoiser; what of its memory is free, and the whole."""
+
+    device: str
+    denoiser: int
+    components: int | None
+    moments: int
+    free: int
+    total: int
+
+    @property
+    def needed(self) -> int:
+        """The least that does; pictures in the making come on top."""
+        return self.denoiser + max(self.components or 0, self.moments)
+
+    def check(self) -> None:
+        """Check that it can do at all, whatever else is running.
+
+        Raises:
+            DeviceError: the device has less.
+        """
+        model = self.denoiser + (self.components or 0)
+        has = f"on the {self.device}, which has {megabytes(self.total)}"
+        if model > self.total:
+            raise DeviceError(f"the model takes {megabytes(model)} {has}; a larger one is needed")
+        if self.needed > self.total:
+            raise DeviceError(
+                f"the model and its second moments take {megabytes(self.needed)} {has}; lower --calibration-memory"
+            )
+
+
+def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
+    """What is needed of the device that `settings`, settled ones, name; with CUDA, of the machine as well, since every
+    model is read there before it moves."""
+    checkpoint, how = source.checkpoint, settings.calibration
+    word = getattr(torch, how.dtype).itemsize
+    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
+    components = None if source.hub_base else word * sum(_values(path) for path in local_files(source))
+    moments = 0
+    if settings.recipe.rounding == "gptq":
+        inputs = (info.values // info.shape[0] for info in map(checkpoint.tensors.get, checkpoint.layers))
+        moments = int(min(settings.calibration_memory * _GB, sum(_WORD * n * n for n in inputs)))
+    machine = psutil.virtual_memory()
+    cpu = Memory("machine", denoiser, components, 0, machine.available, machine.total + psutil.swap_memory().total)
+    if how.device != "cuda":
+        return [replace(cpu, moments=moments)]
+    free, total = torch.cuda.mem_get_info()
+    return [Memory("GPU", denoiser, components, moments, free, total), cpu]
+
+
+def _values(path: Path) -> int:
+    """How many values a safetensors file holds; 0 for any other file."""
+    if path.suffix != WEIGHTS:
+        return 0
+    with safe_open(str(path), framework="pt") as file:
+        return sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.offset_keys())
