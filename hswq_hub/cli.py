@@ -27,6 +27,7 @@ from .settings import (
     EvaluationSettings,
     PublishSettings,
     Recipe,
+    UploadSettings,
 )
 from .settings import recipe as recipe_of
 
@@ -36,8 +37,9 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
-UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory"}
-"""Options that are about this machine and not about what comes out."""
+UPLOAD_OPTIONS = ("repo", "private", "gated", "create_pr", "revision", "collection", "unverified", "force")
+UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory", "yes", *UPLOAD_OPTIONS}
+"""Options that are about this machine or account and not about what comes out."""
 CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
 
 
@@ -156,6 +158,22 @@ picture_options = _options(
     ),
     click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]"),
 )
+upload_options = _options(
+    click.option(
+        "--private/--public", default=None, help="Who may see the repo.  [default: public; private if the source is]"
+    ),
+    click.option(
+        "--gated/--no-gated",
+        default=None,
+        help="Ask people to accept terms before they download.  [default: as the source]",
+    ),
+    click.option("--pr", "create_pr", is_flag=True, help="Open a pull request instead of changing main."),
+    click.option("--revision", metavar="BRANCH", help="Commit to this branch, made if need be.  [default: main]"),
+    click.option("--collection", metavar="SLUG", help="Put the repo into this collection."),
+    click.option("--no-verify", "unverified", is_flag=True, help="Compare checksums, but do not load it from the Hub."),
+    click.option("--force", is_flag=True, help="Also into a repo that hswq-hub did not make."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+)
 licence_option = click.option("--licence", metavar="ID", help="Hub licence id of a local checkpoint, for its card.")
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
@@ -170,6 +188,7 @@ def main():
     \b
     hswq-hub publish demo                                   try it: offline, on the bundled model
     hswq-hub publish model.safetensors --folder OUT         your own checkpoint
+    hswq-hub publish model.safetensors --repo OWNER/NAME    the same, and upload it
     """
 
 
@@ -186,6 +205,8 @@ def main():
 @picture_options
 @licence_option
 @compute_options
+@click.option("--repo", metavar="OWNER/NAME", help="Hub repo to upload to.  [default: the folder stays here]")
+@upload_options
 def publish(
     reference,
     folder,
@@ -201,9 +222,10 @@ def publish(
     licence,
     device,
     dtype,
+    yes,
     **options,
 ):
-    """Do it all: a checkpoint in, a folder to upload out.
+    """Do it all: a checkpoint in, a folder or a Hub repo out.
 
     The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
     safetensors file or diffusers folder, a Civitai or Hugging Face address, owner/repo, civitai:MODEL@VERSION, or
@@ -213,13 +235,16 @@ def publish(
     hswq-hub publish demo
     hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
+    hswq-hub publish model.safetensors --repo alice/my-model-hswq --private
     """
     from .card import Card
     from .publish import default_folder, publish
     from .report import HEADINGS, table, text_table
     from .sources import resolve
 
-    how = _recipe(options)
+    how, hub = _recipe(options), _upload_settings(options)
+    if hub is not None:
+        _agree(hub, yes)
     _quiet()
     source = resolve(reference, licence=licence, choose=_chooser(), **options)
     pictures = {"guidance": guidance, "size": size, "device": device, "dtype": dtype}
@@ -230,12 +255,35 @@ def publish(
         calibration=CalibrationSettings(samples=samples, steps=steps, seed=seed, **pictures),
         evaluation=EvaluationSettings(pairs=pairs, steps=picture_steps, **pictures),
     )
-    published = publish(
-        source, folder or default_folder(source), settings, command=_command(click.get_current_context(), source)
-    )
+    command = _command(click.get_current_context(), source)
+    published = publish(source, folder or default_folder(source), settings, command=command, hub=hub)
     click.echo(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     click.echo(f"\n{verdict}\n\n{published.folder}/")
+    if published.uploaded is not None:
+        _say_uploaded(published.uploaded)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", required=True, help="Hub repo to upload to.")
+@upload_options
+def upload(folder, yes, **options):
+    """Upload a folder that `publish` made, in one commit, and check what arrived.
+
+    A repo that is not there is made; one that hswq-hub made is updated, and its card keeps the figures of earlier
+    versions. What is there already is not sent again, so a run that was stopped is simply run again.
+
+    \b
+    hswq-hub upload hswq-published/demo-hswq --repo alice/demo-hswq
+    """
+    from .upload import upload
+
+    hub = _upload_settings(options)
+    _agree(hub, yes)
+    if hub.verify:
+        _quiet()
+    _say_uploaded(upload(folder, hub))
 
 
 @main.command()
@@ -501,6 +549,35 @@ def _choose(question: str, answers: list[str]) -> int:
     for number, answer in enumerate(answers, start=1):
         click.echo(f"  {number}  {answer}", err=True)
     return click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True) - 1
+
+
+def _upload_settings(options: dict) -> UploadSettings | None:
+    """Where to upload to, if that was asked for; its options are taken out of `options`."""
+    found = {name: options.pop(name) for name in UPLOAD_OPTIONS}
+    verify = not found.pop("unverified")
+    if found["repo"] is not None:
+        return UploadSettings(verify=verify, **found)
+    if any(value not in (None, False) for value in found.values()) or not verify:
+        raise click.UsageError("these options are about an upload; say where to with --repo OWNER/NAME")
+    return None
+
+
+def _agree(hub: UploadSettings, yes: bool) -> None:
+    """Check that the upload can work, and on a terminal ask whether it is meant."""
+    from .upload import check_upload
+
+    destination = check_upload(hub)
+    if _chooser() and not yes:
+        click.confirm(f"Upload to {destination.summary}?", default=True, abort=True, err=True)
+
+
+def _say_uploaded(uploaded) -> None:
+    click.echo(uploaded.url)
+    click.echo(f"commit    {uploaded.commit}")
+    if uploaded.tag is not None:
+        click.echo(f"tag       {uploaded.tag}")
+    loaded = f"; {' and '.join(uploaded.loaded)} loaded back from the Hub" if uploaded.loaded else ""
+    click.echo(f"verified  {uploaded.verified} files by their checksums{loaded}")
 
 
 def _formats(name: str) -> tuple[Format, ...]:

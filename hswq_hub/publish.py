@@ -38,11 +38,12 @@ from .quantize import (
     write_compensated,
     write_quantized,
 )
-from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
+from .settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings
 from .sources import Source
 from .sources.facts import licence_facts, source_facts
 from .sources.licence import LICENCE_FILE
 from .targets import CONTENTS, RECORD, check_room, check_same_source, check_target, list_contents, replace_folder
+from .upload import Uploaded, check_upload, upload
 from .workspace import Workspace, code_digest, home
 
 NAIVE = "naive FP8"
@@ -52,10 +53,11 @@ _EXAMPLES = "examples.json"
 
 @dataclass(frozen=True)
 class Published:
-    """The finished folder and the figures in it."""
+    """The finished folder and the figures in it. uploaded: where it is on the Hub, if it went there."""
 
     folder: Path
     evaluation: Evaluation
+    uploaded: Uploaded | None = None
 
 
 def default_folder(source: Source) -> Path:
@@ -69,7 +71,14 @@ def default_folder(source: Source) -> Path:
     return folder
 
 
-def publish(source: Source, folder: Path, settings: PublishSettings | None = None, *, command: str = "") -> Published:
+def publish(
+    source: Source,
+    folder: Path,
+    settings: PublishSettings | None = None,
+    *,
+    command: str = "",
+    hub: UploadSettings | None = None,
+) -> Published:
     """Calibrate, quantize, measure, and write `folder` as it would be uploaded.
 
     Args:
@@ -77,15 +86,17 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         folder: free, empty, or made by an earlier run, which is then replaced.
         settings: formats, recipe, calibration and evaluation.
         command: the command line that does the same, for the card.
+        hub: the repo that the folder is uploaded to; None: it stays here.
 
     Raises:
+        UploadError: see :func:`hswq_hub.upload.upload`.
         TargetError: the folder holds something else or cannot be made, or the disk has no room.
         ComponentError: the base lacks a component.
         DeviceError: CUDA asked for and absent.
         HSWQError: whatever the steps raise; the folder is then as it was.
     """
     settings = _settle(settings or PublishSettings(), source)
-    _preflight(source, folder, settings)
+    _preflight(source, folder, settings, hub)
     workspace = Workspace(source.name, source.sha256)
     device = settings.calibration.device
     calibration = _calibrated(workspace, source, settings.calibration)
@@ -121,11 +132,13 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         "layers": {plan.version.value: plan.as_rows() for plan in plans},
     }
     replace_folder(folder, lambda target: _fill(target, source, list(files.values()), measured, plans, facts))
-    return Published(folder, Evaluation.load(folder / METRICS))
+    return Published(folder, Evaluation.load(folder / METRICS), upload(folder, hub) if hub else None)
 
 
-def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
+def _preflight(source: Source, folder: Path, settings: PublishSettings, hub: UploadSettings | None) -> None:
     """Everything that can be known to fail, before anything costs time."""
+    if hub is not None:
+        check_upload(hub)
     check_target(folder)
     source.check_components()
     for version in settings.formats:

@@ -52,8 +52,8 @@ class HubServer:
     """A context manager. `repos` by "owner/name"; `corrupt`: paths whose stored bytes are not those that are listed.
 
     slow: paths of which a kilobyte comes at a time. accounts: what whoami answers, by token. collections: items by
-    slug. objects: large content by SHA-256. part_size: bytes above which LFS uploads come in parts. xet: where Xet
-    uploads go; None: this Hub offers none.
+    slug. objects: large content by SHA-256. forgotten: paths that commits leave out without a word. part_size: bytes
+    above which LFS uploads come in parts. xet: where Xet uploads go; None: this Hub offers none.
     """
 
     def __init__(self, xet: Path | None = None):
@@ -64,6 +64,7 @@ class HubServer:
         self.accounts = {TOKEN: account("alice", orgs={"acme": "write", "readers": "read"})}
         self.collections: dict[str, list[dict]] = {}
         self.objects: dict[str, Large] = {}
+        self.forgotten: set[str] = set()
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_size: int | None = None
         self.xet = XetStore(xet) if xet else None

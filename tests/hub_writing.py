@@ -187,6 +187,7 @@ def commit(request: "Handler", repo: str, revision: str):
     problems = check_card(files.get("README.md", b"").decode())
     if problems:
         return request.send_json({"error": "; ".join(problems)}, 400)
+    files = {path: content for path, content in files.items() if path not in request.hub.forgotten}
     made = found.add(revision, header["summary"], files, who["name"])
     request.send_json(
         {"success": True, "commitOid": made.oid, "commitUrl": f"{request.hub.url}/{repo}/commit/{made.oid}"}
