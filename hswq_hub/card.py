@@ -16,9 +16,10 @@ from hswq_runtime.formats import Format
 
 from .evaluate import ORIGINAL, Evaluation
 from .files import write_atomically
+from .history import EARLIER
 from .plots import SENSITIVITY, SIZES, WEIGHTS
 from .quantize import Decision
-from .report import HEADINGS, comparisons, megabytes, table
+from .report import HEADINGS, comparisons, earlier_table, megabytes, table
 from .sources.licence import Licence
 from .sources.listing import NSFW_TAG
 from .targets import RECORD
@@ -107,6 +108,11 @@ class Card:
         template = _environment().get_template("verdict.j2")
         text = template.render(comparisons=comparisons(self.evaluation), unscaled=self._unscaled())
         return [line for line in text.splitlines() if line]
+
+    @property
+    def earlier(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings and rows of the versions that were in the repo before this one; no rows without."""
+        return earlier_table(self.record.get(EARLIER, []), self.record["repo"])
 
     @property
     def drawings(self) -> list[str]:

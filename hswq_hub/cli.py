@@ -28,6 +28,7 @@ from .settings import (
     EvaluationSettings,
     PublishSettings,
     Recipe,
+    UploadSettings,
 )
 from .settings import recipe as recipe_of
 
@@ -39,18 +40,20 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
+UPLOAD_OPTIONS = ("repo", "private", "gated", "create_pr", "revision", "collection", "unverified", "force")
 UNPUBLISHED_OPTIONS = {
     *("folder", "civitai_endpoint", "verify", "calibration_memory"),
     *("from_", "redo", "dry_run", "yes"),
+    *UPLOAD_OPTIONS,
 }
-"""Options that are about this machine and not about what comes out."""
+"""Options that are about this machine or account and not about what comes out."""
 OPTION_GROUPS = {
     "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
     "What to make": ("format_", "recipe", "rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales"),
     "Calibration": ("samples", "steps", "seed"),
     "Measuring": ("pairs", "picture_steps"),
     "Pictures of both": ("guidance", "size"),
-    "Where to": ("folder",),
+    "Where to": ("folder", *UPLOAD_OPTIONS),
     "This machine": ("device", "dtype", "calibration_memory"),
     "This run": ("from_", "redo", "dry_run", "yes"),
 }
@@ -188,6 +191,21 @@ picture_options = _options(
     ),
     click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]"),
 )
+upload_options = _options(
+    click.option(
+        "--private/--public", default=None, help="Who may see the repo.  [default: public; private if the source is]"
+    ),
+    click.option(
+        "--gated/--no-gated",
+        default=None,
+        help="Ask people to accept terms before they download.  [default: as the source]",
+    ),
+    click.option("--pr", "create_pr", is_flag=True, help="Open a pull request instead of changing main."),
+    click.option("--revision", metavar="BRANCH", help="Commit to this branch, made if need be.  [default: main]"),
+    click.option("--collection", metavar="SLUG", help="Put the repo into this collection."),
+    click.option("--no-verify", "unverified", is_flag=True, help="Compare checksums, but do not load it from the Hub."),
+    click.option("--force", is_flag=True, help="Also into a repo that hswq-hub did not make."),
+)
 licence_option = click.option("--licence", metavar="ID", help="Hub licence id of a local checkpoint, for its card.")
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
@@ -225,9 +243,11 @@ def main():
 @click.option("--from", "from_", type=click.Choice(STAGES), help="Do this step and all after it again.")
 @click.option("--redo", type=click.Choice(STAGES), help="Do this step again, and what its outcome changes.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take.")
-@click.option("--yes", is_flag=True, help="Do not ask before long work.")
+@click.option("--repo", metavar="OWNER/NAME", help="Hub repo to upload to.  [default: the folder stays here]")
+@upload_options
+@click.option("--yes", is_flag=True, help="Do not ask before long work or an upload.")
 def publish(reference, folder, from_, redo, dry_run, yes, **options):
-    """Do it all: a checkpoint in, a folder to upload out.
+    """Do it all: a checkpoint in, a folder or a Hub repo out.
 
     The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
     safetensors file or diffusers folder, a Civitai or Hugging Face address, owner/repo, civitai:MODEL@VERSION, or
@@ -239,6 +259,7 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     hswq-hub publish demo --dry-run
     hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
+    hswq-hub publish model.safetensors --repo alice/my-model-hswq --private
     """
     from .card import Card
     from .outlook import Outlook
@@ -247,8 +268,10 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     from .report import HEADINGS, table, text_table
     from .sources import resolve
 
-    settings, context = _publish_settings(options), click.get_current_context()
+    hub, settings, context = _upload_settings(options), _publish_settings(options), click.get_current_context()
     again, choose = _again(from_, redo), _chooser()
+    if hub is not None:
+        _agree_to_upload(hub, yes or dry_run)
     _quiet()
 
     def command(source):
@@ -264,11 +287,36 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     source = resolve(reference, choose=choose, inspect=check, **options)
     outlook = Outlook.of(source, folder, settings, command(source), again)
     if choose and not yes:
-        _agree(outlook)
-    published = publish(source, outlook.folder, settings, command=command(source), again=again, tell=_tell)
+        _agree_to_work(outlook)
+    published = publish(source, outlook.folder, settings, command=command(source), again=again, hub=hub, tell=_tell)
     click.echo(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     click.echo(f"\n{verdict}\n\n{published.folder}/")
+    if published.uploaded is not None:
+        _say_uploaded(published.uploaded)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--repo", metavar="OWNER/NAME", required=True, help="Hub repo to upload to.")
+@upload_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def upload(folder, yes, **options):
+    """Upload a folder that `publish` made, in one commit, and check what arrived.
+
+    A repo that is not there is made; one that hswq-hub made is updated, and its card keeps the figures of earlier
+    versions. What is there already is not sent again, so a run that was stopped is simply run again.
+
+    \b
+    hswq-hub upload hswq-published/demo-hswq --repo alice/demo-hswq
+    """
+    from .upload import upload
+
+    hub = _upload_settings(options)
+    _agree_to_upload(hub, yes)
+    if hub.verify:
+        _quiet()
+    _say_uploaded(upload(folder, hub))
 
 
 @main.command(cls=_Grouped)
@@ -584,7 +632,7 @@ def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
     return STAGES[STAGES.index(from_) :] if from_ else (redo,) if redo else ()
 
 
-def _agree(outlook) -> None:
+def _agree_to_work(outlook) -> None:
     """Ask before long work."""
     from .progress import roughly
 
@@ -595,6 +643,35 @@ def _agree(outlook) -> None:
 
 def _tell(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _upload_settings(options: dict) -> UploadSettings | None:
+    """Where to upload to, if that was asked for; its options are taken out of `options`."""
+    found = {name: options.pop(name) for name in UPLOAD_OPTIONS}
+    verify = not found.pop("unverified")
+    if found["repo"] is not None:
+        return UploadSettings(verify=verify, **found)
+    if any(value not in (None, False) for value in found.values()) or not verify:
+        raise click.UsageError("these options are about an upload; say where to with --repo OWNER/NAME")
+    return None
+
+
+def _agree_to_upload(hub: UploadSettings, yes: bool) -> None:
+    """Check that the upload can work, and on a terminal ask whether it is meant."""
+    from .upload import check_upload
+
+    destination = check_upload(hub)
+    if _chooser() and not yes:
+        click.confirm(f"Upload to {destination.summary}?", default=True, abort=True, err=True)
+
+
+def _say_uploaded(uploaded) -> None:
+    click.echo(uploaded.url)
+    click.echo(f"commit    {uploaded.commit}")
+    if uploaded.tag is not None:
+        click.echo(f"tag       {uploaded.tag}")
+    loaded = f"; {' and '.join(uploaded.loaded)} loaded back from the Hub" if uploaded.loaded else ""
+    click.echo(f"verified  {uploaded.verified} files by their checksums{loaded}")
 
 
 def _formats(name: str) -> tuple[Format, ...]:

@@ -23,11 +23,12 @@ from .folder import facts_of, fill_folder, state_of
 from .hardware import maker, pick_device, pick_dtype
 from .preflight import preflight
 from .quantize import STATISTICS, Quantization, naive_cast
-from .settings import CalibrationSettings, EvaluationSettings, PublishSettings
+from .settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings
 from .sources import Source
 from .sources.recall import remember
 from .steps import Step, Tell, Work, silent
 from .targets import check_same_source, replace_folder
+from .upload import Uploaded, check_upload, upload
 from .workspace import Workspace, code_digest
 
 NAIVE = "naive FP8"
@@ -36,10 +37,11 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Published:
-    """The finished folder and the figures in it."""
+    """The finished folder and the figures in it. uploaded: where it is on the Hub, if it went there."""
 
     folder: Path
     evaluation: Evaluation
+    uploaded: Uploaded | None = None
 
 
 def default_folder(source: Source) -> Path:
@@ -60,6 +62,7 @@ def publish(
     *,
     command: str = "",
     again: Collection[str] = (),
+    hub: UploadSettings | None = None,
     tell: Tell = silent,
 ) -> Published:
     """Calibrate, quantize, measure, and write `folder` as it would be uploaded.
@@ -71,9 +74,11 @@ def publish(
         command: the command line that does the same, for the card.
         again: those of `settings.STAGES` whose products are made anew although they are there; after them, whatever
             was made from something that is now another.
+        hub: the repo that the folder is uploaded to; None: it stays here.
         tell: see `steps.make`.
 
     Raises:
+        UploadError: see :func:`hswq_hub.upload.upload`.
         TargetError: the folder holds something else or cannot be made, or the disk has no room.
         ComponentError: the base lacks a component.
         DeviceError: CUDA asked for and absent, or the model does not fit into memory.
@@ -81,13 +86,16 @@ def publish(
     """
     settings = settle(settings or PublishSettings(), source)
     todo = publication(source, folder, settings, command)
+    if hub is not None:
+        check_upload(hub)
     preflight(source, folder, settings, todo, again)
     workspace = Workspace(source.name, source.sha256)
     with workspace.locked(tell):
         remember(workspace, source)
         steps.forget(step for step in todo if step.stage in again)
         steps.make(todo, tell)
-    return Published(folder, Evaluation.load(folder / METRICS))
+    uploaded = None if hub is None else upload(folder, hub)
+    return Published(folder, Evaluation.load(folder / METRICS), uploaded)
 
 
 def publication(source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:

@@ -27,10 +27,30 @@ def _row(variant: VariantResult) -> tuple[str, ...]:
     if variant.label == ORIGINAL:
         fidelity = ("1 (reference)", "1", "∞", "0")
     else:
-        psnr = "∞" if variant.psnr_mean is None else f"{variant.psnr_mean:.1f} dB"
-        fidelity = (f"{variant.ssim_mean:.4f}", f"{variant.ssim_worst:.4f}", psnr, f"{variant.latent_mse_mean:.2e}")
+        fidelity = _fidelity(variant.ssim_mean, variant.ssim_worst, variant.psnr_mean, variant.latent_mse_mean)
     kept = f"{variant.kept_layers} of {variant.layers}"
     return (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes), *fidelity, kept)
+
+
+def earlier_table(earlier: list[dict], repo: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row of Markdown for each file of earlier versions, as `history.earlier_versions` lists them."""
+    rows = [
+        (
+            f"[`{entry['tag']}`](https://huggingface.co/{repo}/tree/{entry['tag']})",
+            f"`{file['file']}`" + (", still here" if file.get("here") else ""),
+            megabytes(file["bytes"]),
+            *_fidelity(file["ssim_mean"], file["ssim_worst"], file["psnr_mean"], file["latent_mse_mean"]),
+            str(entry["pairs"]),
+        )
+        for entry in earlier
+        for file in entry["files"].values()
+    ]
+    return ("version", "file", "size", *HEADINGS[3:7], "pairs"), rows
+
+
+def _fidelity(ssim_mean: float, ssim_worst: float, psnr_mean: float | None, latent_mse_mean: float) -> tuple[str, ...]:
+    psnr = "∞" if psnr_mean is None else f"{psnr_mean:.1f} dB"
+    return (f"{ssim_mean:.4f}", f"{ssim_worst:.4f}", psnr, f"{latent_mse_mean:.2e}")
 
 
 def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Collection[str] = ()) -> str:

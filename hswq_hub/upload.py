@@ -1,0 +1,373 @@
+"""From a finished folder to a Hub repo that was checked, in one commit; a run that was stopped is simply run again.
+
+    account, repo ─ history ─ commit ─ checksums ─ loaded back ─ tag ─ collection
+
+What is on the Hub already is not sent again, and nothing is tagged that was not verified.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+from hswq_runtime.architectures import ARCHITECTURES
+from hswq_runtime.errors import FormatError, HSWQError
+from hswq_runtime.pipeline import HSWQPipeline
+
+from .account import check_account
+from .card import METRICS, write_card
+from .files import file_sha256, write_atomically
+from .history import EARLIER, description, earlier_versions, lasting_files, read_json, tag_of, title, version_tag
+from .hub import TRIES, AccountError, UploadError, VerificationError, api, explained, is_conflict, patiently, site
+from .settings import UploadSettings
+from .targets import CONTENTS, RECORD, TargetError, check_room
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COLLECTION = re.compile(r"(?:https?://[^/]+/collections/)?(?P<slug>[\w.-]+/[\w.-]+)")
+_MADE_BY_THE_HUB = {".gitattributes"}
+_PULL = "refs/pr/"
+_TITLE_LENGTH = 190
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an upload goes, as it was found. head: commit that it is put on; None: the repo is not there yet.
+
+    record, metrics: of what we published there; None: nothing of ours.
+    """
+
+    repo: str
+    account: str
+    head: str | None = None
+    files: frozenset[str] = frozenset()
+    record: dict | None = None
+    metrics: dict | None = None
+    private: bool = False
+    gated: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.head is None:
+            return f"{site()}/{self.repo}, a new repo, as {self.account}"
+        kind = "made by hswq-hub, is updated" if self.record else "is there already"
+        return f"{site()}/{self.repo}, {kind}, as {self.account}"
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What came of it. verified: files whose checksums were compared. loaded: formats that were loaded back.
+
+    tag None: there is none, since it is a pull request or on a branch.
+    """
+
+    url: str
+    commit: str
+    tag: str | None
+    verified: int
+    loaded: tuple[str, ...]
+
+
+def check_upload(settings: UploadSettings) -> Destination:
+    """Whether the token may upload there, and whether the repo is free or ours: seconds, and nothing is changed.
+
+    Raises:
+        AccountError: no token, or one that may not write there.
+        TargetError: the repo holds what we did not make, and `force` was not said.
+        UploadError: an impossible name or combination, or the Hub cannot be reached.
+    """
+    repo = settings.repo
+    if not _REPO_ID.fullmatch(repo):
+        raise UploadError(f"{repo} is no name of a Hub repo: owner/name is, as in --repo alice/my-model-hswq")
+    if settings.create_pr and settings.revision:
+        raise UploadError("a pull request is always to main; leave out --revision or --pr")
+    with explained(repo):
+        account = check_account(repo.split("/")[0], proposing=settings.create_pr)
+        _check_collection(settings.collection)
+        found = _find(settings, account)
+    if found.head is None and settings.create_pr:
+        raise UploadError(f"there is no repo {repo} that a pull request could be for; leave out --pr")
+    foreign = found.files - _MADE_BY_THE_HUB
+    if foreign and found.record is None and not settings.force:
+        raise TargetError(
+            f"{repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
+            "--force to add to it"
+        )
+    return found
+
+
+def upload(folder: Path, settings: UploadSettings) -> Uploaded:
+    """Upload a folder that `publish` made, and check what arrived.
+
+    The record and the card in `folder` are completed with the name of the repo and the earlier versions that are on
+    the Hub, so that the folder stays equal to the repo.
+
+    Raises:
+        FormatError: it is no such folder, or a file of it is missing.
+        VerificationError: what the Hub holds afterwards is something else, or cannot be loaded.
+        AccountError, TargetError, UploadError: see :func:`check_upload`.
+    """
+    local = list_files(folder)
+    destination = check_upload(settings)
+    if settings.verify:
+        check_room(Path(constants.HF_HUB_CACHE), sum((folder / name).stat().st_size for name in local))
+    with explained(settings.repo):
+        _open(destination, settings, read_json(folder / RECORD)["source"])
+        commit, revision = _commit(folder, local, settings)
+        _check_listing(folder, local, settings.repo, commit)
+        loaded = _load_back(folder, settings.repo, commit) if settings.verify else ()
+        tag = None
+        if revision == constants.DEFAULT_REVISION:
+            tag = version_tag(read_json(folder / RECORD), read_json(folder / METRICS))
+            _tag(settings.repo, tag, commit)
+        if settings.collection:
+            slug = _COLLECTION.fullmatch(settings.collection)["slug"]
+            patiently(api().add_collection_item, slug, settings.repo, "model", exists_ok=True)
+    where = f"{site()}/{settings.repo}"
+    if revision != constants.DEFAULT_REVISION:
+        pull = revision.removeprefix(_PULL)
+        where += f"/discussions/{pull}" if settings.create_pr else f"/tree/{revision}"
+    return Uploaded(where, commit, tag, len(local), loaded)
+
+
+def list_files(folder: Path) -> list[str]:
+    """What of `folder` is uploaded: the files that its record lists and the record itself, nothing that lies about.
+
+    Raises:
+        FormatError: there is no record, a file is missing, or one is not within the folder.
+    """
+    record = read_json(folder / RECORD)
+    try:
+        names = sorted({RECORD, *record[CONTENTS]})
+        complete = all(record[key] for key in ("tool", "recipe", "source", "files")) and METRICS in names
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise FormatError(f"{folder} is no folder that `hswq-hub publish` made; make one with it first")
+    for name in names:
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        if not inside or not path.is_file() or PurePosixPath(name).as_posix() != name:
+            raise FormatError(f"{folder} lacks {name}, which its {RECORD} lists; make it anew with `hswq-hub publish`")
+    return names
+
+
+def _find(settings: UploadSettings, account: str) -> Destination:
+    """The destination as it is now."""
+    client, repo = api(), settings.repo
+    try:
+        info = patiently(client.model_info, repo)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return Destination(repo, account)
+    if not settings.create_pr:
+        try:
+            patiently(client.auth_check, repo, write=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 403:
+                raise
+            raise AccountError(
+                f"{account} may not write to {repo}; choose another --repo, or offer it with --pr"
+            ) from error
+    head = info
+    if settings.revision is not None:
+        refs = patiently(client.list_repo_refs, repo)
+        if settings.revision in {tag.name for tag in refs.tags}:
+            raise UploadError(f"{settings.revision} is a tag of {repo}, and tags stay where they are; name a branch")
+        if settings.revision in {branch.name for branch in refs.branches} or settings.revision.startswith(_PULL):
+            head = patiently(client.model_info, repo, revision=settings.revision)
+    record = _published(head, RECORD)
+    return Destination(
+        repo,
+        account,
+        head.sha,
+        frozenset(file.rfilename for file in head.siblings or ()),
+        record,
+        _published(head, METRICS) if record else None,
+        bool(info.private),
+        bool(info.gated),
+    )
+
+
+def _published(info: ModelInfo, name: str) -> dict | None:
+    """One of our JSON files in a repo; None if it is not there or is something else."""
+    if name not in {file.rfilename for file in info.siblings or ()}:
+        return None
+    with tempfile.TemporaryDirectory() as cache:  # of a repo that others may write to, nothing stays here
+        try:
+            path = patiently(api().hf_hub_download, info.id, name, revision=info.sha, cache_dir=cache)
+            found = read_json(Path(path))
+        except (FormatError, EntryNotFoundError):
+            return None
+    return found if name != RECORD or str(found.get("tool", "")).startswith("hswq-hub") else None
+
+
+def _check_collection(wanted: str | None) -> None:
+    if wanted is None:
+        return
+    match = _COLLECTION.fullmatch(wanted)
+    try:
+        patiently(api().get_collection, match["slug"] if match else wanted)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        raise UploadError(
+            f"there is no collection {wanted}; its name is the end of its address, owner/title-id"
+        ) from error
+
+
+def _open(destination: Destination, settings: UploadSettings, source: dict) -> None:
+    """Make the repo, and close it as far as was asked for or as its source is closed, before a file is in it."""
+    client, repo = api(), settings.repo
+    private = bool(source.get("private")) if settings.private is None else settings.private
+    gated = bool(source.get("gated")) and not private if settings.gated is None else settings.gated
+    if settings.create_pr:
+        if (private and not destination.private) or (gated and not (destination.gated or destination.private)):
+            raise UploadError(f"a pull request would show to all on {repo} what its source does not; leave out --pr")
+        return
+    now_private, now_gated = destination.private, destination.gated
+    if destination.head is None:
+        patiently(client.create_repo, repo, private=private or settings.private, exist_ok=True)
+        info = patiently(client.model_info, repo)
+        now_private, now_gated = bool(info.private), bool(info.gated)
+    if gated != now_gated and (gated or settings.gated is False):
+        patiently(client.update_repo_settings, repo, gated=_gate(source) if gated else False)
+    if private != now_private and (private or settings.private is False):
+        patiently(client.update_repo_settings, repo, private=private)
+    if settings.revision is not None and not settings.revision.startswith(_PULL):
+        patiently(client.create_branch, repo, branch=settings.revision, exist_ok=True)
+
+
+def _gate(source: dict) -> str:
+    return source["gated"] if source.get("gated") in ("auto", "manual") else "auto"
+
+
+def _commit(folder: Path, local: list[str], settings: UploadSettings) -> tuple[str, str]:
+    """The commit with the folder's files, and the revision that it is on.
+
+    It is put on what its history was read from: if somebody else commits in between, both are done again.
+    """
+    for attempt in range(1, TRIES + 1):
+        destination = _find(settings, "")
+        record = _complete(folder, settings.repo, destination)
+        metrics = read_json(folder / METRICS)
+        revision = settings.revision or constants.DEFAULT_REVISION
+        published = tag_of(destination.record, destination.metrics)
+        if settings.create_pr:
+            revision = patiently(_pull_request, settings.repo, record, metrics)
+        elif revision == constants.DEFAULT_REVISION and published not in (None, version_tag(record, metrics)):
+            _tag(settings.repo, published, destination.head)  # as a run did that did not die before
+        head = destination.head
+        if settings.create_pr:
+            head = patiently(api().model_info, settings.repo, revision=revision).sha
+        try:
+            made = patiently(
+                api().upload_folder,
+                repo_id=settings.repo,
+                folder_path=folder,
+                commit_message=_title(record, metrics),
+                commit_description=description(record, metrics),
+                revision=revision,
+                parent_commit=head,
+                allow_patterns=[escape(name) for name in local],
+                delete_patterns=[escape(name) for name in _outdated(destination, record, set(local))],
+            )
+            return made.oid, revision
+        except Exception as error:
+            if not is_conflict(error) or attempt == TRIES:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _complete(folder: Path, repo: str, destination: Destination) -> dict:
+    """The folder's record, with the repo's name and the earlier versions that are on the Hub; the card follows it."""
+    record = read_json(folder / RECORD)
+    earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
+    lasting = set(lasting_files(record, earlier).values()) & destination.files
+    for entry in earlier:
+        for file in entry["files"].values():
+            file["here"] = file["file"] in lasting
+    completed = {**record, "repo": repo, EARLIER: earlier}
+    if completed != record:
+        write_atomically(folder / RECORD, (json.dumps(completed, indent=2, allow_nan=False) + "\n").encode())
+        write_card(folder)
+    return completed
+
+
+def _outdated(destination: Destination, record: dict, local: set[str]) -> set[str]:
+    """What an earlier version of ours put into the repo and this one does not have, nor leaves there."""
+    listed = (destination.record or {}).get(CONTENTS)
+    ours = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
+    ours |= {file["file"] for entry in record[EARLIER] for file in entry["files"].values()}
+    lasting = {file["file"] for entry in record[EARLIER] for file in entry["files"].values() if file["here"]}
+    return (ours & destination.files) - local - lasting
+
+
+def _title(record: dict, metrics: dict) -> str:
+    return title(record, metrics)[:_TITLE_LENGTH]
+
+
+def _pull_request(repo: str, record: dict, metrics: dict) -> str:
+    """The branch of a pull request for this version: the one that an earlier run opened, or a new one."""
+    version = version_tag(record, metrics)
+    account = api().whoami()["name"]
+    for pull in api().get_repo_discussions(repo, author=account, discussion_type="pull_request"):
+        if pull.status in ("open", "draft") and pull.title.endswith(f"[{version}]"):
+            return f"{_PULL}{pull.num}"
+    name = f"{_title(record, metrics)[: _TITLE_LENGTH - len(version) - 3]} [{version}]"
+    return api().create_pull_request(repo, name, description=description(record, metrics)).git_reference
+
+
+def _check_listing(folder: Path, local: list[str], repo: str, commit: str) -> None:
+    """Compare what the Hub lists of each file with the file here: SHA-256, or git's own digest of a small one."""
+    entries = patiently(lambda: list(api().list_repo_tree(repo, revision=commit, recursive=True)))
+    listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    for name in local:
+        entry, path = listed.get(name), folder / name
+        if entry is None:
+            raise VerificationError(f"{repo} lacks {name} after the upload; run the same command again")
+        same = entry.lfs.sha256 == file_sha256(path) if entry.lfs else entry.blob_id == _git_digest(path)
+        if entry.size != path.stat().st_size or not same:
+            raise VerificationError(
+                f"{name} in {repo} is not the file that was uploaded; run the same command again, and if it stays so, "
+                "do not use that repo"
+            )
+
+
+def _git_digest(path: Path) -> str:
+    """What git calls a blob: the SHA-1 of its size and bytes. For files that are small enough to be read at once."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _load_back(folder: Path, repo: str, commit: str) -> tuple[str, ...]:
+    """Open each published file as a stranger does, from the Hub, and compare the bytes that came."""
+    others: dict = {}
+    record = read_json(folder / RECORD)
+    for file in record["files"].values():
+        try:
+            pipeline = patiently(
+                HSWQPipeline.from_pretrained, repo, weight_name=file["file"], revision=commit, **others
+            )
+        except HSWQError as error:
+            raise VerificationError(f"{repo} was uploaded, but cannot be loaded from there: {error}") from error
+        path = patiently(api().hf_hub_download, repo, file["file"], revision=commit)
+        if file_sha256(Path(path)) != file["sha256"]:
+            raise VerificationError(f"{file['file']} comes from {repo} with other bytes than were uploaded")
+        denoiser = ARCHITECTURES[record["architecture"]].component
+        others = {name: part for name, part in pipeline.components.items() if name != denoiser}
+    return tuple(record["files"])
+
+
+def _tag(repo: str, tag: str, commit: str) -> None:
+    """Give `commit` the name `tag`; one that is there stays where it is, since it names the same version."""
+    if tag not in {known.name for known in patiently(api().list_repo_refs, repo).tags}:
+        patiently(api().create_tag, repo, tag=tag, revision=commit, exist_ok=True)
