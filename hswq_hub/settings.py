@@ -156,3 +156,16 @@ class PublishSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     calibration_memory: float = CALIBRATION_MEMORY
     """Bound on second moments that are held at once, in GB. It decides how often the recorded calls are replayed."""
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """The machine of a job. flavor: as Hugging Face calls it. timeout: such as "3h", when it is stopped.
+
+    package: what the job installs, as pip has it; None: this version. namespace: who pays; None: the token's account.
+    """
+
+    flavor: str = "l40sx1"
+    timeout: str = "3h"
+    package: str | None = None
+    namespace: str | None = None
