@@ -8,10 +8,12 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/hswq-hub publish demo
 
-# What model_cards/ shows of the demo model: its card and figures as `make demo` made them, without the weights.
+# What model_cards/ shows: the demo model's card and figures as `make demo` made them, without the weights, and what is
+# known of the models in the catalog.
 cards: demo
 	mkdir -p model_cards/demo-hswq
-	cp -r $(addprefix hswq-published/demo-hswq/,README.md metrics.json hswq.json images) model_cards/demo-hswq/
+	cp -r $(addprefix hswq-published/demo-hswq/,README.md LICENSE metrics.json hswq.json images) model_cards/demo-hswq/
+	$(BIN)/hswq-hub card --catalog model_cards
 
 test: $(VENV)/ready
 	$(BIN)/pytest --numprocesses auto

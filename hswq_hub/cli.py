@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands, so that help is there at once.
 """
 
+import functools
 import os
 import shlex
 import sys
@@ -26,6 +27,7 @@ from .settings import (
     STAGES,
     CalibrationSettings,
     EvaluationSettings,
+    JobSettings,
     PublishSettings,
     Recipe,
     UploadSettings,
@@ -41,10 +43,12 @@ SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
 UPLOAD_OPTIONS = ("repo", "private", "gated", "create_pr", "revision", "collection", "unverified", "force")
+JOB_OPTIONS = {"on", "flavor", "timeout", "package", "namespace", "yes"}
 UNPUBLISHED_OPTIONS = {
     *("folder", "civitai_endpoint", "verify", "calibration_memory"),
-    *("from_", "redo", "dry_run", "yes"),
+    *("from_", "redo", "dry_run"),
     *UPLOAD_OPTIONS,
+    *JOB_OPTIONS,
 }
 """Options that are about this machine or account and not about what comes out."""
 OPTION_GROUPS = {
@@ -55,10 +59,11 @@ OPTION_GROUPS = {
     "Pictures of both": ("guidance", "size"),
     "Where to": ("folder", *UPLOAD_OPTIONS),
     "This machine": ("device", "dtype", "calibration_memory"),
+    "Another machine": ("on", "flavor", "timeout", "package", "namespace"),
     "This run": ("from_", "redo", "dry_run", "yes"),
 }
 """Headings in the help of commands with many options; what is not named here comes under the last."""
-CALIBRATION, EVALUATION = CalibrationSettings(), EvaluationSettings()
+CALIBRATION, EVALUATION, JOB = CalibrationSettings(), EvaluationSettings(), JobSettings()
 
 
 class _Group(click.Group):
@@ -206,6 +211,15 @@ upload_options = _options(
     click.option("--no-verify", "unverified", is_flag=True, help="Compare checksums, but do not load it from the Hub."),
     click.option("--force", is_flag=True, help="Also into a repo that hswq-hub did not make."),
 )
+namespace_option = click.option("--namespace", help="Organisation whose jobs they are.  [default: your account]")
+job_options = _options(
+    click.option("--on", type=click.Choice(["hf-jobs"]), help="Run it as a job on Hugging Face's machines."),
+    click.option("--flavor", default=JOB.flavor, show_default=True, help="Machine of the job."),
+    click.option("--timeout", default=JOB.timeout, show_default=True, help="When the job is stopped: 90m, 3h, 1d."),
+    click.option("--package", metavar="REQUIREMENT", help="What the job installs.  [default: this version]"),
+    namespace_option,
+    click.option("--yes", is_flag=True, help="Do not ask."),
+)
 licence_option = click.option("--licence", metavar="ID", help="Hub licence id of a local checkpoint, for its card.")
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
@@ -223,6 +237,18 @@ publish_options = _options(
     licence_option,
     compute_options,
 )
+
+
+def _or_as_a_job(command):
+    """A command that with --on is not run here: the same command line becomes a job, whose logs are followed."""
+
+    @functools.wraps(command)
+    def wrapped(*, on, flavor, timeout, package, namespace, **options):
+        if (job := _job_settings(on, flavor, timeout, package, namespace)) is None:
+            return command(**options)
+        return _run_as_job(click.get_current_context(), job)
+
+    return wrapped
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -245,7 +271,8 @@ def main():
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take.")
 @click.option("--repo", metavar="OWNER/NAME", help="Hub repo to upload to.  [default: the folder stays here]")
 @upload_options
-@click.option("--yes", is_flag=True, help="Do not ask before long work or an upload.")
+@job_options
+@_or_as_a_job
 def publish(reference, folder, from_, redo, dry_run, yes, **options):
     """Do it all: a checkpoint in, a folder or a Hub repo out.
 
@@ -260,6 +287,7 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     hswq-hub publish model.safetensors --repo alice/my-model-hswq --private
+    hswq-hub publish harukiMIX_zit2603 --repo alice/haruki-hswq --on hf-jobs --flavor l40sx1 --timeout 3h
     """
     from .card import Card
     from .outlook import Outlook
@@ -288,7 +316,7 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     outlook = Outlook.of(source, folder, settings, command(source), again)
     if choose and not yes:
         _agree_to_work(outlook)
-    published = publish(source, outlook.folder, settings, command=command(source), again=again, hub=hub, tell=_tell)
+    published = publish(source, outlook.folder, settings, command=command(source), again=again, hub=hub, tell=_say)
     click.echo(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     click.echo(f"\n{verdict}\n\n{published.folder}/")
@@ -432,7 +460,7 @@ def quantize(
     how = _recipe(options)
     _quiet()
     source = resolve(reference, choose=_chooser(), **options)
-    for path, plan in quantize(source, statistics, _formats(format_), output, how, device, calibration_memory, _tell):
+    for path, plan in quantize(source, statistics, _formats(format_), output, how, device, calibration_memory, _say):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
             click.echo(drawing)
@@ -490,16 +518,28 @@ def compare(one, other):
 
 
 @main.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def card(folder):
-    """Render a published folder's model card anew.
+@click.argument("model", required=False)
+@click.option("--catalog", type=FOLDER, help="Instead: write a card for each model of the catalog below this folder.")
+def card(model, catalog):
+    """Render a model card: a published folder's anew, or of a model that `hswq-hub models` lists what is known of it.
+
+    A folder's is written into it; a listed model's, which has no figures yet, is printed.
 
     \b
     hswq-hub card hswq-published/demo-hswq
+    hswq-hub card harukiMIX_zit2603
     """
-    from .card import write_card
+    from .card import card_of, write_card, write_catalog_cards
 
-    click.echo(write_card(folder))
+    if (model is None) == (catalog is None):
+        raise click.UsageError("give a folder or the name of a model, or --catalog FOLDER")
+    if catalog is not None:
+        for path in write_catalog_cards(catalog):
+            click.echo(path)
+    else:
+        click.echo(
+            write_card(Path(model)) if Path(model).is_dir() else card_of(model).render(), nl=Path(model).is_dir()
+        )
 
 
 @main.command()
@@ -593,6 +633,172 @@ def login(host, civitai_endpoint):
     click.echo(log_in(token, civitai_endpoint))
 
 
+@main.command()
+@click.argument("models", type=EXISTING_FILE)
+@click.option("--again", is_flag=True, help="Try also what failed for good.")
+@job_options
+def publish_all(models, again, on, flavor, timeout, package, namespace, yes):
+    """Publish every model of a list, one after another or each as a job.
+
+    MODELS is a YAML list. An entry is a reference, or a mapping of `reference` and options of `publish` without
+    their dashes. What is done stays done, whatever happens; run it again for the rest. Exit code 1: some are not done.
+
+    \b
+    hswq-hub publish-all models.yaml
+    hswq-hub publish-all models.yaml --on hf-jobs --flavor l40sx1 --yes
+    """
+    from .batch import HEADINGS, publish_all, read_list, summary
+    from .report import text_table
+
+    entries, job = read_list(models, _read_entry), _job_settings(on, flavor, timeout, package, namespace)
+    if job is None:
+        states = publish_all(models, entries, _publish_here, again=again, say=_say)
+    else:
+        states = _publish_as_jobs(models, entries, job, yes, again)
+    click.echo(text_table(HEADINGS, summary(entries, states)))
+    sys.exit(0 if all(state.done for state in states) else 1)
+
+
+@main.group(invoke_without_command=True)
+@namespace_option
+@click.pass_context
+def jobs(context, namespace):
+    """List the jobs that `publish --on hf-jobs` started; see what one writes, or stop it.
+
+    \b
+    hswq-hub jobs
+    hswq-hub jobs logs ID
+    hswq-hub jobs cancel ID
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from .jobs import HEADINGS, Jobs, rows
+    from .report import text_table
+
+    click.echo(text_table(HEADINGS, rows(Jobs(namespace).listing())))
+
+
+@jobs.command()
+@click.argument("id")
+def logs(id):
+    """Follow what a job writes, from its beginning. ID as `hswq-hub jobs` lists it."""
+    from .jobs import Jobs, split_id
+
+    namespace, number = split_id(id)
+    _follow(Jobs(namespace), number)
+
+
+@jobs.command()
+@click.argument("id")
+def cancel(id):
+    """Stop a job. ID as `hswq-hub jobs` lists it."""
+    from .jobs import Jobs, split_id
+
+    namespace, number = split_id(id)
+    Jobs(namespace).cancel(number)
+    click.echo(f"{id} is stopped")
+
+
+def _job_settings(on, *settings) -> JobSettings | None:
+    """The machine of a job, if one was asked for."""
+    if on is not None:
+        return JobSettings(*settings)
+    if settings != (JOB.flavor, JOB.timeout, JOB.package, JOB.namespace):
+        raise click.UsageError("these options are about a job; say --on hf-jobs")
+    return None
+
+
+def _run_as_job(context: click.Context, settings: JobSettings) -> None:
+    """Say what a job for this command line would cost, ask, start it and follow it."""
+    from .jobs import Jobs
+
+    account = Jobs(settings.namespace)
+    reference, words, need = _portable(context)
+    offer = account.offer(settings, need)
+    click.echo("\n".join(offer.lines()), err=True)
+    _confirm(f"Start {shlex.join(words)}", context.params["yes"])
+    job = account.submit(words, reference, settings)
+    click.echo(job.url)
+    _follow(account, job.id)
+
+
+def _portable(context: click.Context) -> tuple:
+    """Reference, command line for a machine that is not this one, and what that is to hold."""
+    from .jobs import check_portable, need_of
+
+    given = context.params
+    reference = check_portable(given["reference"], given["base"], given["folder"], given.get("repo"))
+    need = need_of(reference, given["base"], given["civitai_endpoint"], given["permitted"])
+    return reference, ["hswq-hub", *_words(context, reference, JOB_OPTIONS), "--yes"], need
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Ask, unless --yes was given; where nobody can answer that is needed."""
+    if yes:
+        return
+    if not _chooser():
+        raise click.UsageError("this costs money, and there is no terminal to ask; say --yes")
+    click.confirm(f"{question}?", abort=True, err=True)
+
+
+def _follow(account, job: str) -> None:
+    """Print what a job writes until it ends; Ctrl-C leaves it running."""
+    from .jobs import SUCCEEDED
+
+    try:
+        for line in account.follow(job):
+            click.echo(line)
+    except KeyboardInterrupt:
+        name = f"{account.namespace}/{job}"
+        click.echo(f"\nthe job goes on; hswq-hub jobs logs {name} follows it, jobs cancel {name} stops it", err=True)
+        return
+    status = account.look(job).status
+    if status.stage != SUCCEEDED:
+        click.echo(f"Error: the job ended as {status.stage}{f', {status.message}' if status.message else ''}", err=True)
+        sys.exit(1)
+
+
+def _read_entry(options: dict) -> list[str]:
+    """The words after `publish` for an entry of a list, checked as if they were typed."""
+    from .batch import words_of
+
+    known = {parameter.opts[-1].lstrip("-"): parameter for parameter in publish.params}
+    flags = {name: (p.opts[0], *p.secondary_opts) for name, p in known.items() if getattr(p, "is_flag", False)}
+    others = {n: p.opts[0] for n, p in known.items() if n not in flags and p.name not in {"reference", *JOB_OPTIONS}}
+    words = words_of(options, others, {n: o for n, o in flags.items() if known[n].name not in JOB_OPTIONS})
+    try:
+        publish.make_context("publish", list(words))
+    except click.UsageError as error:
+        raise ValueError(error.format_message()) from error
+    return words
+
+
+def _publish_here(words: list[str]) -> None:
+    with publish.make_context("publish", [*words, "--yes"]) as context:
+        publish.invoke(context)
+
+
+def _publish_as_jobs(models: Path, entries: list, settings: JobSettings, yes: bool, again: bool) -> list:
+    """Ask once for all of them, then start a job for each that is not done and wait for them."""
+    from .batch import publish_all_as_jobs
+    from .jobs import Jobs
+
+    account = Jobs(settings.namespace)
+
+    def prepare(words: list[str]) -> tuple:
+        with publish.make_context("publish", list(words)) as context:
+            return _portable(context)
+
+    def agree(count: int, most: float) -> None:
+        _confirm(f"Start {count} jobs, for at most ${most:.2f} in all", yes)
+
+    return publish_all_as_jobs(models, entries, account, settings, prepare, agree, again=again, say=_say)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
 def _chooser():
     """Somebody to ask, if there is a terminal; nobody is asked the same thing twice."""
     answered: dict[str, int] = {}
@@ -641,10 +847,6 @@ def _agree_to_work(outlook) -> None:
         click.confirm(f"This will take {roughly(outlook.seconds)}. Go on?", default=True, abort=True, err=True)
 
 
-def _tell(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def _upload_settings(options: dict) -> UploadSettings | None:
     """Where to upload to, if that was asked for; its options are taken out of `options`."""
     found = {name: options.pop(name) for name in UPLOAD_OPTIONS}
@@ -690,33 +892,39 @@ def _recipe(options: dict) -> Recipe:
 
 def _arguments(context: click.Context, leaving_out: str) -> list[str]:
     """The command's name and what it was given, but for one option."""
-    words = [context.info_name]
-    for parameter in context.command.params:
-        value = context.params[parameter.name]
-        if value is None or value is False or parameter.name == leaving_out:
-            continue
-        if not isinstance(parameter, click.Argument):
-            words.append(parameter.opts[-1])
-        words += [] if value is True else [str(value)]
-    return words
+    return _words(context, context.params["reference"], {leaving_out})
 
 
 def _command(context: click.Context, source, name: str | None = None) -> str:
-    """The command line that does the same again: the reference, and options that differ from their defaults.
+    """The command line that does the same again, for the published card.
 
-    It goes into the published card: the reference is in its short form, since the one that was typed may hold a
-    token, and paths of this machine are cut to their last part.
+    The reference is in its short form, since the one that was typed may hold a token, and paths of this machine are
+    cut to their last part.
     """
-    words = ["hswq-hub", name or context.info_name, source.reference]
+
+    def shown(value) -> str:
+        return Path(value).name if isinstance(value, Path) or Path(str(value)).exists() else str(value)
+
+    return shlex.join(["hswq-hub", *_words(context, source.reference, UNPUBLISHED_OPTIONS, shown, name)])
+
+
+def _words(context: click.Context, reference: str, leaving_out, shown=str, name: str | None = None) -> list[str]:
+    """The command's name or `name`, the reference, and the options that differ from defaults, each value as `shown`.
+
+    The one place where options become a command line again: for the card, for another process, for a job.
+    """
+    words = [name or context.info_name, reference]
     for parameter in context.command.params:
         value = context.params[parameter.name]
-        if isinstance(parameter, click.Argument) or parameter.name in UNPUBLISHED_OPTIONS:
+        if isinstance(parameter, click.Argument) or parameter.name in leaving_out:
             continue
         if value is None or value == parameter.get_default(context):
             continue
-        word = Path(value).name if isinstance(value, Path) or Path(str(value)).exists() else str(value)
-        words += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], word]
-    return shlex.join(words)
+        if parameter.is_flag:
+            words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        else:
+            words += [parameter.opts[0], shown(value)]
+    return words
 
 
 def _quiet() -> None:

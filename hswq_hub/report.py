@@ -53,6 +53,35 @@ def _fidelity(ssim_mean: float, ssim_worst: float, psnr_mean: float | None, late
     return (f"{ssim_mean:.4f}", f"{ssim_worst:.4f}", psnr, f"{latent_mse_mean:.2e}")
 
 
+def share(part: int, whole: int) -> str:
+    """One size in another, for people: "56 %"."""
+    return f"{100 * part / whole:.0f} %"
+
+
+def protocol_table(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """How the figures were measured, a name and what it was in each row."""
+    protocol, pairs = evaluation.protocol, evaluation.variants[0].pairs
+    how = protocol["generation"]
+    return [
+        ("pairs", f"{len(pairs)}, seeds {pairs[0].seed} to {pairs[-1].seed}"),
+        ("picture", f"{how['size']} × {how['size']} pixels, {how['steps']} steps, guidance {how['guidance']:g}"),
+        ("computed in", protocol["dtype"]),
+        ("hardware", protocol["hardware"]),
+        ("SSIM", protocol["ssim"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())),
+    ]
+
+
+def pair_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row for each prompt and seed: the SSIM of every variant."""
+    measured = [variant for variant in evaluation.variants if variant.label != ORIGINAL]
+    rows = [
+        (pairs[0].prompt, str(pairs[0].seed), *(f"{pair.ssim:.4f}" for pair in pairs))
+        for pairs in zip(*(variant.pairs for variant in measured), strict=True)
+    ]
+    return ("prompt", "seed", *(variant.label for variant in measured)), rows
+
+
 def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Collection[str] = ()) -> str:
     """Aligned columns for a terminal: the first and those headed by one of `left` to the left, others to the right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hswq_hub.card import Card
+from hswq_hub.card import Card, write_catalog_cards
 from hswq_hub.report import HEADINGS, table
 from hswq_hub.sources import resolve
+from hswq_hub.sources.catalog import catalog
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ROOT / "model_cards/demo-hswq"
@@ -15,6 +16,18 @@ SHOWN = ROOT / "model_cards/demo-hswq"
 
 def test_shown_card_is_what_the_card_command_renders_from_its_figures():
     assert (SHOWN / "README.md").read_text() == Card.from_folder(SHOWN).render()
+
+
+def test_shown_cards_of_the_catalog_are_what_the_card_command_writes(tmp_path):
+    written = write_catalog_cards(tmp_path)
+    assert len(written) == len(catalog())
+    for path in written:
+        assert (SHOWN.parent / path.relative_to(tmp_path)).read_text() == path.read_text()
+
+
+def test_no_other_card_is_shown():
+    shown = {path.parent.name for path in SHOWN.parent.glob("*/README.md")}
+    assert shown == {SHOWN.name, *(f"{entry.name}-hswq" for entry in catalog().values())}
 
 
 def test_shown_figures_are_of_the_bundled_model():

@@ -31,6 +31,16 @@ class Entry:
     """The share of layers that upstream kept."""
     reported: Reported
 
+    @property
+    def reference(self) -> str:
+        """The short form of a reference to it."""
+        return f"civitai:{self.model}@{self.version}"
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        return f"https://civitai.com/models/{self.model}?modelVersionId={self.version}"
+
 
 @cache
 def catalog() -> dict[str, Entry]:
@@ -40,3 +50,8 @@ def catalog() -> dict[str, Entry]:
     text = (files("hswq_hub") / "catalog.yaml").read_text(encoding="utf-8")
     entries = [Entry(**row | {"reported": Reported(**row["reported"])}) for row in yaml.safe_load(text)]
     return {entry.name.casefold(): entry for entry in entries}
+
+
+def entry_of(reference: str | None) -> Entry | None:
+    """The entry that a reference in its short form leads to."""
+    return next((entry for entry in catalog().values() if entry.reference == reference), None)
