@@ -135,6 +135,12 @@ recipe_options = _options(
     ),
     click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
     click.option(
+        "--fold",
+        is_flag=True,
+        help="V1: move powers of two between layers, where that changes nothing, to use more of the FP8 range. "
+        "A LoRA then fits in HSWQPipeline alone.",
+    ),
+    click.option(
         "--calibration-memory",
         type=click.FloatRange(0, min_open=True),
         default=CALIBRATION_MEMORY,
@@ -510,7 +516,7 @@ def _formats(name: str) -> tuple[Format, ...]:
 def _recipe(options: dict) -> Recipe:
     """The recipe that a command was given; its options are taken out of `options`."""
     name = options.pop("recipe")
-    names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales")
+    names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales", "fold")
     changes = {option: options.pop(option) for option in names}
     if changes["keep_ratio"] is not None and changes["budget"] is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")

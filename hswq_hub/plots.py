@@ -12,6 +12,7 @@ from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.fp8 import grid
 
 from .quantize import Decision, Plan
+from .quantize.fold import moved
 
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
@@ -60,7 +61,7 @@ def weights(checkpoint: Checkpoint, plan: Plan):
     values = grid()
     values = values[values > 0]
     for axes, decision in zip(rows, worst, strict=True):
-        weight = checkpoint.tensor(decision.key).float()
+        weight = moved(checkpoint.tensor(decision.key).float(), decision.fold)
         magnitude = (weight / decision.scale_tensor(weight)).abs().flatten()
         magnitude = magnitude[magnitude > 0]
         edges = torch.logspace(-12, 9, 127, base=2)

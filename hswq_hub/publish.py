@@ -28,6 +28,7 @@ from .pictures import comparison
 from .quantize import (
     Plan,
     check_budget,
+    check_fold,
     check_memory,
     codes_of,
     keep,
@@ -128,6 +129,7 @@ def _preflight(source: Source, folder: Path, settings: PublishSettings) -> None:
     """Everything that can be known to fail, before anything costs time."""
     check_target(folder)
     source.check_components()
+    check_fold(source.checkpoint, settings.formats, settings.recipe)
     for version in settings.formats:
         check_budget(source.checkpoint, version, settings.recipe)
     if settings.recipe.rounding == "gptq":

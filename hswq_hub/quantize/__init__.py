@@ -1,6 +1,6 @@
 """From a full-precision checkpoint and its statistics to HSWQ files.
 
-search (ranges) · compensate (moments, gptq) · measure (errors) · keep · writer
+search (ranges) · fold · compensate (moments, gptq) · measure (errors) · keep · writer
 """
 
 import tempfile
@@ -18,6 +18,7 @@ from ..settings import recipe as recipe_of
 from ..sources import Source
 from ..targets import check_replaceable
 from .compensate import check_memory, write_compensated
+from .fold import check_fold
 from .keep import check_budget, keep
 from .measure import measure_errors
 from .plan import Decision, Plan, plan_everything, plan_naive
@@ -27,6 +28,7 @@ __all__ = [
     "Decision",
     "Plan",
     "check_budget",
+    "check_fold",
     "check_memory",
     "codes_of",
     "keep",
@@ -65,6 +67,7 @@ def quantize(
     paths = {version: folder / quantized_name(source, version) for version in versions}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
+    check_fold(checkpoint, versions, recipe)
     for version in versions:
         check_budget(checkpoint, version, recipe)
     plans = plan_everything(checkpoint, calibration, versions, recipe, where)
