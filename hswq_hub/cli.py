@@ -14,6 +14,7 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 
 from . import __version__
+from .processes import check_shared
 from .settings import (
     CALIBRATION_MEMORY,
     DEFAULT_RECIPE,
@@ -170,13 +171,15 @@ pairs_option = click.option(
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hswq-hub")
-def main():
+@click.pass_context
+def main(context):
     """Quantize diffusion checkpoints to HSWQ FP8, measure them against the original, publish them.
 
     \b
     hswq-hub publish demo                                   try it: offline, on the bundled model
     hswq-hub publish model.safetensors --folder OUT         your own checkpoint
     """
+    check_shared(context.invoked_subcommand)
 
 
 @main.command()
@@ -289,6 +292,7 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
     """
     from .calibrate import Calibration, calibrate
     from .hardware import pick_device
+    from .plots import draw_calibration
     from .processes import Group, launch
     from .sources import resolve
     from .targets import check_replaceable
@@ -298,12 +302,14 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     settings = CalibrationSettings(samples, steps, seed=seed, guidance=guidance, size=size, device=device, dtype=dtype)
-    calibration = calibrate(resolve(reference, choose=_chooser(), **lookup), settings)
+    source = resolve(reference, choose=_chooser(), **lookup)
+    calibration = calibrate(source, settings)
     if not Group(pick_device(device)).first:
         return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
+    click.echo(draw_calibration(source.checkpoint, calibration, output))
 
 
 @main.command()

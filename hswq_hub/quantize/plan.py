@@ -166,10 +166,15 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     return Plan(Format.V1, NAIVE, tuple(decisions))
 
 
-def unread_plan(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Plan:
-    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file."""
+def unread_plan(
+    checkpoint: Checkpoint, version: Format, recipe: Recipe, calibration: Calibration | None = None
+) -> Plan:
+    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
+    with a calibration for what is kept by variance."""
     by_row = recipe.row_scales and version.scaled
-    decisions = (replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint))
+    decisions = [replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint)]
+    if calibration is not None:
+        decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
     return Plan(version, recipe.label, tuple(decisions))
 
 
