@@ -27,6 +27,9 @@ DTYPE_BYTES = {
 }
 """Bytes of one value, by safetensors' names."""
 
+_MAPPED = 1 << 29
+"""Bytes that are given from one mapping of the file."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -70,6 +73,7 @@ class Checkpoint:
             self._file = safe_open(str(self.path), framework="pt")
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{self.path} is not a complete safetensors file ({error})") from error
+        self._given = 0
         self.metadata = self._file.metadata() or {}
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
         self._stored_config = formats.config_of(self.metadata)
@@ -90,7 +94,13 @@ class Checkpoint:
         return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
 
     def tensor(self, key: str) -> torch.Tensor:
-        """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 stored as bytes is FP8."""
+        """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 stored as bytes is FP8.
+
+        Whoever goes through a file and holds on to nothing never has more than a few GB of it in memory.
+        """
+        self._given += self.tensors[key].nbytes
+        if self._given > _MAPPED:  # pages that were read stay for as long as their mapping does
+            self._file, self._given = safe_open(str(self.path), framework="pt"), 0
         stored = self._file.get_tensor(key)
         return stored.view(FP8) if stored.dtype == torch.uint8 and key in self.quantized else stored
 
