@@ -3,8 +3,9 @@
     python benchmarks/quantize.py --work build/quantize [--blocks 30]
 
 A checkpoint of random bf16 weights is written to --work once (12.3 GB with all 30 blocks). Each case then runs in a
-process of its own: a loop that reads, casts and writes the same tensors and does nothing else, and the recipes.
-Then the amax search of one layer, against the same search with one candidate evaluated at a time.
+process of its own: a loop that reads, casts and writes the same tensors and does nothing else, and the recipes. A run
+that was stopped goes on where it was. Then the amax search of one layer, against the same search with one candidate
+evaluated at a time.
 """
 
 import argparse
@@ -173,8 +174,11 @@ def main() -> None:
         return
     if not source.exists():
         write_checkpoint(source, arguments.blocks)
-    found = {}
+    kept = arguments.work / f"cases-{arguments.blocks}.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
     for case in CASES:
+        if case in found:
+            continue
         command = [
             sys.executable,
             __file__,
@@ -188,6 +192,7 @@ def main() -> None:
         found[case] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(case, found[case], flush=True)
         output.unlink()
+        kept.write_text(json.dumps(found))
     slow, fast = measure_search()
     size, plain = source.stat().st_size, found[CASES[0]]["seconds"]
     whole = (

@@ -15,6 +15,7 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 
 from . import __version__
+from .processes import check_shared
 from .settings import (
     CALIBRATION_MEMORY,
     DEFAULT_RECIPE,
@@ -175,6 +176,12 @@ recipe_options = _options(
     ),
     click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
     click.option(
+        "--fold",
+        is_flag=True,
+        help="V1: move powers of two between layers, where that changes nothing, to use more of the FP8 range. "
+        "A LoRA then fits in HSWQPipeline alone.",
+    ),
+    click.option(
         "--calibration-memory",
         type=click.FloatRange(0, min_open=True),
         default=CALIBRATION_MEMORY,
@@ -253,13 +260,15 @@ def _or_as_a_job(command):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="hswq-hub")
-def main():
+@click.pass_context
+def main(context):
     """Quantize diffusion checkpoints to HSWQ FP8, measure them against the original, publish them.
 
     \b
     hswq-hub publish demo                                   try it: offline, on the bundled model
     hswq-hub publish model.safetensors --folder OUT         your own checkpoint
     """
+    check_shared(context.invoked_subcommand)
 
 
 @main.command(cls=_Grouped)
@@ -414,6 +423,7 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
     """
     from .calibrate import Calibration, calibrate
     from .hardware import pick_device
+    from .plots import draw_calibration
     from .processes import Group, launch
     from .sources import resolve
     from .targets import check_replaceable
@@ -423,12 +433,14 @@ def calibrate(reference, samples, steps, seed, guidance, size, device, dtype, ou
     _quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     settings = CalibrationSettings(samples, steps, seed=seed, guidance=guidance, size=size, device=device, dtype=dtype)
-    calibration = calibrate(resolve(reference, choose=_chooser(), **lookup), settings)
+    source = resolve(reference, choose=_chooser(), **lookup)
+    calibration = calibrate(source, settings)
     if not Group(pick_device(device)).first:
         return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
+    click.echo(draw_calibration(source.checkpoint, calibration, output))
 
 
 @main.command()
@@ -883,7 +895,7 @@ def _formats(name: str) -> tuple[Format, ...]:
 def _recipe(options: dict) -> Recipe:
     """The recipe that a command was given; its options are taken out of `options`."""
     name = options.pop("recipe")
-    names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales")
+    names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales", "fold")
     changes = {option: options.pop(option) for option in names}
     if changes["keep_ratio"] is not None and changes["budget"] is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")

@@ -7,6 +7,7 @@ import torch
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fp8 import dequantize
+from hswq_runtime.mapping import Piece
 
 from .progress import progress
 
@@ -54,7 +55,5 @@ def _compare(layer: str, one: Checkpoint, key: str, other: Checkpoint, their_key
 
 
 def _values(checkpoint: Checkpoint, key: str) -> torch.Tensor:
-    tensor = checkpoint.tensor(key)
-    if key not in checkpoint.quantized:
-        return tensor.float()
-    return dequantize(tensor, checkpoint.scales[key], torch.float32)
+    whole = Piece(key, 0, checkpoint.tensors[key].shape[0])
+    return dequantize(checkpoint.tensor(key), checkpoint.scale_of([whole]), torch.float32)

@@ -9,9 +9,14 @@ from pathlib import Path
 import torch
 
 from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.formats import Format
 from hswq_runtime.fp8 import grid
 
-from .quantize import Decision, Plan
+from .calibrate import Calibration
+from .quantize import Decision, Plan, keep
+from .quantize.fold import moved
+from .quantize.plan import unread_plan
+from .settings import recipe
 
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
@@ -33,7 +38,15 @@ def draw_plan(checkpoint: Checkpoint, plan: Plan, file: Path) -> list[Path]:
     return drawn
 
 
-def sensitivity(plan: Plan):
+def draw_calibration(checkpoint: Checkpoint, calibration: Calibration, file: Path) -> Path:
+    """Sensitivity as calibration found it, drawn beside its file, with what the published method would keep."""
+    how = recipe("hswq")
+    plan = keep(unread_plan(checkpoint, Format.V1, how, calibration), checkpoint, how)
+    figure = sensitivity(plan, "red: what the method as published keeps in full precision")
+    return save(figure, file.with_name(f"{file.stem}-{SENSITIVITY}"))
+
+
+def sensitivity(plan: Plan, title: str | None = None):
     """Every layer that can be FP8, the most sensitive first, those that are kept in another colour.
 
     Drawn is the measured error where there is one, otherwise the output variance.
@@ -49,7 +62,7 @@ def sensitivity(plan: Plan):
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("latent MSE when this layer alone is quantized" if measured else "variance of the layer's output")
-    axes.set_title(f"{plan.version.label}: red layers stay in full precision", fontsize=9)
+    axes.set_title(title or f"{plan.version.label}: red layers stay in full precision", fontsize=9)
     return figure
 
 
@@ -60,7 +73,7 @@ def weights(checkpoint: Checkpoint, plan: Plan):
     values = grid()
     values = values[values > 0]
     for axes, decision in zip(rows, worst, strict=True):
-        weight = checkpoint.tensor(decision.key).float()
+        weight = moved(checkpoint.tensor(decision.key).float(), decision.fold)
         magnitude = (weight / decision.scale_tensor(weight)).abs().flatten()
         magnitude = magnitude[magnitude > 0]
         edges = torch.logspace(-12, 9, 127, base=2)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from .memory import memory_of
-from .quantize import check_budget, check_memory
+from .quantize import check_budget, check_fold, check_memory
 from .settings import PublishSettings
 from .sources import Source, cache
 from .steps import Step, open_steps
@@ -32,6 +32,7 @@ def preflight(
     """
     check_target(folder)
     source.check_components()
+    check_fold(source.checkpoint, settings.formats, settings.recipe)
     for version in settings.formats:
         check_budget(source.checkpoint, version, settings.recipe)
     if settings.recipe.rounding == "gptq":

@@ -4,17 +4,21 @@ Every process makes its share of the pictures; what they found is put together i
 processes. Only the first writes anything.
 """
 
+import logging
 import os
-import subprocess
 import sys
 from functools import cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from hswq_runtime.errors import HSWQError
 
+if TYPE_CHECKING:
+    import torch
+
 _LAUNCHED = "WORLD_SIZE"
 """Set by every launcher in the processes that it starts."""
+_SHARED = "calibrate"
+"""The command that several processes share."""
 
 
 @cache
@@ -30,7 +34,7 @@ def _state(cpu: bool):
 class Group:
     """The processes that `device` is one of the devices of."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: "torch.device"):
         self._state = _state(device.type == "cpu")
         self.device = device if self._state is None else self._state.device
         self.number = 0 if self._state is None else self._state.process_index
@@ -42,21 +46,69 @@ class Group:
         return self.number == 0
 
     def gather(self, found) -> list:
-        """What each process gave, in their order; every process has to call this."""
+        """What each process gave, in their order; every process has to call this.
+
+        Raises:
+            HSWQError: another process is gone.
+        """
         if self.size == 1:
             return [found]
         from accelerate.utils import gather_object
 
-        return gather_object([found])
+        try:
+            return gather_object([found])
+        except RuntimeError as error:  # what torch.distributed raises, of whatever backend
+            reason = str(error).strip().splitlines()[0]
+            raise HSWQError(
+                f"another of the {self.size} processes is gone ({reason}); its own message is above, run this again"
+            ) from error
+
+
+def check_shared(command: str | None) -> None:
+    """Check that several processes were not launched for a `command` that is the work of one.
+
+    Raises:
+        HSWQError: they were.
+    """
+    if command != _SHARED and int(os.environ.get(_LAUNCHED, "1")) > 1:
+        raise HSWQError(
+            f"`hswq-hub {command}` is the work of one process; share the calibration, `accelerate launch -m hswq_hub "
+            f"{_SHARED} …`, and give what it writes to `hswq-hub quantize --calibration`"
+        )
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run `hswq-hub` with `arguments` in `count` processes; returns the exit code of the first that failed, or 0.
+    """Run `hswq-hub` with `arguments` in `count` processes; returns 0, or the exit code of one that said why it failed.
+
+    Should one of them die, the others are stopped.
 
     Raises:
-        HSWQError: from within such a process already.
+        HSWQError: from within such a process already, or one of them was killed.
     """
     if _LAUNCHED in os.environ:
         raise HSWQError("--num-processes starts the processes itself; leave it out under `accelerate launch`")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run([*command, "-m", "hswq_hub", *arguments]).returncode
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="hswq",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "hswq_hub", *arguments)
+    except ChildFailedError as error:
+        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+        if not killed:
+            return max(failure.exitcode for failure in error.failures.values())
+        rank, failure = next(iter(killed.items()))
+        raise HSWQError(
+            f"process {rank + 1} of {count} was killed ({failure.signal_name()}; the system does that when memory runs "
+            "out), so the others were stopped; nothing that was saved before is lost, run this again"
+        ) from None
+    return 0

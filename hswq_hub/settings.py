@@ -77,8 +77,8 @@ class Recipe:
 
     rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
     size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
-    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. search: of the
-    range; None: the range is max|w|.
+    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. fold: in V1
+    powers of two are moved between layers. search: of the range; None: the range is max|w|.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Recipe:
     keep_ratio: float | None = None
     budget: float | None = None
     row_scales: bool = False
+    fold: bool = False
     search: SearchSettings | None = None
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)

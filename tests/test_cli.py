@@ -26,6 +26,7 @@ def run(tmp_path, monkeypatch):
 def test_each_step_alone(run, tmp_path):
     result = run("calibrate", "demo", "--samples", 1, "--steps", 2, "-o", "statistics.safetensors")
     assert result.exit_code == 0 and (tmp_path / "statistics.json").is_file(), result.output
+    assert (tmp_path / "statistics-sensitivity.png").is_file()
     result = run("quantize", "demo", "--calibration", "statistics.safetensors", "-o", "out", "--keep-ratio", 0.25,
                  "--keep-by", "variance")  # fmt: skip
     assert result.exit_code == 0, result.output

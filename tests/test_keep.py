@@ -157,22 +157,19 @@ def test_pictures_of_a_batch_are_those_made_alone():
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, version, tmp_path):
-    plans = plan_everything(source, calibration, [version], recipe())
-    written = []
-    for memory in (1.0, 0.001):
-        path = tmp_path / f"{memory}.safetensors"
-        write_compensated(
-            source, calibration, plans, {version: path}, RoundingSettings(), source_sha256="0" * 64, memory=memory
-        )
-        written.append(path.read_bytes())
+def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, tmp_path):
+    plans, written = plan_everything(source, calibration, list(Format), recipe()), []
+    for memory in (1.0, 0.0015):
+        paths = {version: tmp_path / f"{version}-{memory}.safetensors" for version in Format}
+        arguments = source, calibration, plans, paths, RoundingSettings(sweeps=1)
+        write_compensated(*arguments, source_sha256="0" * 64, memory=memory)
+        written.append({version: path.read_bytes() for version, path in paths.items()})
     assert written[0] == written[1]
-    model = load_model(tmp_path / "1.0.safetensors", torch.float32)
     exact, nearest = tiny.run(load_model(source, torch.float32)), tmp_path / "nearest.safetensors"
-    write_quantized(source, plan_nearest(source, plans[version]), nearest, source_sha256="0" * 64)
-    error = (tiny.run(model) - exact).square().mean()
-    assert error < 0.5 * (tiny.run(load_model(nearest, torch.float32)) - exact).square().mean()
+    for version, path in paths.items():
+        error = (tiny.run(load_model(path, torch.float32)) - exact).square().mean()
+        write_quantized(source, plan_nearest(source, plans[version]), nearest, source_sha256="0" * 64)
+        assert error < 0.5 * (tiny.run(load_model(nearest, torch.float32)) - exact).square().mean()
 
 
 def test_row_scales_are_stored_a_row(source, calibration, tmp_path):

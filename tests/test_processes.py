@@ -1,36 +1,40 @@
 """Two real processes over gloo find what one finds, and a process that dies takes the run with it."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 
 from hswq_hub.calibrate import Calibration, LayerStatistics, merged
+from hswq_hub.cli import main
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--samples", "3", "--steps", "2", "--size", "32", "--device", "cpu")
 
 
-def hub(*arguments, cwd, **environment):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "runtime")])
-    return subprocess.run(
-        [sys.executable, "-m", "hswq_hub", *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The command line in this process; what it launches are processes of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "runtime")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
-    for name, more in (("one", ()), ("two", ("--num-processes", "2"))):
-        result = hub("calibrate", "demo", *QUICK, "-o", f"{name}.safetensors", *more, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("layers, 0 calls left out") == 1, "only the first process writes and says so"
+def test_two_processes_find_what_one_finds(hub, tmp_path, capfd):
+    assert hub("calibrate", "demo", *QUICK, "-o", "one.safetensors").exit_code == 0
+    result = hub("calibrate", "demo", *QUICK, "-o", "two.safetensors", "--num-processes", "2")
+    said = capfd.readouterr()
+    assert result.exit_code == 0, said.err
+    assert said.out.count("layers, 0 calls left out") == 1, "only the first process writes and says so"
     one, two = (Calibration.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert (one.made_by["processes"], two.made_by["processes"]) == (1, 2)
     assert one.layers.keys() == two.layers.keys()
@@ -44,20 +48,86 @@ def test_two_processes_find_what_one_finds(tmp_path):
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(mine.flatten()[1], theirs.flatten()[1], strict=True))
 
 
-def test_a_process_that_fails_fails_the_run_and_leaves_what_was_there(tmp_path):
+def kill_one(killed: list[int]) -> None:
+    """Wait until this process has launched two of ours, and kill one of them as the system would."""
+    while not killed:
+        children = [child for child in psutil.Process().children() if "hswq_hub" in child.cmdline()]
+        if len(children) == 2:
+            killed.append(children[1].pid)
+            children[1].kill()
+        time.sleep(0.05)
+
+
+def test_a_killed_process_fails_the_run_with_one_sentence_and_leaves_what_was_there(hub, tmp_path, capfd):
+    kept, killed = tmp_path / "statistics.safetensors", []
+    Calibration({}).save(kept)
+    before = kept.read_bytes()
+    thread = threading.Thread(target=kill_one, args=(killed,))
+    thread.start()
+    result = hub("calibrate", "demo", "--samples", "1000", "-o", kept, "--num-processes", "2")
+    thread.join()
+    assert result.exit_code == 2
+    assert "was killed (SIGKILL" in result.stderr and result.stderr.count("\n") == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert kept.read_bytes() == before and not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
+    assert not [child for child in psutil.Process().children() if "hswq_hub" in child.cmdline()], "nobody hangs"
+
+
+MEMBER = """
+import os, torch
+from hswq_hub.processes import Group
+group = Group(torch.device("cpu"))
+if not group.first:
+    os.kill(os.getpid(), 9)
+try:
+    group.gather("found")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_who_waits_for_a_process_that_is_gone_says_so(hub):
+    """As launched by somebody else; the second is killed before it gives what it found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER],
+            env=os.environ | where | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    assert first.communicate(timeout=90)[0].startswith("HSWQError another of the 2 processes is gone (")
+    second.communicate(timeout=90)
+    assert (first.returncode, second.returncode) == (0, -9)
+
+
+def test_processes_that_fail_say_why_and_leave_what_was_there(hub, tmp_path, capfd):
     kept = tmp_path / "statistics.safetensors"
     Calibration({}).save(kept)
     before = kept.read_bytes()
     (tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
-    result = hub("calibrate", "broken.safetensors", "-o", kept.name, "--num-processes", "2", cwd=tmp_path)
-    assert result.returncode != 0
-    assert "is not a complete safetensors file" in result.stderr
+    assert hub("calibrate", "broken.safetensors", "-o", kept.name, "--num-processes", "2").exit_code == 2
+    said = capfd.readouterr().err
+    assert "is not a complete safetensors file" in said and "Traceback" not in said
     assert kept.read_bytes() == before
 
 
-def test_processes_are_not_started_twice(tmp_path):
-    result = hub("calibrate", "demo", "-o", "x.safetensors", "--num-processes", "2", cwd=tmp_path, WORLD_SIZE="2")
-    assert result.returncode == 2 and "leave it out under `accelerate launch`" in result.stderr
+def test_processes_are_not_started_twice(hub, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = hub("calibrate", "demo", "-o", "x.safetensors", "--num-processes", "2")
+    assert result.exit_code == 2 and "leave it out under `accelerate launch`" in result.stderr
+
+
+def test_only_calibration_is_shared(hub, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in ("publish", "quantize", "evaluate"):
+        result = hub(command, "demo")
+        assert result.exit_code == 2
+        assert f"`hswq-hub {command}` is the work of one process" in result.stderr
 
 
 def test_merging_is_adding():

@@ -1,6 +1,8 @@
 """Plan and writer: what is kept, what is written, and that reading it back gives just that."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.calibrate import Calibration, monitor
-from hswq_hub.quantize import Plan, keep, plan_everything, plan_naive, write_quantized
+from hswq_hub.quantize import Plan, keep, plan_everything, plan_naive, write_quantized, writer
 from hswq_hub.settings import recipe
+from hswq_hub.sources import resolve
 from hswq_runtime import Checkpoint, Format, dequantize_, load_model, weight_bytes
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fp8 import FP8, quantize
@@ -141,6 +144,27 @@ def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, ve
     assert weight_bytes(load_model(source)) == source.weight_bytes
     forbidden = sum(torch.Size(source.tensors[d.key].shape).numel() for d in plan_naive(source).kept)
     assert held < 0.5 * source.weight_bytes + forbidden + 0.02 * source.weight_bytes
+
+
+def test_a_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """Read pages belong to the process until their mapping goes, and with them a 12 GB file would."""
+    demo, mapped = resolve("demo").checkpoint, 1 << 20
+
+    def resident() -> int:
+        """KiB of the source that are in this process's memory."""
+        sizes, ours = [], False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if re.match(r"[0-9a-f]+-", line):
+                ours = line.endswith(demo.path.name)
+            elif ours and line.startswith("Rss:"):
+                sizes.append(int(line.split()[1]))
+        return sum(sizes)
+
+    monkeypatch.setattr("hswq_runtime.checkpoint._MAPPED", mapped)
+    seen, moved = [], writer.moved
+    monkeypatch.setattr(writer, "moved", lambda *arguments: seen.append(resident()) or moved(*arguments))
+    written(demo, plan_naive(demo), tmp_path)
+    assert len(seen) > 50 and 0 < max(seen) * 1024 < 4 * mapped < demo.path.stat().st_size / 2
 
 
 def test_same_input_same_bytes(source, calibration, tmp_path):

@@ -18,6 +18,10 @@ named `cooldown` in --work starts the final decay of the learning rate at once.
 On two CPU cores that takes about forty-five minutes, if nothing else runs on them and memory that was freed is kept
 for the next step (glibc gives it back each time): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
 
+Another model, of another size, to try recipes on; the finished stages of the demo model in --work serve it as well:
+
+    python tools/train_demo_model.py --heads 3 --layers 3 --steps 800 --batch 16 --out build/second --work WORK
+
 Every stage starts from the same seed, so that a continued run draws the same numbers; another processor or
 number of threads sums in another order and gives a model like it, not the same bytes. The committed model is one run
 of this script, stopped and continued twice; its first 2,350 steps had --steps 2500, that is a faster decay.
@@ -94,14 +98,14 @@ def make_vae():
     return vae
 
 
-def make_transformer():
+def make_transformer(heads, layers):
     # The three RoPE axes split a head in the proportion 1/4, 3/8, 3/8, as in the large model.
     model = ZImageTransformer2DModel(
         in_channels=LATENT_CHANNELS,
-        dim=4 * HEAD_DIM,
-        n_heads=4,
-        n_kv_heads=4,
-        n_layers=4,
+        dim=heads * HEAD_DIM,
+        n_heads=heads,
+        n_kv_heads=heads,
+        n_layers=layers,
         n_refiner_layers=2,
         cap_feat_dim=CAPTION_DIM,
         axes_dims=[HEAD_DIM // 4, HEAD_DIM * 3 // 8, HEAD_DIM * 3 // 8],
@@ -340,12 +344,12 @@ def update_average(average, module, step):
 class Training:
     """Everything the last stage must keep to be able to continue."""
 
-    def __init__(self, tokenizer, text_encoder, learning_rate, device):
+    def __init__(self, tokenizer, text_encoder, heads, layers, learning_rate, device):
         # The text encoder stays as it is: trained along, it forgot within a few hundred steps what it knew of
         # colours, because the flow loss seldom depends on them.
         self.text_encoder = make_text_encoder(tokenizer).requires_grad_(False).to(device)
         self.text_encoder.load_state_dict(text_encoder)
-        self.transformer = make_transformer().to(device)
+        self.transformer = make_transformer(heads, layers).to(device)
         self.average = copy.deepcopy(self.transformer)
         self.optimizers = make_optimizers(self.transformer, learning_rate)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
@@ -545,6 +549,8 @@ def parse_arguments():
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--heads", type=int, default=4, help="of 48 channels each")
+    parser.add_argument("--layers", type=int, default=4, help="besides the two refiners of pictures and of captions")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -575,7 +581,7 @@ def main():
         lambda: pretrain_text_encoder(tokenizer, token_ids, latents, args.device),
     )
     torch.manual_seed(args.seed)
-    training = Training(tokenizer, text_encoder, args.learning_rate, args.device)
+    training = Training(tokenizer, text_encoder, args.heads, args.layers, args.learning_rate, args.device)
     if (args.work / "training.pt").exists():
         training.load(args.work / "training.pt")
         torch.manual_seed(args.seed + training.step)

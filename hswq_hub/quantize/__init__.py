@@ -1,6 +1,6 @@
 """From a full-precision checkpoint and its statistics to HSWQ files.
 
-search (ranges) · compensate (moments, gptq) · measure (errors) · keep · writer; steps puts them in order
+search (ranges) · fold · compensate (moments, gptq) · measure (errors) · keep · writer; steps puts them in order
 """
 
 import shutil
@@ -22,6 +22,7 @@ from ..steps import Step, Tell, make, silent
 from ..targets import check_replaceable
 from ..workspace import Workspace
 from .compensate import check_memory, write_compensated
+from .fold import check_fold
 from .keep import check_budget, keep
 from .measure import measure_errors
 from .plan import Decision, Plan, plan_everything, plan_naive
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "Quantization",
     "check_budget",
+    "check_fold",
     "check_memory",
     "codes_of",
     "keep",
@@ -81,6 +83,7 @@ def quantize(
     paths = {version: folder / quantized_name(source, version) for version in versions}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
+    check_fold(source.checkpoint, versions, recipe)
     for version in versions:
         check_budget(source.checkpoint, version, recipe)
     workspace = Workspace(source.name, source.sha256)

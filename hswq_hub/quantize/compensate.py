@@ -17,6 +17,7 @@ from hswq_runtime.loading import load_model
 from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
+from .fold import moved
 from .gptq import compensated_layer
 from .moments import in_groups, second_moments
 from .plan import Plan
@@ -65,8 +66,9 @@ def write_compensated(
                 for version, file in files.items():
                     decision = todo[version][key]
                     scale = decision.scale_tensor(weight)
+                    # A fold divides the inputs by one power of two, and moments count up to a positive multiple.
                     codes = compensated_layer(
-                        weight,
+                        moved(weight, decision.fold),
                         moments[key],
                         scale if version.scaled else None,
                         damping=settings.damping,

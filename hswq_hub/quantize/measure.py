@@ -19,6 +19,7 @@ from ..metrics import latent_mse
 from ..progress import progress
 from ..settings import CalibrationSettings, ErrorSettings
 from ..sources import Source
+from .fold import moved
 from .plan import Decision, Plan
 
 
@@ -46,7 +47,7 @@ def measure_errors(
     errors = {}
     for decision in progress(plan.quantized, desc=f"error {plan.version.value}", unit="layer"):
         weight, scale = codes(decision)
-        values = dequantize(weight, scale if plan.version.scaled else None, dtype)
+        values = moved(dequantize(weight, scale if plan.version.scaled else None, dtype), decision.fold, back=True)
         with exchanged(denoiser, checkpoint, decision.key, values):
             errors[decision.key] = latent_mse(reference, final_latents(pipeline, prompts, seeds, how))
     return errors

@@ -8,19 +8,20 @@ some are kept in full precision after all (`keep.py`). Between the two the weigh
 to the pictures measured.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format, layer_of
+from hswq_runtime.formats import Format, Runs, layer_of
 from hswq_runtime.fp8 import FP8_MAX
 
 from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import Recipe, SearchSettings
+from .fold import check_fold, find_moves, moved
 from .search import Histogram, search_amax, weighted_histogram, weighted_values
 
 KEPT, FP8 = "kept", "fp8_e4m3fn"
@@ -34,7 +35,8 @@ class Decision:
     number_format: KEPT or FP8. rounding: "nearest" or "gptq". sensitivity: the layer's output variance. error: mean
     squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
     range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
-    has one (row_scales). None where nothing was measured.
+    has one (row_scales). None where nothing was measured. fold: what its rows are multiplied with before that, kept or
+    not, see `fold.py`; maximum, amax and scale are of the weight that is.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Decision:
     amax: float | None = None
     scale: float | None = None
     row_scales: bool = False
+    fold: Runs = ()
 
     @property
     def quantized(self) -> bool:
@@ -72,11 +75,15 @@ _NEVER = "never quantized: "
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for every Linear and Conv2d weight, in file order, for a file of format `version`."""
+    """The decisions for every Linear and Conv2d weight, in file order, for a file of format `version`.
+
+    moves: what the rows of all stored tensors that are folded are multiplied with, by key.
+    """
 
     version: Format
     recipe: str
     decisions: tuple[Decision, ...]
+    moves: Mapping[str, Runs] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[Decision]:
@@ -102,22 +109,28 @@ def plan_everything(
 
     Raises:
         FormatError: the calibration is of another model, or a weight is not finite.
+        HSWQError: the recipe asks for a fold that is not possible.
     """
     versions = tuple(versions)
+    check_fold(checkpoint, versions, recipe)
     found: dict[Format, list[Decision]] = {version: [] for version in versions}
-    for decision, weight in _start(checkpoint, "search"):
+    moves = find_moves(checkpoint) if recipe.fold else {}
+    for decision, original in _start(checkpoint, "search"):
         decision = replace(decision, sensitivity=_output_variance(checkpoint, calibration, decision.key))
-        if weight is None:
-            for version in versions:
-                found[version].append(decision)
-            continue
-        maximum = weight.abs().max().item()
-        if recipe.search is not None:
-            histogram = _histogram(weight.to(device), _importance(checkpoint, calibration, decision.key), recipe.search)
+        histogram = None
         for version in versions:
+            fold = () if version.scaled else moves.get(decision.key, ())
+            if original is None:
+                found[version].append(replace(decision, fold=fold))
+                continue
+            weight = moved(original, fold)
+            amax = maximum = weight.abs().max().item()
             by_row = recipe.row_scales and version.scaled
-            searched = recipe.search is not None and not by_row
-            amax = search_amax(histogram, version.scaled, recipe.search) if searched else maximum
+            if recipe.search is not None and not by_row:
+                if histogram is None or moves:
+                    importance = _importance(checkpoint, calibration, decision.key)
+                    histogram = _histogram(weight.to(device), importance, recipe.search)
+                amax = search_amax(histogram, version.scaled, recipe.search)
             found[version].append(
                 replace(
                     decision,
@@ -126,9 +139,13 @@ def plan_everything(
                     amax=amax if version.scaled else min(amax, FP8_MAX),
                     scale=_scale(amax, version),
                     row_scales=by_row,
+                    fold=fold,
                 )
             )
-    return {version: Plan(version, recipe.label, tuple(decisions)) for version, decisions in found.items()}
+    return {
+        version: Plan(version, recipe.label, tuple(decisions), {} if version.scaled else moves)
+        for version, decisions in found.items()
+    }
 
 
 def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
@@ -149,10 +166,15 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     return Plan(Format.V1, NAIVE, tuple(decisions))
 
 
-def unread_plan(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Plan:
-    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file."""
+def unread_plan(
+    checkpoint: Checkpoint, version: Format, recipe: Recipe, calibration: Calibration | None = None
+) -> Plan:
+    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
+    with a calibration for what is kept by variance."""
     by_row = recipe.row_scales and version.scaled
-    decisions = (replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint))
+    decisions = [replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint)]
+    if calibration is not None:
+        decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
     return Plan(version, recipe.label, tuple(decisions))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Runs
 
 from ..calibrate import Calibration
 from ..components import base_identity
@@ -66,11 +66,11 @@ class Quantization:
         """The range of every weight that can be FP8."""
         recipe, checkpoint = self.recipe, self.source.checkpoint
         asked = {"formats": [v.value for v in self.formats], "search": recipe.search and asdict(recipe.search)}
-        asked |= {"rounding": recipe.rounding, "row_scales": recipe.row_scales}
+        asked |= {"rounding": recipe.rounding, "row_scales": recipe.row_scales, "fold": recipe.fold}
 
         def make(folder: Path) -> None:
             plans = plan_everything(checkpoint, self._calibration(), self.formats, recipe, self.how.device)
-            _write_json(folder / _PLANS, {version.value: plan.as_rows() for version, plan in plans.items()})
+            _write_json(folder / _PLANS, {version.value: _decided(plan) for version, plan in plans.items()})
 
         def work() -> Work:
             return Work(moved=self.source.path.stat().st_size)
@@ -159,7 +159,7 @@ class Quantization:
 
     def _plans(self, search: Step) -> dict[Format, Plan]:
         found = json.loads((search.folder / _PLANS).read_text(encoding="utf-8"))
-        return {Format(version): _plan(version, self.recipe.label, rows) for version, rows in found.items()}
+        return {Format(version): _plan(version, self.recipe.label, **decided) for version, decided in found.items()}
 
 
 def naive_cast(place: Path, source: Source, device: str) -> Step:
@@ -210,12 +210,21 @@ def _write_file(source: Source, plan: Plan, path: Path, device: str, rounded: Pa
         rounded=rounded,
         device=device,
     )
-    described = {"version": plan.version.value, "recipe": plan.recipe, "rows": plan.as_rows()}
+    described = {"version": plan.version.value, "recipe": plan.recipe, **_decided(plan)}
     _write_json(path.with_name(_PLAN), described)
 
 
-def _plan(version: str, recipe: str, rows: list[dict]) -> Plan:
-    return Plan(Format(version), recipe, tuple(Decision(**row) for row in rows))
+def _decided(plan: Plan) -> dict:
+    return {"rows": plan.as_rows(), "moves": dict(plan.moves)}
+
+
+def _plan(version: str, recipe: str, rows: list[dict], moves: dict[str, list]) -> Plan:
+    decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
+    return Plan(Format(version), recipe, decisions, {key: _runs(runs) for key, runs in moves.items()})
+
+
+def _runs(listed: list) -> Runs:
+    return tuple((rows, exponent) for rows, exponent in listed)
 
 
 def _write_json(path: Path, content) -> None:

@@ -21,6 +21,7 @@ from hswq_runtime.fp8 import quantize
 from .. import __version__
 from ..files import atomic_file
 from ..progress import progress
+from .fold import moved
 from .plan import Decision, Plan
 
 _MODEL_SPEC = (
@@ -81,14 +82,15 @@ def codes_of(
 
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:
         if decision.rounding == "nearest":
-            return round_to_nearest(checkpoint.tensor(decision.key).to(device), decision, version)
+            weight = moved(checkpoint.tensor(decision.key).to(device), decision.fold)
+            return round_to_nearest(weight, decision, version)
         return already.tensor(decision.key), decision.scale_tensor(checkpoint.tensor(decision.key))
 
     return codes
 
 
 def round_to_nearest(weight: torch.Tensor, decision: Decision, version: Format) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP8 codes of `weight`, clipped at the decision's amax, and the scale they are to be multiplied with."""
+    """FP8 codes of `weight`, folded already, clipped at the decision's amax; and the scale to multiply them with."""
     scale = decision.scale_tensor(weight)
     clipped = weight.to(torch.float32).clamp(-decision.amax, decision.amax)
     return quantize(clipped, scale if version.scaled else None), scale
@@ -98,7 +100,7 @@ class QuantizedFile:
     """A file that is being written: its header is there, tensors may come in any order."""
 
     def __init__(self, file: BinaryIO, checkpoint: Checkpoint, plan: Plan, metadata: Mapping[str, str]):
-        self._file, self._checkpoint, self._version = file, checkpoint, plan.version
+        self._file, self._checkpoint, self._version, self._moves = file, checkpoint, plan.version, plan.moves
         self._layout = planned_layout(checkpoint, plan)
         order, header = _header(self._layout, metadata)
         file.write(header)
@@ -108,10 +110,10 @@ class QuantizedFile:
             offset += self._layout[name].nbytes
 
     def copy_kept(self) -> None:
-        """Everything that stays as the source has it, in the order of the source's bytes."""
+        """Everything that stays in the source's precision, in the order of the source's bytes."""
         for key, info in self._checkpoint.tensors.items():
             if self._layout[key] is info:
-                self._put(key, self._checkpoint.tensor(key))
+                self._put(key, moved(self._checkpoint.tensor(key), self._moves.get(key)))
 
     def put_weight(self, decision: Decision, codes: torch.Tensor, scale: torch.Tensor) -> None:
         """A quantized weight and what goes beside it. `scale` broadcasts against `codes`."""
@@ -182,6 +184,8 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
     }
     if base is not None:
         ours[Metadata.BASE] = base
+    if plan.moves:
+        ours[Metadata.FOLD] = formats.fold_entry(plan.moves)
     carried = {key: value for key, value in checkpoint.metadata.items() if key in _CARRIED}
     return carried | {key.value: value for key, value in ours.items()}
 

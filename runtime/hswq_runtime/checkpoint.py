@@ -27,6 +27,9 @@ DTYPE_BYTES = {
 }
 """Bytes of one value, by safetensors' names."""
 
+_MAPPED = 1 << 29
+"""Bytes that are given from one mapping of the file."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -70,6 +73,7 @@ class Checkpoint:
             self._file = safe_open(str(self.path), framework="pt")
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{self.path} is not a complete safetensors file ({error})") from error
+        self._given = 0
         self.metadata = self._file.metadata() or {}
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
         self._stored_config = formats.config_of(self.metadata)
@@ -90,7 +94,13 @@ class Checkpoint:
         return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
 
     def tensor(self, key: str) -> torch.Tensor:
-        """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 stored as bytes is FP8."""
+        """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 stored as bytes is FP8.
+
+        Whoever goes through a file and holds on to nothing never has more than a few GB of it in memory.
+        """
+        self._given += self.tensors[key].nbytes
+        if self._given > _MAPPED:  # pages that were read stay for as long as their mapping does
+            self._file, self._given = safe_open(str(self.path), framework="pt"), 0
         stored = self._file.get_tensor(key)
         return stored.view(FP8) if stored.dtype == torch.uint8 and key in self.quantized else stored
 
@@ -248,19 +258,36 @@ class Checkpoint:
 
     @cached_property
     def scales(self) -> dict[str, torch.Tensor | None]:
-        """Scale of every stored FP8 weight by its key: float32, [1] or one a row; None where there is none.
+        """What the values of every stored FP8 weight are multiplied with, by its key: float32, [1] or one a row; None
+        where that is nothing. In a folded file it takes the move back.
 
         Raises:
-            FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`.
+            FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`; a fold that does not fit.
         """
-        return {
+        scales = {
             key: formats.read_scale(weight, row_count(self.tensors[key].shape), self.tensor)
             for key, weight in self.quantized.items()
         }
+        if not self._unfold:
+            return scales
+        # All have one then, as in V2, so that a model that is saved says what it holds.
+        one = torch.ones(1, device="cpu")
+        return {key: (one if scale is None else scale) * self._unfold.get(key, one) for key, scale in scales.items()}
+
+    @cached_property
+    def _unfold(self) -> dict[str, torch.Tensor]:
+        """Powers of two that take back what a folded file moved, by key: float32 [1] or one a row."""
+        moves = formats.fold_of(self.metadata, {key: row_count(info.shape) for key, info in self.tensors.items()})
+        factors = {key: torch.tensor([2.0**-exponent for _, exponent in runs]) for key, runs in moves.items()}
+        return {
+            key: factor if len(factor) == 1 else factor.repeat_interleave(torch.tensor([n for n, _ in moves[key]]))
+            for key, factor in factors.items()
+        }
 
     def scale_of(self, pieces: list[Piece]) -> torch.Tensor | None:
-        """The scale of a parameter that is made of `pieces`: None, [1] or one a row."""
-        return gather_scale(pieces, {piece.key: self.scales.get(piece.key) for piece in pieces})
+        """What a parameter that is made of `pieces` is multiplied with, FP8 or not: None, [1] or one a row."""
+        keys = {piece.key for piece in pieces}
+        return gather_scale(pieces, {key: self.scales.get(key, self._unfold.get(key)) for key in keys})
 
     def held_as_fp8(self, key: str) -> bool:
         """Whether the loaded model holds the stored tensor `key` in FP8: an FP8 weight of a layer that allows it."""

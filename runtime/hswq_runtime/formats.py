@@ -20,6 +20,11 @@ Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scal
 ``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these. Scales of
 activations (``X.input_scale``, ``X.scale_input``) are left alone: activations are not quantized with them here.
 
+A V1 file may be folded: powers of two were moved between its tensors, which changes the numbers but not the function.
+Its header then says in ``hswq_fold`` what each moved tensor was multiplied with: a JSON object, key -> [[rows,
+exponent], ...] over all of its rows. Whoever ignores that has a model that works; only a LoRA, made for the tensors
+as they were, does not fit it.
+
 Writer and reader sit side by side: :func:`companions` says what to write, :func:`find_weights` reads it back.
 """
 
@@ -47,6 +52,7 @@ _COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, ".i
 _OLD_COMFY_MARK = "scaled_fp8"
 _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
+_LARGEST_MOVE = 32
 
 DTYPE_FP8 = "F8_E4M3"
 DTYPE_U8 = "U8"
@@ -78,6 +84,7 @@ class Metadata(StrEnum):
     ARCHITECTURE = "hswq_architecture"
     BASE = "hswq_base"
     CONFIG = "hswq_config"
+    FOLD = "hswq_fold"
     RECIPE = "hswq_recipe"
     SOURCE_SHA256 = "hswq_source_sha256"
     TOOL = "hswq_tool"
@@ -255,6 +262,38 @@ def config_of(metadata: Mapping[str, str]) -> dict | None:
     if not isinstance(config, dict):
         raise FormatError(f"the file's {Metadata.CONFIG.value} is no configuration of a model")
     return config
+
+
+Runs = tuple[tuple[int, int], ...]
+"""(rows, exponent), ...: so many rows were multiplied with that power of two, then the next so many."""
+
+
+def fold_entry(moves: Mapping[str, Runs]) -> str:
+    """What a folded file's header says of its moved tensors, by key."""
+    return json.dumps({key: [list(run) for run in runs] for key, runs in sorted(moves.items())}, separators=(",", ":"))
+
+
+def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Runs]:
+    """The inverse of :func:`fold_entry`; {} for a file that is not folded. `rows`: how many each tensor has, by key.
+
+    Raises:
+        FormatError: the entry cannot be read, or is of other tensors.
+    """
+    text = metadata.get(Metadata.FOLD.value)
+    if text is None:
+        return {}
+    try:
+        moves = {key: tuple((count, exponent) for count, exponent in runs) for key, runs in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"the file's {Metadata.FOLD.value} cannot be read") from error
+    for key, runs in moves.items():
+        numbers = [number for run in runs for number in run]
+        whole = all(type(number) is int for number in numbers) and all(count > 0 for count, _ in runs)
+        if not whole or sum(count for count, _ in runs) != rows.get(key):
+            raise FormatError(f"the file's {Metadata.FOLD.value} does not fit {key}")
+        if any(abs(exponent) > _LARGEST_MOVE for _, exponent in runs):
+            raise FormatError(f"the file's {Metadata.FOLD.value} moves {key} by more than 2^{_LARGEST_MOVE}")
+    return moves
 
 
 def version_of(metadata: Mapping[str, str]) -> Format | None:

@@ -64,6 +64,11 @@ def load_model(
     return model
 
 
+def joined_rows(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """The diffusers parameter `name` as the file stores it: in its dtype, and folded if the file is."""
+    return _joined([_rows(checkpoint, piece) for piece in checkpoint.parameters[name]])
+
+
 def _rows(checkpoint: Checkpoint, piece: Piece) -> torch.Tensor:
     """Rows of a stored tensor: the memory-mapped file itself."""
     stored = checkpoint.tensor(piece.key)

@@ -65,9 +65,8 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
             rows.append(scale[piece.start : piece.stop])
         else:
             rows.append((torch.ones(1, device="cpu") if scale is None else scale).expand(piece.stop - piece.start))
-    if all(scale is not None and scale.numel() == 1 and scale == found[0] for scale in found):
-        return found[0].clone()
-    return torch.cat(rows)
+    joined = torch.cat(rows)
+    return joined[:1].clone() if (joined == joined[0]).all() else joined
 
 
 def _tags(number: int, shape: tuple[int, ...]) -> torch.Tensor:

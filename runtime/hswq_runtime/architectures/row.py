@@ -8,6 +8,21 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Layers between which powers of two can move without changing the function, by their names within a block.
+
+    What is taken off the weight of the norm `norm` can be put on all of `readers`, which are all that reads it.
+    One of them, `through`, reaches `after` without a bias or anything else that is not linear: what is taken off its
+    rows can be put on `after`.
+    """
+
+    norm: str
+    readers: tuple[str, ...]
+    through: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The facts of one architecture. Keys are those of the original (ComfyUI) layout, without prefix."""
 
@@ -37,6 +52,8 @@ class Architecture:
     guidance: float
     size: int
     """Generation defaults: denoising steps, guidance scale, pixels a side."""
+    folds: tuple[Fold, ...] = ()
+    """Exact moves between diffusers modules, for `--fold`; none where nobody looked for them."""
 
     def why_never_quantized(self, layer: str) -> str | None:
         """The reason `layer` (a key without prefix and `.weight`) stays in full precision, or None."""

@@ -1,6 +1,6 @@
 """Z-Image."""
 
-from .row import Architecture, Shapes
+from .row import Architecture, Fold, Shapes
 
 
 def _z_image_config(shapes: Shapes) -> dict:
@@ -48,4 +48,20 @@ Z_IMAGE = Architecture(
     steps=9,
     guidance=0.0,
     size=1024,
+    # The modulation between norm and layers multiplies; queries and keys take the whole move, and give back nothing.
+    folds=(
+        Fold(
+            "attention_norm1",
+            readers=("attention.to_q", "attention.to_k", "attention.to_v"),
+            through="attention.to_v",
+            after="attention.to_out.0",
+        ),
+        Fold(
+            "ffn_norm1",
+            readers=("feed_forward.w1", "feed_forward.w3"),
+            through="feed_forward.w3",
+            after="feed_forward.w2",
+        ),
+        Fold("cap_embedder.0", readers=("cap_embedder.1",)),
+    ),
 )
