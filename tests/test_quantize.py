@@ -148,7 +148,9 @@ def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, ve
 
 def test_a_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     """Read pages belong to the process until their mapping goes, and with them a 12 GB file would."""
-    demo, mapped = resolve("demo").checkpoint, 1 << 20
+    alone = tmp_path / "mapped-here-alone.safetensors"
+    alone.write_bytes(resolve("demo").path.read_bytes())
+    demo, mapped = Checkpoint(alone), 1 << 20
 
     def resident() -> int:
         """KiB of the source that are in this process's memory."""
