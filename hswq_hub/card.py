@@ -62,7 +62,7 @@ class Card:
         source = self.record["source"]
         base = source.get("repo") or self.record["base"]
         return ModelCardData(
-            model_name=self.record["repo"],
+            model_name=self.record["repo"].split("/")[-1],
             license=self.record["licence"],
             license_name=self.record.get("licence_name"),
             license_link=self.record.get("licence_link"),

@@ -281,8 +281,7 @@ def upload(folder, yes, **options):
 
     hub = _upload_settings(options)
     _agree(hub, yes)
-    if hub.verify:
-        _quiet()
+    _quiet()
     _say_uploaded(upload(folder, hub))
 
 
@@ -628,7 +627,10 @@ def _command(context: click.Context, source) -> str:
 def _quiet() -> None:
     """Keep other libraries' progress bars and notices out of our output; their warnings stay."""
     import diffusers
+    import huggingface_hub
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()

@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +25,7 @@ from hswq_runtime.pipeline import HSWQPipeline
 from .account import check_account
 from .card import METRICS, write_card
 from .files import file_sha256, write_atomically
-from .history import EARLIER, description, earlier_versions, lasting_files, read_json, tag_of, title, version_tag
+from .history import EARLIER, description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
 from .hub import TRIES, AccountError, UploadError, VerificationError, api, explained, is_conflict, patiently, site
 from .settings import UploadSettings
 from .targets import CONTENTS, RECORD, TargetError, check_room
@@ -46,7 +47,8 @@ class Destination:
     repo: str
     account: str
     head: str | None = None
-    files: frozenset[str] = frozenset()
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """SHA-256 of each large file that is there, by path; None for a small one."""
     record: dict | None = None
     metrics: dict | None = None
     private: bool = False
@@ -94,7 +96,7 @@ def check_upload(settings: UploadSettings) -> Destination:
         found = _find(settings, account)
     if found.head is None and settings.create_pr:
         raise UploadError(f"there is no repo {repo} that a pull request could be for; leave out --pr")
-    foreign = found.files - _MADE_BY_THE_HUB
+    foreign = found.files.keys() - _MADE_BY_THE_HUB
     if foreign and found.record is None and not settings.force:
         raise TargetError(
             f"{repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
@@ -163,7 +165,7 @@ def _find(settings: UploadSettings, account: str) -> Destination:
     """The destination as it is now."""
     client, repo = api(), settings.repo
     try:
-        info = patiently(client.model_info, repo)
+        info = patiently(client.model_info, repo, files_metadata=True)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -183,13 +185,13 @@ def _find(settings: UploadSettings, account: str) -> Destination:
         if settings.revision in {tag.name for tag in refs.tags}:
             raise UploadError(f"{settings.revision} is a tag of {repo}, and tags stay where they are; name a branch")
         if settings.revision in {branch.name for branch in refs.branches} or settings.revision.startswith(_PULL):
-            head = patiently(client.model_info, repo, revision=settings.revision)
+            head = patiently(client.model_info, repo, revision=settings.revision, files_metadata=True)
     record = _published(head, RECORD)
     return Destination(
         repo,
         account,
         head.sha,
-        frozenset(file.rfilename for file in head.siblings or ()),
+        {file.rfilename: file.lfs.sha256 if file.lfs else None for file in head.siblings or ()},
         record,
         _published(head, METRICS) if record else None,
         bool(info.private),
@@ -291,10 +293,7 @@ def _complete(folder: Path, repo: str, destination: Destination) -> dict:
     """The folder's record, with the repo's name and the earlier versions that are on the Hub; the card follows it."""
     record = read_json(folder / RECORD)
     earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
-    lasting = set(lasting_files(record, earlier).values()) & destination.files
-    for entry in earlier:
-        for file in entry["files"].values():
-            file["here"] = file["file"] in lasting
+    mark_lasting(record, earlier, destination.files)
     completed = {**record, "repo": repo, EARLIER: earlier}
     if completed != record:
         write_atomically(folder / RECORD, (json.dumps(completed, indent=2, allow_nan=False) + "\n").encode())
@@ -308,7 +307,7 @@ def _outdated(destination: Destination, record: dict, local: set[str]) -> set[st
     ours = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     ours |= {file["file"] for entry in record[EARLIER] for file in entry["files"].values()}
     lasting = {file["file"] for entry in record[EARLIER] for file in entry["files"].values() if file["here"]}
-    return (ours & destination.files) - local - lasting
+    return (ours & destination.files.keys()) - local - lasting
 
 
 def _title(record: dict, metrics: dict) -> str:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import CUT, HANG, LOST, TOKEN, HubServer, Repo, account
+from hub_store import sha256
 
 from hswq_hub.card import Card
 from hswq_hub.cli import main
@@ -51,27 +53,25 @@ def shared_home(home, monkeypatch):
 
 @pytest.fixture(scope="module")
 def make(home, tmp_path_factory):
-    """Publishes the demo into a new folder."""
+    """The demo, published in some formats: each time a copy, since an upload completes the folder's record and card."""
 
-    def make(**changes):
+    @cache
+    def published(formats):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HSWQ_HOME", str(home))
             target = tmp_path_factory.mktemp("published") / "demo-hswq"
-            publish(resolve("demo"), target, replace(QUICK, **changes), command="hswq-hub publish demo")
+            publish(resolve("demo"), target, replace(QUICK, formats=formats), command="hswq-hub publish demo")
         return target
+
+    def make(*formats):
+        return shutil.copytree(published(formats or tuple(Format)), tmp_path_factory.mktemp("copy") / "demo-hswq")
 
     return make
 
 
-@pytest.fixture(scope="module")
-def published(make):
-    return make()
-
-
 @pytest.fixture
-def folder(published, tmp_path):
-    """A copy, since an upload completes its record and card."""
-    return shutil.copytree(published, tmp_path / "demo-hswq")
+def folder(make):
+    return make()
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ REFUSED = {
     "both": (TOKEN, REPO, {"create_pr": True, "revision": "x"}, UploadError, "leave out --revision or --pr"),
     "no repo": (TOKEN, REPO, {"create_pr": True}, UploadError, "no repo alice/demo-hswq that a pull request"),
     "collection": (TOKEN, REPO, {"collection": "alice/none-1"}, UploadError, "no collection alice/none-1"),
-    "foreign": (TOKEN, "alice/foreign", {}, TargetError, r"did not make \(model.safetensors\).*--force"),
+    "foreign": (TOKEN, "alice/foreign", {}, TargetError, r"did not make \(README.md\).*--force"),
     "tag": (TOKEN, "alice/ours", {"revision": "v1"}, UploadError, "v1 is a tag"),
 }
 
@@ -403,7 +403,7 @@ def test_from_a_gated_repo_to_a_gated_repo(hub, tmp_path):
 def test_versions_follow_each_other_and_none_is_lost(hub, make, folder):
     """V1 alone, then V2 alone, then both with another recipe, then another checkpoint."""
     repo = hub.repos[REPO] = Repo.created(REPO, private=False)
-    one, two = make(formats=(Format.V1,)), make(formats=(Format.V2,))
+    one, two = make(Format.V1), make(Format.V2)
     tags = [upload(one, UNCHECKED).tag]
     figures = {"v1": metrics_of(one)["variants"][-1]["ssim_mean"], "v2": metrics_of(two)["variants"][-1]["ssim_mean"]}
     tags.append(upload(two, UNCHECKED).tag)
@@ -431,8 +431,23 @@ def test_versions_follow_each_other_and_none_is_lost(hub, make, folder):
         assert repo.versions[tag] == commit.oid, "tags stay where they were put"
 
 
+def test_a_file_of_another_checkpoint_does_not_stay_for_its_name(hub, make):
+    """One checkpoint as V1, another as V1 under the same name, then the first one as V2."""
+    one, other, two = make(Format.V1), make(Format.V1), make(Format.V2)
+    change_record(other, sha256="0" * 64)
+    record = record_of(other)
+    data = (other / "demo-hswq-v1.safetensors").read_bytes() + b"of another"
+    (other / "demo-hswq-v1.safetensors").write_bytes(data)
+    record["files"]["v1"] |= {"sha256": sha256(data), "bytes": len(data)}
+    (other / "hswq.json").write_text(json.dumps(record))
+    for folder in (one, other, two):
+        upload(folder, UNCHECKED)
+    assert held(hub) == contents(two)
+    assert not any(file["here"] for entry in record_of(two)["earlier"] for file in entry["files"].values())
+
+
 def test_a_version_whose_run_died_before_its_tag_has_one_later(hub, make, folder):
-    one = make(formats=(Format.V1,))
+    one = make(Format.V1)
     first = upload(one, UNCHECKED)
     hub.repos[REPO].versions.clear()
     upload(folder, UNCHECKED)
