@@ -563,7 +563,7 @@ def _upload_settings(options: dict) -> UploadSettings | None:
 
 def _agree(hub: UploadSettings, yes: bool) -> None:
     """Check that the upload can work, and on a terminal ask whether it is meant."""
-    from .upload import check_upload
+    from .destination import check_upload
 
     destination = check_upload(hub)
     if _chooser() and not yes:

@@ -21,6 +21,7 @@ from hswq_runtime.pipeline import component_folders
 from . import __version__, plots
 from .calibrate import Calibration, calibrate
 from .card import CARD, IMAGES, METRICS, licence_text, write_card
+from .destination import check_upload
 from .evaluate import Evaluation, evaluate
 from .files import file_sha256, write_atomically
 from .hardware import describe, pick_device, pick_dtype, versions
@@ -43,7 +44,7 @@ from .sources import Source
 from .sources.facts import licence_facts, source_facts
 from .sources.licence import LICENCE_FILE
 from .targets import CONTENTS, RECORD, check_room, check_same_source, check_target, list_contents, replace_folder
-from .upload import Uploaded, check_upload, upload
+from .upload import Uploaded, upload
 from .workspace import Workspace, code_digest, home
 
 NAIVE = "naive FP8"

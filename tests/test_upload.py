@@ -19,6 +19,7 @@ from hub_store import sha256
 
 from hswq_hub.card import Card
 from hswq_hub.cli import main
+from hswq_hub.destination import check_upload
 from hswq_hub.generate import generate, generation_settings
 from hswq_hub.history import earlier_versions, version_tag
 from hswq_hub.hub import AccountError, UploadError, VerificationError
@@ -26,7 +27,7 @@ from hswq_hub.publish import publish
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings, recipe
 from hswq_hub.sources import resolve
 from hswq_hub.targets import TargetError
-from hswq_hub.upload import check_upload, upload
+from hswq_hub.upload import upload
 from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.errors import FormatError
 
