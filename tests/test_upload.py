@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,14 +80,10 @@ def folder(make):
 @pytest.fixture
 def waits(monkeypatch):
     """Seconds that were to be waited between tries."""
-    waits = []
-
-    class Clock:
-        time, monotonic = staticmethod(__import__("time").time), staticmethod(__import__("time").monotonic)
-        sleep = staticmethod(waits.append)
-
-    monkeypatch.setattr("hswq_hub.hub.time", Clock)
-    monkeypatch.setattr("huggingface_hub.utils._http.time", Clock)
+    waits: list[float] = []
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=waits.append)
+    monkeypatch.setattr("hswq_hub.hub.time", clock)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return waits
 
 
@@ -201,8 +199,7 @@ def test_nothing_is_sent_twice(hub, folder):
 
 
 def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
-    """The second of the large files is on its way when the process dies."""
-    sizes = sorted(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    """One of the large files is on its way when the process dies."""
     hub.fail("PUT", "/lfs/", HANG)
     child = {**os.environ, **hub.environment(tmp_path / "child"), "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "hswq_hub", "upload", str(folder), "--repo", REPO, "--no-verify", "--yes"]
@@ -211,7 +208,7 @@ def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
         process.send_signal(signal.SIGKILL)
         assert TOKEN.encode() not in process.stdout.read()
     hub.release.set()
-    assert process.returncode == -signal.SIGKILL and hub.repos[REPO].log == [] and sizes
+    assert process.returncode == -signal.SIGKILL and hub.repos[REPO].log == []
     result = run("upload", folder, "--repo", REPO, "--no-verify", "--yes")
     assert result.exit_code == 0, result.output
     assert held(hub) == contents(folder) and len(hub.repos[REPO].log) == 1
@@ -402,7 +399,7 @@ def test_from_a_gated_repo_to_a_gated_repo(hub, tmp_path):
 
 
 def test_versions_follow_each_other_and_none_is_lost(hub, make, folder):
-    """V1 alone, then V2 alone, then both with another recipe, then another checkpoint."""
+    """V1 alone, then V2 alone, then both, then another checkpoint."""
     repo = hub.repos[REPO] = Repo.created(REPO, private=False)
     one, two = make(Format.V1), make(Format.V2)
     tags = [upload(one, UNCHECKED).tag]
@@ -539,13 +536,14 @@ def test_a_card_that_the_hub_refuses(hub, folder):
 
 
 def test_only_what_was_made_is_uploaded(hub, folder, tmp_path):
+    secret = folder.parent / "secret"
     (folder / "notes.txt").write_text("mine")
-    (tmp_path / "secret").write_text("private")
+    secret.write_text("private")
     upload(folder, UNCHECKED)
     assert "notes.txt" not in held(hub)
-    for name in ("../secret", str(tmp_path / "secret"), "images/none.png", "link"):
+    for name in ("../secret", str(secret), "images/none.png", "link"):
         if name == "link":
-            (folder / "link").symlink_to(tmp_path / "secret")
+            (folder / "link").symlink_to(secret)
         record = record_of(folder)
         (folder / "hswq.json").write_text(json.dumps({**record, "contents": [*record["contents"], name]}))
         with pytest.raises(FormatError, match="lacks"):
