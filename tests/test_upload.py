@@ -97,8 +97,9 @@ def hub(tmp_path, monkeypatch, waits, capfd, caplog):
         server.adopt(monkeypatch, tmp_path / "hf")
         yield server
         check_nothing_leaks(server)
-    said = "".join(capfd.readouterr()) + caplog.text
+    said = "".join(capfd.readouterr()) + "\n".join(record.getMessage() for record in caplog.get_records("call"))
     assert TOKEN not in said and "signature=" not in said
+    assert server.url in said or not server.seen, "requests are logged, and that is searched"
 
 
 def check_nothing_leaks(server):
@@ -134,7 +135,9 @@ def change_record(folder, **source):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert TOKEN not in result.output
+    return result
 
 
 def picture(pipeline):
