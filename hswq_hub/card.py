@@ -102,7 +102,7 @@ class Card:
         source, licence = self.record["source"], self.record["licence"]
         base = source.get("repo") or self.record["base"]
         return ModelCardData(
-            model_name=self.record["repo"] if self.evaluation else None,
+            model_name=self.record["repo"].split("/")[-1] if self.evaluation else None,
             license=licence,
             license_name=self.record.get("licence_name") if licence == "other" else None,
             license_link=self.licence_link if licence == "other" else None,

@@ -351,8 +351,7 @@ def upload(folder, yes, **options):
 
     hub = _upload_settings(options)
     _agree_to_upload(hub, yes)
-    if hub.verify:
-        _quiet()
+    _quiet()
     _say_uploaded(upload(folder, hub))
 
 
@@ -872,7 +871,7 @@ def _upload_settings(options: dict) -> UploadSettings | None:
 
 def _agree_to_upload(hub: UploadSettings, yes: bool) -> None:
     """Check that the upload can work, and on a terminal ask whether it is meant."""
-    from .upload import check_upload
+    from .destination import check_upload
 
     destination = check_upload(hub)
     if _chooser() and not yes:
@@ -942,7 +941,10 @@ def _words(context: click.Context, reference: str, leaving_out, shown=str, name:
 def _quiet() -> None:
     """Keep other libraries' progress bars and notices out of our output; their warnings stay."""
     import diffusers
+    import huggingface_hub
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()

@@ -7,7 +7,7 @@ holds a digest of these, so that a tag never has to move: another version has an
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hswq_runtime.errors import FormatError
@@ -110,17 +110,13 @@ def earlier_versions(record: dict, metrics: dict, published: dict | None, publis
     return list(reversed(by_tag.values()))[:_MOST]
 
 
-def lasting_files(record: dict, earlier: list[dict]) -> dict[str, str]:
-    """Formats that this version does not have and files of earlier ones that have them, made from the same source:
-    they stay on the Hub beside it."""
-    lasting: dict[str, str] = {}
+def mark_lasting(record: dict, earlier: list[dict], present: Mapping[str, str | None]) -> None:
+    """Say of each file of earlier versions whether it stays on the Hub beside this one: if it is of a format that this
+    version does not have, was made from the same source, and is there. present: SHA-256 of what is there, by name."""
     for entry in earlier:
-        if entry["source"] != record["source"]["sha256"]:
-            continue
         for version, file in entry["files"].items():
-            if version not in record["files"]:
-                lasting.setdefault(version, file["file"])
-    return lasting
+            wanted = version not in record["files"] and entry["source"] == record["source"]["sha256"]
+            file["here"] = wanted and present.get(file["file"]) == file["sha256"]
 
 
 def _if_sound(make: Callable[..., dict], *documents) -> dict | None:

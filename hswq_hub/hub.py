@@ -184,15 +184,17 @@ def _asked_wait(error: BaseException) -> float | None:
 
 @contextmanager
 def _without_signatures() -> Iterator[None]:
-    """The client warns of an answer with its whole address, and storage signs those: the query is left out."""
+    """The client logs whole addresses, and storage signs its own: the query is left out."""
 
     def shorten(record: logging.LogRecord) -> bool:
-        record.msg, record.args = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", record.getMessage()), ()
+        record.msg, record.args = re.sub(r"(https?://[^\s?]+)\?[^\s\"]+", r"\1", record.getMessage()), ()
         return True
 
-    logger = logging.getLogger("huggingface_hub.utils._http")
-    logger.addFilter(shorten)
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub.utils._http", "httpx2")]
+    for logger in loggers:
+        logger.addFilter(shorten)
     try:
         yield
     finally:
-        logger.removeFilter(shorten)
+        for logger in loggers:
+            logger.removeFilter(shorten)

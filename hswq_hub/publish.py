@@ -16,6 +16,7 @@ from . import steps
 from .calibrate import calibrate
 from .card import METRICS
 from .components import base_identity, local_bytes
+from .destination import check_upload
 from .evaluate import Evaluation, evaluate
 from .examples import save_evaluation
 from .files import write_atomically
@@ -28,7 +29,7 @@ from .sources import Source
 from .sources.recall import remember
 from .steps import Step, Tell, Work, silent
 from .targets import check_same_source, replace_folder
-from .upload import Uploaded, check_upload, upload
+from .upload import Uploaded, upload
 from .workspace import Workspace, code_digest
 
 NAIVE = "naive FP8"

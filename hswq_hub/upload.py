@@ -7,58 +7,26 @@ What is on the Hub already is not sent again, and nothing is tagged that was not
 
 import hashlib
 import json
-import re
-import tempfile
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.hf_api import RepoFile
 
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.pipeline import HSWQPipeline
 
-from .account import check_account
 from .card import METRICS, write_card
+from .destination import PULL, Destination, check_upload, collection_slug, find
 from .files import file_sha256, write_atomically
-from .history import EARLIER, description, earlier_versions, lasting_files, read_json, tag_of, title, version_tag
-from .hub import TRIES, AccountError, UploadError, VerificationError, api, explained, is_conflict, patiently, site
+from .history import EARLIER, description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
+from .hub import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently, site
 from .settings import UploadSettings
-from .targets import CONTENTS, RECORD, TargetError, check_room
+from .targets import CONTENTS, RECORD, check_room
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COLLECTION = re.compile(r"(?:https?://[^/]+/collections/)?(?P<slug>[\w.-]+/[\w.-]+)")
-_MADE_BY_THE_HUB = {".gitattributes"}
-_PULL = "refs/pr/"
 _TITLE_LENGTH = 190
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where an upload goes, as it was found. head: commit that it is put on; None: the repo is not there yet.
-
-    record, metrics: of what we published there; None: nothing of ours.
-    """
-
-    repo: str
-    account: str
-    head: str | None = None
-    files: frozenset[str] = frozenset()
-    record: dict | None = None
-    metrics: dict | None = None
-    private: bool = False
-    gated: bool = False
-
-    @property
-    def summary(self) -> str:
-        """One line for people."""
-        if self.head is None:
-            return f"{site()}/{self.repo}, a new repo, as {self.account}"
-        kind = "made by hswq-hub, is updated" if self.record else "is there already"
-        return f"{site()}/{self.repo}, {kind}, as {self.account}"
 
 
 @dataclass(frozen=True)
@@ -75,34 +43,6 @@ class Uploaded:
     loaded: tuple[str, ...]
 
 
-def check_upload(settings: UploadSettings) -> Destination:
-    """Whether the token may upload there, and whether the repo is free or ours: seconds, and nothing is changed.
-
-    Raises:
-        AccountError: no token, or one that may not write there.
-        TargetError: the repo holds what we did not make, and `force` was not said.
-        UploadError: an impossible name or combination, or the Hub cannot be reached.
-    """
-    repo = settings.repo
-    if not _REPO_ID.fullmatch(repo):
-        raise UploadError(f"{repo} is no name of a Hub repo: owner/name is, as in --repo alice/my-model-hswq")
-    if settings.create_pr and settings.revision:
-        raise UploadError("a pull request is always to main; leave out --revision or --pr")
-    with explained(repo):
-        account = check_account(repo.split("/")[0], proposing=settings.create_pr)
-        _check_collection(settings.collection)
-        found = _find(settings, account)
-    if found.head is None and settings.create_pr:
-        raise UploadError(f"there is no repo {repo} that a pull request could be for; leave out --pr")
-    foreign = found.files - _MADE_BY_THE_HUB
-    if foreign and found.record is None and not settings.force:
-        raise TargetError(
-            f"{repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
-            "--force to add to it"
-        )
-    return found
-
-
 def upload(folder: Path, settings: UploadSettings) -> Uploaded:
     """Upload a folder that `publish` made, and check what arrived.
 
@@ -112,7 +52,7 @@ def upload(folder: Path, settings: UploadSettings) -> Uploaded:
     Raises:
         FormatError: it is no such folder, or a file of it is missing.
         VerificationError: what the Hub holds afterwards is something else, or cannot be loaded.
-        AccountError, TargetError, UploadError: see :func:`check_upload`.
+        AccountError, TargetError, UploadError: see :func:`hswq_hub.destination.check_upload`.
     """
     local = list_files(folder)
     destination = check_upload(settings)
@@ -120,7 +60,7 @@ def upload(folder: Path, settings: UploadSettings) -> Uploaded:
         check_room(Path(constants.HF_HUB_CACHE), sum((folder / name).stat().st_size for name in local))
     with explained(settings.repo):
         _open(destination, settings, read_json(folder / RECORD)["source"])
-        commit, revision = _commit(folder, local, settings)
+        commit, revision = _commit(folder, local, settings, destination.account)
         _check_listing(folder, local, settings.repo, commit)
         loaded = _load_back(folder, settings.repo, commit) if settings.verify else ()
         tag = None
@@ -128,11 +68,11 @@ def upload(folder: Path, settings: UploadSettings) -> Uploaded:
             tag = version_tag(read_json(folder / RECORD), read_json(folder / METRICS))
             _tag(settings.repo, tag, commit)
         if settings.collection:
-            slug = _COLLECTION.fullmatch(settings.collection)["slug"]
+            slug = collection_slug(settings.collection)
             patiently(api().add_collection_item, slug, settings.repo, "model", exists_ok=True)
     where = f"{site()}/{settings.repo}"
     if revision != constants.DEFAULT_REVISION:
-        pull = revision.removeprefix(_PULL)
+        pull = revision.removeprefix(PULL)
         where += f"/discussions/{pull}" if settings.create_pr else f"/tree/{revision}"
     return Uploaded(where, commit, tag, len(local), loaded)
 
@@ -159,71 +99,6 @@ def list_files(folder: Path) -> list[str]:
     return names
 
 
-def _find(settings: UploadSettings, account: str) -> Destination:
-    """The destination as it is now."""
-    client, repo = api(), settings.repo
-    try:
-        info = patiently(client.model_info, repo)
-    except GatedRepoError:
-        raise
-    except RepositoryNotFoundError:
-        return Destination(repo, account)
-    if not settings.create_pr:
-        try:
-            patiently(client.auth_check, repo, write=True)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 403:
-                raise
-            raise AccountError(
-                f"{account} may not write to {repo}; choose another --repo, or offer it with --pr"
-            ) from error
-    head = info
-    if settings.revision is not None:
-        refs = patiently(client.list_repo_refs, repo)
-        if settings.revision in {tag.name for tag in refs.tags}:
-            raise UploadError(f"{settings.revision} is a tag of {repo}, and tags stay where they are; name a branch")
-        if settings.revision in {branch.name for branch in refs.branches} or settings.revision.startswith(_PULL):
-            head = patiently(client.model_info, repo, revision=settings.revision)
-    record = _published(head, RECORD)
-    return Destination(
-        repo,
-        account,
-        head.sha,
-        frozenset(file.rfilename for file in head.siblings or ()),
-        record,
-        _published(head, METRICS) if record else None,
-        bool(info.private),
-        bool(info.gated),
-    )
-
-
-def _published(info: ModelInfo, name: str) -> dict | None:
-    """One of our JSON files in a repo; None if it is not there or is something else."""
-    if name not in {file.rfilename for file in info.siblings or ()}:
-        return None
-    with tempfile.TemporaryDirectory() as cache:  # of a repo that others may write to, nothing stays here
-        try:
-            path = patiently(api().hf_hub_download, info.id, name, revision=info.sha, cache_dir=cache)
-            found = read_json(Path(path))
-        except (FormatError, EntryNotFoundError):
-            return None
-    return found if name != RECORD or str(found.get("tool", "")).startswith("hswq-hub") else None
-
-
-def _check_collection(wanted: str | None) -> None:
-    if wanted is None:
-        return
-    match = _COLLECTION.fullmatch(wanted)
-    try:
-        patiently(api().get_collection, match["slug"] if match else wanted)
-    except HfHubHTTPError as error:
-        if error.response.status_code != 404:
-            raise
-        raise UploadError(
-            f"there is no collection {wanted}; its name is the end of its address, owner/title-id"
-        ) from error
-
-
 def _open(destination: Destination, settings: UploadSettings, source: dict) -> None:
     """Make the repo, and close it as far as was asked for or as its source is closed, before a file is in it."""
     client, repo = api(), settings.repo
@@ -242,7 +117,7 @@ def _open(destination: Destination, settings: UploadSettings, source: dict) -> N
         patiently(client.update_repo_settings, repo, gated=_gate(source) if gated else False)
     if private != now_private and (private or settings.private is False):
         patiently(client.update_repo_settings, repo, private=private)
-    if settings.revision is not None and not settings.revision.startswith(_PULL):
+    if settings.revision is not None and not settings.revision.startswith(PULL):
         patiently(client.create_branch, repo, branch=settings.revision, exist_ok=True)
 
 
@@ -250,19 +125,19 @@ def _gate(source: dict) -> str:
     return source["gated"] if source.get("gated") in ("auto", "manual") else "auto"
 
 
-def _commit(folder: Path, local: list[str], settings: UploadSettings) -> tuple[str, str]:
+def _commit(folder: Path, local: list[str], settings: UploadSettings, account: str) -> tuple[str, str]:
     """The commit with the folder's files, and the revision that it is on.
 
     It is put on what its history was read from: if somebody else commits in between, both are done again.
     """
     for attempt in range(1, TRIES + 1):
-        destination = _find(settings, "")
+        destination = find(settings, account)
         record = _complete(folder, settings.repo, destination)
         metrics = read_json(folder / METRICS)
         revision = settings.revision or constants.DEFAULT_REVISION
         published = tag_of(destination.record, destination.metrics)
         if settings.create_pr:
-            revision = patiently(_pull_request, settings.repo, record, metrics)
+            revision = patiently(_pull_request, settings.repo, account, record, metrics)
         elif revision == constants.DEFAULT_REVISION and published not in (None, version_tag(record, metrics)):
             _tag(settings.repo, published, destination.head)  # as a run did that did not die before
         head = destination.head
@@ -291,14 +166,11 @@ def _complete(folder: Path, repo: str, destination: Destination) -> dict:
     """The folder's record, with the repo's name and the earlier versions that are on the Hub; the card follows it."""
     record = read_json(folder / RECORD)
     earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
-    lasting = set(lasting_files(record, earlier).values()) & destination.files
-    for entry in earlier:
-        for file in entry["files"].values():
-            file["here"] = file["file"] in lasting
+    mark_lasting(record, earlier, destination.files)
     completed = {**record, "repo": repo, EARLIER: earlier}
     if completed != record:
         write_atomically(folder / RECORD, (json.dumps(completed, indent=2, allow_nan=False) + "\n").encode())
-        write_card(folder)
+    write_card(folder)  # also after a run that died between the two
     return completed
 
 
@@ -308,20 +180,19 @@ def _outdated(destination: Destination, record: dict, local: set[str]) -> set[st
     ours = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     ours |= {file["file"] for entry in record[EARLIER] for file in entry["files"].values()}
     lasting = {file["file"] for entry in record[EARLIER] for file in entry["files"].values() if file["here"]}
-    return (ours & destination.files) - local - lasting
+    return (ours & destination.files.keys()) - local - lasting
 
 
 def _title(record: dict, metrics: dict) -> str:
     return title(record, metrics)[:_TITLE_LENGTH]
 
 
-def _pull_request(repo: str, record: dict, metrics: dict) -> str:
+def _pull_request(repo: str, account: str, record: dict, metrics: dict) -> str:
     """The branch of a pull request for this version: the one that an earlier run opened, or a new one."""
     version = version_tag(record, metrics)
-    account = api().whoami()["name"]
     for pull in api().get_repo_discussions(repo, author=account, discussion_type="pull_request"):
         if pull.status in ("open", "draft") and pull.title.endswith(f"[{version}]"):
-            return f"{_PULL}{pull.num}"
+            return f"{PULL}{pull.num}"
     name = f"{_title(record, metrics)[: _TITLE_LENGTH - len(version) - 3]} [{version}]"
     return api().create_pull_request(repo, name, description=description(record, metrics)).git_reference
 

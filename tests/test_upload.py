@@ -7,16 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from hub_server import CUT, HANG, LOST, TOKEN, HubServer, Repo, account
+from hub_store import sha256
 
 from hswq_hub.card import Card
 from hswq_hub.cli import main
+from hswq_hub.destination import check_upload
 from hswq_hub.generate import generate, generation_settings
 from hswq_hub.history import earlier_versions, version_tag
 from hswq_hub.hub import AccountError, UploadError, VerificationError
@@ -24,7 +29,7 @@ from hswq_hub.publish import publish
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings, recipe
 from hswq_hub.sources import resolve
 from hswq_hub.targets import TargetError
-from hswq_hub.upload import check_upload, upload
+from hswq_hub.upload import upload
 from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.errors import FormatError
 
@@ -51,40 +56,34 @@ def shared_home(home, monkeypatch):
 
 @pytest.fixture(scope="module")
 def make(home, tmp_path_factory):
-    """Publishes the demo into a new folder."""
+    """The demo, published in some formats: each time a copy, since an upload completes the folder's record and card."""
 
-    def make(**changes):
+    @cache
+    def published(formats):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HSWQ_HOME", str(home))
             target = tmp_path_factory.mktemp("published") / "demo-hswq"
-            publish(resolve("demo"), target, replace(QUICK, **changes), command="hswq-hub publish demo")
+            publish(resolve("demo"), target, replace(QUICK, formats=formats), command="hswq-hub publish demo")
         return target
+
+    def make(*formats):
+        return shutil.copytree(published(formats or tuple(Format)), tmp_path_factory.mktemp("copy") / "demo-hswq")
 
     return make
 
 
-@pytest.fixture(scope="module")
-def published(make):
-    return make()
-
-
 @pytest.fixture
-def folder(published, tmp_path):
-    """A copy, since an upload completes its record and card."""
-    return shutil.copytree(published, tmp_path / "demo-hswq")
+def folder(make):
+    return make()
 
 
 @pytest.fixture
 def waits(monkeypatch):
     """Seconds that were to be waited between tries."""
-    waits = []
-
-    class Clock:
-        time, monotonic = staticmethod(__import__("time").time), staticmethod(__import__("time").monotonic)
-        sleep = staticmethod(waits.append)
-
-    monkeypatch.setattr("hswq_hub.hub.time", Clock)
-    monkeypatch.setattr("huggingface_hub.utils._http.time", Clock)
+    waits: list[float] = []
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=waits.append)
+    monkeypatch.setattr("hswq_hub.hub.time", clock)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return waits
 
 
@@ -98,8 +97,9 @@ def hub(tmp_path, monkeypatch, waits, capfd, caplog):
         server.adopt(monkeypatch, tmp_path / "hf")
         yield server
         check_nothing_leaks(server)
-    said = "".join(capfd.readouterr()) + caplog.text
+    said = "".join(capfd.readouterr()) + "\n".join(record.getMessage() for record in caplog.get_records("call"))
     assert TOKEN not in said and "signature=" not in said
+    assert server.url in said or not server.seen, "requests are logged, and that is searched"
 
 
 def check_nothing_leaks(server):
@@ -135,7 +135,9 @@ def change_record(folder, **source):
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert TOKEN not in result.output
+    return result
 
 
 def picture(pipeline):
@@ -200,8 +202,7 @@ def test_nothing_is_sent_twice(hub, folder):
 
 
 def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
-    """The second of the large files is on its way when the process dies."""
-    sizes = sorted(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    """One of the large files is on its way when the process dies."""
     hub.fail("PUT", "/lfs/", HANG)
     child = {**os.environ, **hub.environment(tmp_path / "child"), "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "hswq_hub", "upload", str(folder), "--repo", REPO, "--no-verify", "--yes"]
@@ -210,7 +211,7 @@ def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
         process.send_signal(signal.SIGKILL)
         assert TOKEN.encode() not in process.stdout.read()
     hub.release.set()
-    assert process.returncode == -signal.SIGKILL and hub.repos[REPO].log == [] and sizes
+    assert process.returncode == -signal.SIGKILL and hub.repos[REPO].log == []
     result = run("upload", folder, "--repo", REPO, "--no-verify", "--yes")
     assert result.exit_code == 0, result.output
     assert held(hub) == contents(folder) and len(hub.repos[REPO].log) == 1
@@ -292,7 +293,7 @@ REFUSED = {
     "both": (TOKEN, REPO, {"create_pr": True, "revision": "x"}, UploadError, "leave out --revision or --pr"),
     "no repo": (TOKEN, REPO, {"create_pr": True}, UploadError, "no repo alice/demo-hswq that a pull request"),
     "collection": (TOKEN, REPO, {"collection": "alice/none-1"}, UploadError, "no collection alice/none-1"),
-    "foreign": (TOKEN, "alice/foreign", {}, TargetError, r"did not make \(model.safetensors\).*--force"),
+    "foreign": (TOKEN, "alice/foreign", {}, TargetError, r"did not make \(README.md\).*--force"),
     "tag": (TOKEN, "alice/ours", {"revision": "v1"}, UploadError, "v1 is a tag"),
 }
 
@@ -401,9 +402,9 @@ def test_from_a_gated_repo_to_a_gated_repo(hub, tmp_path):
 
 
 def test_versions_follow_each_other_and_none_is_lost(hub, make, folder):
-    """V1 alone, then V2 alone, then both with another recipe, then another checkpoint."""
+    """V1 alone, then V2 alone, then both, then another checkpoint."""
     repo = hub.repos[REPO] = Repo.created(REPO, private=False)
-    one, two = make(formats=(Format.V1,)), make(formats=(Format.V2,))
+    one, two = make(Format.V1), make(Format.V2)
     tags = [upload(one, UNCHECKED).tag]
     figures = {"v1": metrics_of(one)["variants"][-1]["ssim_mean"], "v2": metrics_of(two)["variants"][-1]["ssim_mean"]}
     tags.append(upload(two, UNCHECKED).tag)
@@ -431,8 +432,23 @@ def test_versions_follow_each_other_and_none_is_lost(hub, make, folder):
         assert repo.versions[tag] == commit.oid, "tags stay where they were put"
 
 
+def test_a_file_of_another_checkpoint_does_not_stay_for_its_name(hub, make):
+    """One checkpoint as V1, another as V1 under the same name, then the first one as V2."""
+    one, other, two = make(Format.V1), make(Format.V1), make(Format.V2)
+    change_record(other, sha256="0" * 64)
+    record = record_of(other)
+    data = (other / "demo-hswq-v1.safetensors").read_bytes() + b"of another"
+    (other / "demo-hswq-v1.safetensors").write_bytes(data)
+    record["files"]["v1"] |= {"sha256": sha256(data), "bytes": len(data)}
+    (other / "hswq.json").write_text(json.dumps(record))
+    for folder in (one, other, two):
+        upload(folder, UNCHECKED)
+    assert held(hub) == contents(two)
+    assert not any(file["here"] for entry in record_of(two)["earlier"] for file in entry["files"].values())
+
+
 def test_a_version_whose_run_died_before_its_tag_has_one_later(hub, make, folder):
-    one = make(formats=(Format.V1,))
+    one = make(Format.V1)
     first = upload(one, UNCHECKED)
     hub.repos[REPO].versions.clear()
     upload(folder, UNCHECKED)
@@ -523,13 +539,14 @@ def test_a_card_that_the_hub_refuses(hub, folder):
 
 
 def test_only_what_was_made_is_uploaded(hub, folder, tmp_path):
+    secret = folder.parent / "secret"
     (folder / "notes.txt").write_text("mine")
-    (tmp_path / "secret").write_text("private")
+    secret.write_text("private")
     upload(folder, UNCHECKED)
     assert "notes.txt" not in held(hub)
-    for name in ("../secret", str(tmp_path / "secret"), "images/none.png", "link"):
+    for name in ("../secret", str(secret), "images/none.png", "link"):
         if name == "link":
-            (folder / "link").symlink_to(tmp_path / "secret")
+            (folder / "link").symlink_to(secret)
         record = record_of(folder)
         (folder / "hswq.json").write_text(json.dumps({**record, "contents": [*record["contents"], name]}))
         with pytest.raises(FormatError, match="lacks"):
