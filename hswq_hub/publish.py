@@ -81,7 +81,7 @@ def publish(
     """
     settings = settle(settings or PublishSettings(), source)
     todo = publication(source, folder, settings, command)
-    preflight(source, folder, settings, todo, again)
+    preflight(source, folder, settings, todo, again, tell=tell)
     workspace = Workspace(source.name, source.sha256)
     with workspace.locked(tell):
         remember(workspace, source)
