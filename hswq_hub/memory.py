@@ -16,6 +16,8 @@ from .sources import Source
 from .sources.diffusers_folder import WEIGHTS
 
 _WORD, _GB = torch.float32.itemsize, 1e9
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
+"""Of a process within a container: its bound in bytes, or "max"."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,21 @@ class Memory:
     def needed(self) -> int:
         """The least that does; pictures in the making come on top."""
         return self.denoiser + max(self.components or 0, self.moments)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether other programs are in the way."""
+        return self.needed > self.free
+
+    @property
+    def line(self) -> str:
+        """What is needed and what there is, in one line."""
+        components = " and other components" if self.components is None else ""
+        tight = "; close other programs, or it may not suffice" if self.is_tight else ""
+        return (
+            f"{megabytes(self.needed)}{components} and the pictures in the making, on a {self.device} with "
+            f"{megabytes(self.free)} of {megabytes(self.total)} free{tight}"
+        )
 
     def check(self) -> None:
         """Check that it can do at all, whatever else is running.
@@ -62,12 +79,18 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     if settings.recipe.rounding == "gptq":
         inputs = (info.values // info.shape[0] for info in map(checkpoint.tensors.get, checkpoint.layers))
         moments = int(min(settings.calibration_memory * _GB, sum(_WORD * n * n for n in inputs)))
-    machine = psutil.virtual_memory()
-    cpu = Memory("machine", denoiser, components, 0, machine.available, machine.total + psutil.swap_memory().total)
+    cpu = Memory("machine", denoiser, components, 0, psutil.virtual_memory().available, _machine_total())
     if how.device != "cuda":
         return [replace(cpu, moments=moments)]
     free, total = torch.cuda.mem_get_info()
     return [Memory("GPU", denoiser, components, moments, free, total), cpu]
+
+
+def _machine_total() -> int:
+    """Memory and swap of this machine, or what a container may have of it."""
+    whole = psutil.virtual_memory().total + psutil.swap_memory().total
+    limit = _CONTAINER.read_text().strip() if _CONTAINER.is_file() else ""
+    return min(whole, int(limit)) if limit.isdecimal() else whole
 
 
 def _values(path: Path) -> int:

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from .forecast import Forecast
-from .memory import Memory, memory_of
-from .preflight import disk_needs, preflight
+from .memory import memory_of
+from .preflight import arriving_bytes, preflight
 from .progress import duration, roughly
 from .publish import default_folder, publication, settle
 from .report import megabytes, text_table
@@ -17,7 +17,7 @@ from .sources import Source, resolve
 from .sources.preview import preview
 from .sources.recall import recall
 from .sources.tables import preview_lines
-from .steps import Step, open_steps
+from .steps import Step, disk_needs, open_steps
 
 HEADINGS = ("step", "state", "size", "time")
 
@@ -75,10 +75,10 @@ class Outlook:
         """The plan, as people read it on a terminal."""
         checkpoint = self.source.checkpoint
         parameters = sum(info.values for info in checkpoint.denoiser_tensors.values())
-        disks = disk_needs(self.open, self.source.path if self.arriving else None)
+        disks = disk_needs(self.open, arriving_bytes(self.source) if self.arriving else {})
         facts = [("model", f"{checkpoint.architecture.title}, {parameters / 1e6:.1f} million parameters")]
         facts += [("disk", f"{megabytes(n)} at most, {megabytes(_free(place))} free") for place, n in disks.items()]
-        facts += [("memory", _memory(memory)) for memory in memory_of(self.source, self.settings)]
+        facts += [("memory", memory.line) for memory in memory_of(self.source, self.settings)]
         if self.open:
             basis = "from earlier steps on this model" if self.forecast.is_measured else "from a short trial"
             facts.append(("time", f"{roughly(self.seconds)}, an estimate {basis}"))
@@ -133,16 +133,6 @@ def dry_run(
         look(resolve(reference, inspect=look, **lookup), arriving=False)
     except _Enough:
         return
-
-
-def _memory(memory: Memory) -> str:
-    """One line; whether it suffices is `Memory.check`'s to say, whether other programs are in the way is said here."""
-    components = "" if memory.components is not None else " and other components"
-    tight = "; close other programs, or it may not suffice" if memory.needed > memory.free else ""
-    return (
-        f"{megabytes(memory.needed)}{components} and the pictures in the making, on a {memory.device} with "
-        f"{megabytes(memory.free)} of {megabytes(memory.total)} free{tight}"
-    )
 
 
 def _free(place: Path) -> int:

@@ -89,7 +89,7 @@ def publish(
     todo = publication(source, folder, settings, command)
     if hub is not None:
         check_upload(hub)
-    preflight(source, folder, settings, todo, again)
+    preflight(source, folder, settings, todo, again, tell=tell)
     workspace = Workspace(source.name, source.sha256)
     with workspace.locked(tell):
         remember(workspace, source)

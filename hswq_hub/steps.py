@@ -9,15 +9,16 @@ done if the record is there and those digests are still the right ones.
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from .files import file_sha256, write_atomically
 from .progress import duration
-from .targets import replace_folder
+from .targets import check_room, nearest_existing, replace_folder
 from .workspace import fingerprint
 
 RECORD = "made.json"
@@ -76,7 +77,7 @@ class Made:
         return cls(**found | {"work": Work(**found["work"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the work on a model.
 
@@ -158,6 +159,28 @@ def open_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[Step]
         if step.stage in again or step.state is not State.DONE or any(other in found for other in step.inputs):
             found.append(step)
     return found
+
+
+def disk_needs(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyType({})) -> dict[Path, int]:
+    """Bytes that the products of `steps`, and `more` by folder, take at most: by a folder on each disk they go to."""
+    wanted = [(step.target or step.place, step.work().kept) for step in steps] + list(more.items())
+    disks: dict[int, Path] = {}
+    needs: dict[Path, int] = {}
+    for folder, size in wanted:
+        place = nearest_existing(folder.absolute())
+        place = disks.setdefault(place.stat().st_dev, place)
+        needs[place] = needs.get(place, 0) + size
+    return needs
+
+
+def check_disks(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyType({})) -> None:
+    """Check that there is room for `disk_needs`.
+
+    Raises:
+        TargetError: a disk has not so much free.
+    """
+    for place, needed in disk_needs(steps, more).items():
+        check_room(place, needed)
 
 
 def forget(steps: Iterable[Step]) -> None:

@@ -127,7 +127,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 old.rename(folder)
             raise
         finally:
-            shutil.rmtree(staging)
+            _remove(staging)
 
 
 def clear_away(parent: Path, name: str | None = None) -> None:
@@ -145,9 +145,17 @@ def clear_away(parent: Path, name: str | None = None) -> None:
             with FileLock(lock, timeout=0):
                 if (staging / _OLD).exists() and not folder.exists():
                     (staging / _OLD).rename(folder)
-                shutil.rmtree(staging)
+                _remove(staging)
         except Timeout:
             continue
+
+
+def _remove(staging: Path) -> None:
+    """The lock goes last: by it the rest is known for what it is, should this be killed."""
+    for folder in (staging / _OLD, staging / _FRESH):
+        if folder.exists():
+            shutil.rmtree(folder)
+    shutil.rmtree(staging)
 
 
 def _flush(folder: Path) -> None:

@@ -169,7 +169,9 @@ def test_of_a_model_that_is_elsewhere_the_header_tells_all(server, tmp_path, mon
     assert set(states(result).values()) == {"to do"}
     for said in ("alice_01", "apache-2.0", "commercial use: sell images", "model       Z-Image", server.sha256):
         assert said in result.stdout
-    monkeypatch.setattr("hswq_hub.preflight.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0)])
+    monkeypatch.setattr(
+        "hswq_hub.preflight.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0, is_tight=False)]
+    )
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
     (part,) = cache.contents()

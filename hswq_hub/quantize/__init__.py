@@ -18,7 +18,7 @@ from ..hardware import pick_device
 from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
 from ..settings import recipe as recipe_of
 from ..sources import Source
-from ..steps import Step, Tell, make, silent
+from ..steps import Step, Tell, check_disks, make, open_steps, silent
 from ..targets import check_replaceable
 from ..workspace import Workspace
 from .compensate import check_memory, write_compensated
@@ -70,7 +70,7 @@ def quantize(
     Raises:
         FormatError: `statistics` is no calibration, or was made from another file.
         DeviceError: CUDA asked for and absent.
-        TargetError: another kind of file has that name already.
+        TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
     made_by = Calibration.load(statistics).made_by
@@ -93,6 +93,7 @@ def quantize(
 
     given = Step("statistics", "calibrate", workspace.folder, file_sha256(statistics), take)
     steps, writing = Quantization(workspace.folder, source, given, tuple(versions), recipe, how, memory).steps()
+    check_disks(open_steps([given, *steps]), {folder: sum(step.work().kept for step in writing.values())})
     with workspace.locked(tell):
         make([given, *steps], tell)
         for version, path in paths.items():
