@@ -210,7 +210,7 @@ def publish_all_as_jobs(
 
     Args:
         account: whose jobs they are.
-        prepare: an entry's words -> short reference, command line of the job, what it is to hold.
+        prepare: an entry's words -> short reference, command of the job, what it is to hold.
         agree: asked once with how many are started and what they cost at most in dollars; raises to stop.
 
     Raises:
@@ -234,14 +234,14 @@ def publish_all_as_jobs(
                 for line in (entry.reference, *offer.lines()):
                     say(line)
             agree(len(ready), sum(offer.most for offer in offers))
-        for entry, reference, words, _ in ready:
-            manifest[entry] = State(STARTING)
-            try:
-                job = account.submit(words, reference, settings, entry.key)
-                manifest[entry] = State(RUNNING, job=f"{account.namespace}/{job.id}")
-                say(f"{entry.reference}: {job.url}")
-            except HSWQError as error:
-                manifest[entry] = State.of(error)
+            for (entry, reference, words, _), offer in zip(ready, offers, strict=True):
+                manifest[entry] = State(STARTING)
+                try:
+                    job = account.submit(offer.command(words), reference, settings, entry.key)
+                    manifest[entry] = State(RUNNING, job=f"{account.namespace}/{job.id}")
+                    say(f"{entry.reference}: {job.url}")
+                except HSWQError as error:
+                    manifest[entry] = State.of(error)
         try:
             _wait(account, entries, manifest, say)
         except KeyboardInterrupt:
@@ -296,7 +296,7 @@ def _alone(models: Path) -> Iterator[Manifest]:
     lock = home() / "lists" / f"{fingerprint(str(models.resolve()))}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, blocking=False):
+        with FileLock(lock, timeout=0):
             yield Manifest(models)
     except Timeout:
         raise ListError(f"another hswq-hub is at {models.name} already; wait for it") from None

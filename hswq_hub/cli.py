@@ -693,21 +693,24 @@ def jobs(context, namespace):
 @click.argument("id")
 def logs(id):
     """Follow what a job writes, from its beginning. ID as `hswq-hub jobs` lists it."""
-    from .jobs import Jobs, split_id
-
-    namespace, number = split_id(id)
-    _follow(Jobs(namespace), number)
+    _follow(*_job(id))
 
 
 @jobs.command()
 @click.argument("id")
 def cancel(id):
     """Stop a job. ID as `hswq-hub jobs` lists it."""
+    account, number = _job(id)
+    account.cancel(number)
+    click.echo(f"{id} is stopped")
+
+
+def _job(id: str) -> tuple:
+    """Whose job it is, and its number: ID, or NAMESPACE/ID."""
     from .jobs import Jobs, split_id
 
     namespace, number = split_id(id)
-    Jobs(namespace).cancel(number)
-    click.echo(f"{id} is stopped")
+    return Jobs(namespace or click.get_current_context().parent.params["namespace"]), number
 
 
 def _job_settings(on, *settings) -> JobSettings | None:
@@ -726,21 +729,22 @@ def _run_as_job(context: click.Context, settings: JobSettings) -> None:
     account = Jobs(settings.namespace)
     reference, words, need = _portable(context)
     offer = account.offer(settings, need)
-    click.echo("\n".join(offer.lines()), err=True)
-    _confirm(f"Start {shlex.join(words)}", context.params["yes"])
-    job = account.submit(words, reference, settings)
+    command = offer.command(words)
+    click.echo("\n".join([*offer.lines(), shlex.join(command)]), err=True)
+    _confirm("Start this job", context.params["yes"])
+    job = account.submit(command, reference, settings)
     click.echo(job.url)
     _follow(account, job.id)
 
 
 def _portable(context: click.Context) -> tuple:
-    """Reference, command line for a machine that is not this one, and what that is to hold."""
-    from .jobs import check_portable, need_of
+    """Reference, command for a machine that is not this one, and what that is to hold."""
+    from .jobs import check_portable, look_up
 
     given = context.params
-    reference = check_portable(given["reference"], given["base"], given["folder"], given.get("repo"))
-    need = need_of(reference, given["base"], given["civitai_endpoint"], given["permitted"])
-    return reference, ["hswq-hub", *_words(context, reference, JOB_OPTIONS), "--yes"], need
+    check_portable(given["reference"], given["base"], given["folder"], given.get("repo"))
+    reference, need = look_up(given["reference"], given["base"], given["civitai_endpoint"], given["permitted"])
+    return reference, _words(context, reference, JOB_OPTIONS), need
 
 
 def _confirm(question: str, yes: bool) -> None:

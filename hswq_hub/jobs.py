@@ -26,7 +26,7 @@ from .report import megabytes
 from .settings import JobSettings
 from .sources.credentials import TOKEN_VARIABLE, civitai_token
 from .sources.listing import plain
-from .sources.preview import Preview, preview
+from .sources.preview import preview
 from .sources.reference import CivitaiRef, LocalRef, parse
 
 PACKAGE = "hswq-hub"
@@ -82,6 +82,12 @@ class Offer:
             return _size(self.hardware.ram)
         whole = _size(gpu.vram)
         return whole and whole // max(int(gpu.quantity), 1)
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command line of a job that runs `words`, a command of ours: nobody can be asked there, and a GPU that is
+        paid for is used or missed aloud."""
+        device = ["--device", "cuda"] if self.hardware.accelerator and "--device" not in words else []
+        return [PACKAGE, *words, *device, "--yes"]
 
     def lines(self) -> list[str]:
         """What it is and what it costs, for people, and a warning where it will not do."""
@@ -201,8 +207,8 @@ class Jobs:
                 return f"Hugging Face answers {status} for {what}{said}; try again later"
 
 
-def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> str:
-    """The reference in its short form, if a job can do all that was asked for.
+def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
+    """Check that a job can read what it is to read, and that what it makes outlives it.
 
     Raises:
         JobError: something is on this machine, or nothing would be left when the job ends.
@@ -219,21 +225,22 @@ def check_portable(reference: str, base: str | None, folder: Path | None, repo: 
         raise JobError(
             "what a job makes is gone when it ends unless it is uploaded; say where to with --repo OWNER/NAME"
         )
-    return str(found)
 
 
-def need_of(reference: str, base: str | None, civitai_endpoint: str | None, permitted: bool) -> Need:
-    """What the pipeline of `reference` holds, found out without fetching it.
+def look_up(reference: str, base: str | None, civitai_endpoint: str | None, permitted: bool) -> tuple[str, Need]:
+    """The reference in its short form, which leads to the same file again, and what its pipeline holds.
+
+    Nothing is fetched.
 
     Raises:
         SourceError: the reference leads nowhere, or its creator does not permit it.
     """
-    found: Preview = preview(reference, base, civitai_endpoint)
+    found = preview(reference, base, civitai_endpoint)
     if found.listing is None:
-        return Need(0, True)  # the demo model, which any machine can hold
+        return str(parse(reference)), Need(0, True)  # the demo model, which any machine can hold
     found.listing.check_permitted(permitted)
     sizes = (found.listing.size, found.components)
-    return Need(sum(size or 0 for size in sizes), None not in sizes)
+    return found.listing.reference, Need(sum(size or 0 for size in sizes), None not in sizes)
 
 
 def secrets_for(reference: str) -> dict[str, str]:

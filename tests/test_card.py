@@ -207,13 +207,13 @@ def test_every_row_of_the_protocol_is_there():
         assert fact in text
     for pair in card.original.pairs:
         assert f"| {pair.prompt} | {pair.seed} |" in text
-    assert [example["worst"] for _, example in card.sheets[1:]].index(True) == 0, "not among the folded ones"
+    assert any(example["worst"] for _, example in card.sheets[:2]), "not among the folded ones"
 
 
 def test_layers_kept_in_one_file_only_say_so():
     card = demo()
     rows = [dict(row) for row in card.record["layers"]["v2"]]
-    one = next(row for row in rows if row["number_format"] == "kept")
+    one = next(row for row in rows if row["reason"].startswith("never"))
     one["number_format"] = "fp8_e4m3fn"
     card = changed(layers=card.record["layers"] | {"v2": rows})
     kept = next(kept for kept in card.kept if kept.layer == one["layer"])

@@ -46,7 +46,7 @@ def test_the_same_command_becomes_a_job_and_is_followed(hub, run):
     assert job.spec["command"] == [
         "uv", "run", "--no-project", "--python", jobs.PYTHON, "--with", PACKAGE,
         "hswq-hub", "publish", "demo", "--recipe", "hswq", "--row-scales", "--samples", "2", "--repo",
-        "alice/demo-hswq", "--yes",
+        "alice/demo-hswq", "--device", "cuda", "--yes",
     ]  # fmt: skip
     assert (job.spec["flavor"], job.spec["timeoutSeconds"], job.spec["dockerImage"]) == ("t4", 5400, jobs.IMAGE)
     assert "calibrate 1/2\nSSIM 0.9995\n" in result.stdout and f"/jobs/alice/{job.id}" in result.stdout
@@ -58,6 +58,15 @@ def test_what_the_job_runs_is_understood_by_the_command_line(hub, run):
     words = job.spec["command"][job.spec["command"].index("publish") + 1 :]
     given = cli.publish.make_context("publish", words).params
     assert (given["samples"], given["keep_ratio"], given["keep_by"], given["on"]) == (2, 0.25, "variance", None)
+
+
+def test_a_gpu_that_is_paid_for_is_not_replaced_by_the_cpu(hub, run):
+    start(run, "--flavor", "l40sx1")
+    start(run, "--flavor", "cpu-basic")
+    start(run, "--flavor", "l40sx1", "--device", "cpu")
+    commands = [job.spec["command"] for job in hub.jobs.values()]
+    assert ["--device cuda" in " ".join(command) for command in commands] == [True, False, False]
+    assert "--device cpu" in " ".join(commands[2])
 
 
 def test_tokens_are_secrets_and_nothing_else(hub, run, monkeypatch):
@@ -216,7 +225,7 @@ def test_jobs_are_listed_followed_and_cancelled(hub, run):
     assert f"lab/{job.id}" in listed.stdout and "10 min" in listed.stdout and "lab/f0" not in listed.stdout
     assert f"lab/{job.id}" not in run("jobs").stdout, "another namespace"
     assert run("jobs", "cancel", f"lab/{job.id}").exit_code == 0 and hub.jobs[job.id].stage == "CANCELED"
-    result = run("jobs", "logs", f"lab/{job.id}")
+    result = run("jobs", "--namespace", "lab", "logs", job.id)
     assert "made" in result.stdout and result.exit_code == 1 and "CANCELED" in result.stderr
     assert "does not know" in run("jobs", "logs", "f" * 24).stderr
     assert "no id of a job" in run("jobs", "logs", "../../etc").stderr

@@ -214,7 +214,7 @@ def hub(monkeypatch):
 
 
 def prepare(words):
-    return "demo", ["hswq-hub", "publish", *words], Need(0, True)
+    return "demo", ["publish", *words], Need(0, True)
 
 
 def as_jobs(models, listed, agree=lambda *_: None, **how):
