@@ -232,6 +232,7 @@ def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
         ("POST", "/preupload/", 500),
         ("POST", "/objects/batch", CUT),
         ("PUT", "/lfs/", 503),
+        ("PUT", "/lfs/", 403),
         ("PUT", "/lfs/", CUT),
         ("POST", "/commit/", 429),
         ("POST", "/commit/", CUT),
