@@ -158,7 +158,7 @@ def _status(error: BaseException) -> int | None:
 
 def _at_home(error: HfHubHTTPError) -> bool:
     """Whether the Hub itself answered, and not a storage whose signed address may have expired."""
-    return urlsplit(str(error.request.url)).netloc == urlsplit(site()).netloc
+    return urlsplit(str(error.response.url)).netloc == urlsplit(site()).netloc
 
 
 def _said(error: BaseException) -> str:
