@@ -228,6 +228,7 @@ def test_killed_in_the_upload_and_run_again(hub, folder, tmp_path):
     [
         ("GET", "/api/whoami-v2", 503),
         ("POST", "/api/repos/create", 429),
+        ("POST", "/api/repos/create", LOST),
         ("POST", "/api/validate-yaml", 502),
         ("POST", "/preupload/", 500),
         ("POST", "/objects/batch", CUT),
