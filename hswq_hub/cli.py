@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
@@ -868,7 +869,8 @@ def _upload_settings(options: dict) -> UploadSettings | None:
     verify = not found.pop("unverified")
     if found["repo"] is not None:
         return UploadSettings(verify=verify, **found)
-    if any(value not in (None, False) for value in found.values()) or not verify:
+    context = click.get_current_context()
+    if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in UPLOAD_OPTIONS):
         raise click.UsageError("these options are about an upload; say where to with --repo OWNER/NAME")
     return None
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
@@ -108,6 +109,8 @@ def _explain(error: Exception, repo: str) -> UploadError | None:
         return UploadError(f"{repo} is no name of a Hub repo: owner/name is")
     if isinstance(error, RevisionNotFoundError):
         return UploadError(f"{repo} has no such revision; look at its branches")
+    if status is not None and not _at_home(error):
+        return UploadError(f"the storage of {site()} answers {status} for {repo}; run the same command again")
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return AccountError("the Hub does not accept the token (expired or revoked?); run `hf auth login` again")
     if isinstance(error, RepositoryNotFoundError):
@@ -153,6 +156,11 @@ def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
+def _at_home(error: HfHubHTTPError) -> bool:
+    """Whether the Hub itself answered, and not a storage whose signed address may have expired."""
+    return urlsplit(str(error.response.url)).netloc == urlsplit(site()).netloc
+
+
 def _said(error: BaseException) -> str:
     """What the Hub says, in brackets; a token that it quotes is left out."""
     said = plain(getattr(error, "server_message", None))
@@ -166,7 +174,8 @@ def _wait(error: Exception, attempt: int) -> float | None:
     if isinstance(cause, (OfflineModeIsEnabled, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)):
         return None
     broken = (httpx2.TransportError, ConnectionError, json.JSONDecodeError)
-    if _status(cause) not in _BUSY and not isinstance(cause, broken):
+    busy = _status(cause) is not None and (_status(cause) in _BUSY or not _at_home(cause))
+    if not busy and not isinstance(cause, broken):
         return None
     return _asked_wait(cause) or _FIRST_WAIT * 2 ** (attempt - 1)
 
