@@ -13,7 +13,7 @@ from .settings import PublishSettings
 from .sources import Source, resolve
 from .sources.recall import recall
 from .sources.reference import DemoRef, LocalRef, parse
-from .steps import RECORD, Made, State, Step
+from .steps import RECORD, State, Step
 
 HEADINGS = ("step", "state", "size", "took", "made", "product")
 _NOWHERE = "0" * 64
@@ -44,7 +44,7 @@ def status_lines(
     lines = [text_table(HEADINGS, rows, left=("state", "product")), "", f"work is kept in {_short(place)}/"]
     others = {path.parent for path in place.glob(f"*/{RECORD}")} - {step.folder for step in steps}
     if others:
-        size = megabytes(sum(Made.read(other).bytes for other in others))
+        size = megabytes(sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file()))
         lines.append(f"there are {len(others)} products of other settings or releases as well, {size}")
     return [*lines, f"to do: {', '.join(left)}" if left else "all is done"]
 
