@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .outlook import Outlook
 from .progress import duration
+from .publish import usual_folder
 from .report import megabytes, text_table
 from .settings import PublishSettings
 from .sources import Source, resolve
@@ -36,7 +37,7 @@ def status_lines(
     source = _find(reference, base, licence)
     if source is None:
         return [f"nothing was made of {reference} here; `hswq-hub publish {reference} --dry-run` says what is to do"]
-    steps = Outlook.of(source, folder, settings, command(source)).steps
+    steps = Outlook.of(source, folder or usual_folder(source), settings, command(source)).steps
     place = steps[0].place
     rows = [("source", "here", megabytes(source.path.stat().st_size), "", "", _short(source.path))]
     rows += [_row(step) for step in steps]
