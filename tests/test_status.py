@@ -217,6 +217,7 @@ def test_a_unet_sees_fewer_places_the_deeper_it_is():
     counted = flops(unet, timestep=torch.zeros(1), **arguments)
     weights = {name: w for name, w in unet.named_parameters() if name.endswith(".weight") and w.ndim > 1}
     checkpoint = SimpleNamespace(
+        architecture=SimpleNamespace(is_sensitive=lambda _: False),
         parameters=weights,
         layers=weights,
         tensors={n: SimpleNamespace(values=w.numel(), shape=w.shape) for n, w in weights.items()},
