@@ -108,13 +108,15 @@ def call_of(checkpoint: Checkpoint, size: int) -> Call:
     """What a picture of `size` pixels a side costs, from the shapes of the layers.
 
     A weight of a transformer sees every token; one of a UNet every place of its level, each half as wide and high as
-    the one above.
+    the one above. Embedders and modulation are left out: they see the timestep, once a call, or are small.
     """
     levels = 1 + max((int(n) for n in re.findall(r"down_blocks\.(\d+)", " ".join(checkpoint.parameters))), default=0)
     weights, places, widths = 0, 0.0, Counter()
     for key in checkpoint.layers:
-        info = checkpoint.tensors[key]
-        found = _tokens(layer_of(checkpoint.modules[key][0]), size, levels)
+        info, module = checkpoint.tensors[key], layer_of(checkpoint.modules[key][0])
+        if checkpoint.architecture.is_sensitive(module):
+            continue
+        found = _tokens(module, size, levels)
         weights, places = weights + info.values, places + info.values * found
         widths[info.values // info.shape[0]] += info.values
     return Call(weights, places / weights, widths.most_common(1)[0][0])

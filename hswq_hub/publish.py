@@ -51,9 +51,14 @@ def default_folder(source: Source) -> Path:
     Raises:
         TargetError: it holds what was made from another checkpoint.
     """
-    folder = Path("hswq-published") / f"{source.name}-hswq"
+    folder = usual_folder(source)
     check_same_source(folder, source.sha256)
     return folder
+
+
+def usual_folder(source: Source) -> Path:
+    """The same, whatever it holds."""
+    return Path("hswq-published") / f"{source.name}-hswq"
 
 
 def publish(

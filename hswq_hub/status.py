@@ -8,12 +8,13 @@ from pathlib import Path
 
 from .outlook import Outlook
 from .progress import duration
+from .publish import usual_folder
 from .report import megabytes, text_table
 from .settings import PublishSettings
 from .sources import Source, resolve
 from .sources.recall import recall
 from .sources.reference import DemoRef, LocalRef, parse
-from .steps import RECORD, Made, State, Step
+from .steps import RECORD, State, Step
 
 HEADINGS = ("step", "state", "size", "took", "made", "product")
 _NOWHERE = "0" * 64
@@ -36,7 +37,7 @@ def status_lines(
     source = _find(reference, base, licence)
     if source is None:
         return [f"nothing was made of {reference} here; `hswq-hub publish {reference} --dry-run` says what is to do"]
-    steps = Outlook.of(source, folder, settings, command(source)).steps
+    steps = Outlook.of(source, folder or usual_folder(source), settings, command(source)).steps
     place = steps[0].place
     rows = [("source", "here", megabytes(source.path.stat().st_size), "", "", _short(source.path))]
     rows += [_row(step) for step in steps]
@@ -44,7 +45,7 @@ def status_lines(
     lines = [text_table(HEADINGS, rows, left=("state", "product")), "", f"work is kept in {_short(place)}/"]
     others = {path.parent for path in place.glob(f"*/{RECORD}")} - {step.folder for step in steps}
     if others:
-        size = megabytes(sum(Made.read(other).bytes for other in others))
+        size = megabytes(sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file()))
         lines.append(f"there are {len(others)} products of other settings or releases as well, {size}")
     return [*lines, f"to do: {', '.join(left)}" if left else "all is done"]
 

@@ -69,12 +69,12 @@ class Made:
 
     @classmethod
     def read(cls, folder: Path) -> "Made | None":
-        """The record of the product in `folder`, None if there is none."""
+        """The record of the product in `folder`; None if there is none, or none that this release can read."""
         try:
             found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return cls(**found | {"work": Work(**found["work"])})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return cls(**found | {"work": Work(**found["work"])})
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from hswq_hub.sources import resolve
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
 NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
 SETTINGS = PublishSettings(
-    recipe=replace(recipe(budget=0.6), measurement=ErrorSettings(samples=1, steps=1)),
+    recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(samples=1, steps=1)),
     calibration=CalibrationSettings(samples=1, steps=2),
     evaluation=EvaluationSettings(pairs=1, steps=1),
 )

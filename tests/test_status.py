@@ -118,7 +118,7 @@ def test_the_plan_is_said_and_nothing_is_done(here):
     found = states(result)
     assert (found["calibrate"], found["write v1"]) == ("done", "to do")
     assert sorted(here.rglob("*")) == before and not (here / "out").exists()
-    for heading in ("licence", "components", "model       Z-Image, 5.0 million", "disk", "memory", "time", "folder"):
+    for heading in ("licence", "components", "model       Z-Image", "disk", "memory", "time", "folder"):
         assert f"  {heading}" in result.stdout
     assert set(states(hub("publish", "model.safetensors", "--base", BASE, *QUICK, "--dry-run")).values()) == {"done"}
 
@@ -129,7 +129,7 @@ def test_sizes_in_the_plan_are_bounds(here):
     assert planned.keys() == {"write v1", "write v2", "naive"}
     for name, size in planned.items():
         (file,) = (here / "home/work").glob(f"*/{name.replace(' ', '-')}-*/*.safetensors")
-        assert 0.95 * float(size) <= file.stat().st_size / 1e6 <= float(size) + 0.05
+        assert 0.8 * float(size) <= file.stat().st_size / 1e6 <= float(size) + 0.05
 
 
 @pytest.mark.parametrize(
@@ -203,28 +203,24 @@ def flops(model, **arguments) -> int:
 
 def test_the_work_of_a_call_is_about_what_torch_counts(tmp_path):
     """Within a factor of two, which is what an estimate is worth."""
-    with torch.device("meta"):
-        model = diffusers.ZImageTransformer2DModel(**tiny.CONFIG)
-        arguments = {"x": [torch.zeros(4, 1, 64, 64)], "t": torch.zeros(1), "cap_feats": [torch.zeros(64, 32)]}
-    counted = flops(model.eval(), **arguments)
-    estimated = call_of(Checkpoint(tiny.checkpoint(tmp_path)), 512).flops
-    assert 0.5 < estimated / counted < 2
+    arguments = {"x": [torch.zeros(4, 1, 32, 32)], "t": torch.zeros(1), "cap_feats": [torch.zeros(32, 32)]}
+    counted = flops(tiny.model().float(), **arguments)
+    assert 0.5 < call_of(Checkpoint(tiny.checkpoint(tmp_path)), 256).flops / counted < 2
 
 
 def test_a_unet_sees_fewer_places_the_deeper_it_is():
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(
-            block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )  # fmt: skip
-        arguments = {"sample": torch.zeros(1, 4, 64, 64), "encoder_hidden_states": torch.zeros(1, 77, 64)}
-        counted = flops(unet, timestep=torch.zeros(1), **arguments)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    arguments = {"sample": torch.zeros(1, 4, 32, 32), "encoder_hidden_states": torch.zeros(1, 77, 64)}
+    counted = flops(unet, timestep=torch.zeros(1), **arguments)
     weights = {name: w for name, w in unet.named_parameters() if name.endswith(".weight") and w.ndim > 1}
     checkpoint = SimpleNamespace(
+        architecture=SimpleNamespace(is_sensitive=lambda _: False),
         parameters=weights,
         layers=weights,
         tensors={n: SimpleNamespace(values=w.numel(), shape=w.shape) for n, w in weights.items()},
         modules={name: [name] for name in weights},
     )
-    assert 0.5 < call_of(checkpoint, 512).flops / counted < 2
+    assert 0.5 < call_of(checkpoint, 256).flops / counted < 2
