@@ -732,6 +732,8 @@ def _run_as_job(context: click.Context, settings: JobSettings) -> None:
     offer = account.offer(settings, need)
     command = offer.command(words)
     click.echo("\n".join([*offer.lines(), shlex.join(command)]), err=True)
+    if context.params.get("dry_run"):
+        return
     _confirm("Start this job", context.params["yes"])
     job = account.submit(command, reference, settings)
     click.echo(job.url)

@@ -27,8 +27,9 @@ def hub(monkeypatch):
 def run(tmp_path, monkeypatch):
     """The command line, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    if not any(parameter.name == "repo" for parameter in cli.publish.params):  # what uploads brings its option along
-        monkeypatch.setattr(cli.publish, "params", [*cli.publish.params, click.Option(["--repo"])])
+    known = {parameter.name for parameter in cli.publish.params}  # what uploads and plans brings these along
+    ours = [click.Option(["--repo"]), click.Option(["--dry-run"], is_flag=True)]
+    monkeypatch.setattr(cli.publish, "params", [*cli.publish.params, *(o for o in ours if o.name not in known)])
     return lambda *words, **how: CliRunner().invoke(cli.main, [str(word) for word in words], **how)
 
 
@@ -111,6 +112,11 @@ def test_nothing_starts_before_somebody_agreed(hub, run, monkeypatch):
     assert run(*words, input="n\n").exit_code == 1
     assert not hub.jobs
     assert run(*words, input="y\n").exit_code == 0 and len(hub.jobs) == 1
+
+
+def test_a_dry_run_says_what_it_would_cost_and_starts_nothing(hub, run):
+    result = start(run, "--dry-run")
+    assert result.exit_code == 0 and "at most $5.40" in result.stderr and not hub.jobs
 
 
 @pytest.mark.parametrize(
