@@ -1,6 +1,7 @@
 """Fixtures: nothing here touches the user's home, the network or an account."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -15,3 +16,30 @@ def own_home(tmp_path_factory, monkeypatch):
     """A fresh workspace for every test."""
     monkeypatch.setenv("HSWQ_HOME", str(tmp_path_factory.mktemp("hswq-home")))
     monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
+
+
+class Stream:
+    """What is asked of a stream; on the CPU everything has happened when the call returns."""
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def offload_with_streams(monkeypatch):
+    """Group offloading of a model with streams and pinned memory, the CPU passing for an accelerator that has them."""
+    import torch
+    from diffusers.hooks.group_offloading import GroupOffloadingConfig, GroupOffloadingType, _apply_group_offloading
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(torch.cpu, "current_stream", Stream)
+    monkeypatch.setattr(torch.cpu, "stream", lambda stream: nullcontext())
+
+    def offload(model, kind):
+        cpu, flags = torch.device("cpu"), ("non_blocking", "record_stream", "low_cpu_mem_usage")
+        config = GroupOffloadingConfig(
+            cpu, cpu, GroupOffloadingType(kind), **dict.fromkeys(flags, False), num_blocks_per_group=1, stream=Stream()
+        )
+        _apply_group_offloading(model, config)
+
+    return offload

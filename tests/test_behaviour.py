@@ -7,15 +7,20 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload, dispatch_model
-from diffusers import ZImageTransformer2DModel
+from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
+from safetensors.torch import load_file, save_file
+from torch._dynamo.backends.common import aot_autograd
 
 from hswq_hub.sources import resolve
-from hswq_runtime import HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
+from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
 from hswq_runtime.quantizer import HSWQQuantizer
 
 STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture
@@ -85,6 +90,43 @@ def test_group_offloading(model, tmp_path, kind, disk):
         assert any(path.suffix == ".safetensors" for path in tmp_path.rglob("group_*"))
 
 
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offloading_with_streams(model, offload_with_streams, kind):
+    """Copies of weights and scales stay on the CPU, held by the identity of the tensors, and are put back each time."""
+    expected, before = tiny.run(model), {k: v.clone() for k, v in model.state_dict().items()}
+    layers = fp8_layers(model.layers)
+    given = [layer.weight.data_ptr() for layer in layers]
+    offload_with_streams(model, kind)
+    copies = [layer.weight.data_ptr() for layer in layers]
+    assert not {*given} & {*copies}
+    for _ in range(3):
+        assert torch.equal(tiny.run(model), expected)
+        assert [layer.weight.data_ptr() for layer in layers] == copies
+    assert tiny.same_bytes(model.state_dict(), before)
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offloading_with_streams_on_cuda(model, kind):
+    inputs = {name: to_cuda(value) for name, value in tiny.inputs().items()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        expected = copy.deepcopy(model).to("cuda")(**inputs)[0][0]
+        arguments = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+        apply_group_offloading(model, torch.device("cuda"), offload_type=kind, use_stream=True, **arguments)
+        for _ in range(2):
+            assert torch.equal(model(**inputs)[0][0], expected)
+    assert all(parameter.device.type == "cpu" for parameter in fp8_layers(model)[0].parameters())
+    assert tiny.same_bytes(model.state_dict(), before)
+
+
+def to_cuda(value):
+    if isinstance(value, list):
+        return [to_cuda(one) for one in value]
+    return value.cuda() if isinstance(value, torch.Tensor) else value
+
+
 def test_dispatching_by_a_device_map(model, tmp_path):
     expected = tiny.run(model)
     model.save_pretrained(tmp_path / "saved")
@@ -116,7 +158,7 @@ def test_a_pipeline_with_a_device_map(device_map):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@CUDA
 @pytest.mark.parametrize("method", ["to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offloading_a_pipeline_on_cuda(method):
     demo = resolve("demo")
@@ -129,25 +171,111 @@ def test_offloading_a_pipeline_on_cuda(method):
     assert abs(images[0] - images[1]).max() < 1e-3
 
 
+# --- Dtypes -------------------------------------------------------------------------------------------
+
+
+def test_autocast_does_what_it_does_to_the_plain_model(tmp_path):
+    path = tiny.quantized(tmp_path, "v2-rows")
+    ours, plain = load_model(path, torch.float32), load_model(path, torch.float32, dequantize=True)
+    exact, layer = tiny.run(ours), ours.layers[0].feed_forward.w1
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = tiny.run(ours), tiny.run(plain)
+        assert layer(torch.ones(2, 96)).dtype == torch.bfloat16
+    assert found.dtype == expected.dtype and torch.equal(found, expected)
+    assert 0 < (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_training_under_autocast_gives_gradients_in_the_dtype_of_the_inputs(tmp_path):
+    path, gradients = tiny.quantized(tmp_path, "v2"), []
+    for dequantize in (False, True):
+        layer = load_model(path, torch.float32, dequantize=dequantize).layers[0].feed_forward.w1
+        inputs = torch.linspace(-1, 1, 3 * 96).reshape(3, 96).requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(inputs).square().sum().backward()
+        gradients.append(inputs.grad)
+    ours, plain = gradients
+    assert ours.dtype == plain.dtype == torch.float32
+    assert torch.allclose(ours, plain, rtol=0.02, atol=0.02 * plain.abs().max())
+
+
+@pytest.mark.parametrize("style", ["v2", "cast"])
+def test_the_first_parameter_has_the_compute_dtype(tmp_path, style):
+    """Pipelines of diffusers cast to `transformer.dtype` or to `next(transformer.parameters()).dtype`."""
+    path = tiny.quantized(tmp_path, style)
+    tiny.model().save_config(tmp_path / "config")
+    for model in (
+        load_model(path, torch.float16),
+        ZImageTransformer2DModel.from_single_file(
+            str(path), config=str(tmp_path / "config"), quantization_config=HSWQConfig(), torch_dtype=torch.float16
+        ),
+    ):
+        assert fp8_layers(model)
+        assert next(model.parameters()).dtype == model.dtype == torch.float16
+
+
+def test_a_first_parameter_that_is_fp8_is_expanded(tmp_path):
+    """In Flux it is the weight of a linear layer, which any file may hold in FP8."""
+    sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 8, "axes_dims_rope": (4, 4, 8)}
+    flux = FluxTransformer2DModel(
+        **sizes, patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, pooled_projection_dim=8
+    )
+    flux.register_to_config(quantization_config=HSWQConfig())
+    flux.save_config(tmp_path)
+    first = next(name for name, _ in flux.named_parameters())
+    state = {
+        name: tensor.to(torch.float8_e4m3fn if name.endswith("weight") and tensor.ndim == 2 else torch.bfloat16)
+        for name, tensor in flux.state_dict().items()
+    }
+    assert state[first].dtype == torch.float8_e4m3fn
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    loaded = FluxTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert next(loaded.parameters()).dtype == loaded.dtype == torch.bfloat16
+    assert torch.equal(next(loaded.parameters()), state[first].bfloat16())
+    assert sum(p.dtype == torch.float8_e4m3fn for p in loaded.parameters()) > 10
+
+
 # --- Compiling ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler():
+    """Without what earlier tests compiled of the same code: its guards would count as recompilations."""
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("fp8_matmul", [False, True])
 @STYLES
-def test_a_layer_compiles_without_graph_breaks(tmp_path, style, fp8_matmul):
+def test_a_layer_compiles_without_graph_breaks(compiler, tmp_path, style, fp8_matmul):
     layer = load_model(tiny.quantized(tmp_path, style), torch.float32, fp8_matmul=fp8_matmul).layers[0].feed_forward.w1
     inputs = torch.randn(3, 96)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(inputs), layer(inputs), rtol=1e-4, atol=1e-6)
 
 
-def test_the_blocks_compile_without_graph_breaks(model):
+def test_the_blocks_compile_without_graph_breaks(compiler, model):
     expected = tiny.run(model)
-    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
     assert torch.allclose(tiny.run(model), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_training_compiles_too(tmp_path):
+@STYLES
+def test_compiled_the_weight_is_expanded_by_operations_that_fuse(compiler, tmp_path, style):
+    """Only elementwise ones stand between the FP8 weight and the product: a compiler makes them one kernel, whose only
+    intermediate is the weight of this layer."""
+    layer, graphs = load_model(tiny.quantized(tmp_path, style), torch.bfloat16).layers[0].feed_forward.w1, []
+    keep = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph.forward)
+    with torch.no_grad():
+        torch.compile(layer, fullgraph=True, backend=keep)(torch.randn(3, 96).bfloat16())
+    (graph,) = graphs
+    found = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    aten = torch.ops.aten
+    shapes = {aten.t.default, aten.permute.default, aten.view.default, aten.reshape.default}
+    elementwise = {aten._to_copy.default, aten.mul.Tensor}
+    assert sum(target is aten.mm.default for target in found) == 1
+    assert {*found} - {aten.mm.default} <= shapes | elementwise
+
+
+def test_training_compiles_too(compiler, tmp_path):
     layer = load_model(tiny.quantized(tmp_path, "v2"), torch.float32).layers[0].feed_forward.w1
     gradients = []
     for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
@@ -185,8 +313,6 @@ def test_sensitive_layers_and_odd_shapes_stay_exact(model):
 def test_a_pipeline_can_be_told_to(tmp_path):
     demo = resolve("demo")
     path = tmp_path / "demo.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(demo.path)
     cast = {k: t.to(torch.float8_e4m3fn) if ".feed_forward." in k else t for k, t in tensors.items()}
     save_file(cast, path)

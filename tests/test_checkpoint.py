@@ -24,6 +24,13 @@ def test_full_precision_file_is_the_model_it_was_made_from(tmp_path, prefix):
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
+def test_one_checkpoint_can_be_loaded_twice(tmp_path):
+    checkpoint = Checkpoint(tiny.quantized(tmp_path, "v2"))
+    one, other = load_model(checkpoint), load_model(checkpoint)
+    assert tiny.same_bytes(one.state_dict(), other.state_dict())
+    assert not {id(module) for module in one.modules()} & {id(module) for module in other.modules()}
+
+
 def test_fused_tensor_is_traced_to_its_three_modules(tmp_path):
     checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
     fused = f"{tiny.PREFIX}layers.0.attention.qkv.weight"

@@ -3,11 +3,13 @@
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from diffusers import ZImagePipeline
+from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
 from hswq_hub.sources import resolve
-from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model
+from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul
 from hswq_runtime.lora import HSWQLoraLinear
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
@@ -140,7 +142,7 @@ def test_fusing_rounds_the_sum_anew_and_unfusing_restores_every_byte(tmp_path, s
     pipe.fuse_lora(lora_scale=0.5)
     fused = layer.base_layer.dequantized_weight(torch.float32)
     unit = 1 if layer.base_layer.scale is None else layer.base_layer.scale.max()
-    half_step = torch.maximum(wanted.abs() / 16, torch.tensor(unit * 2**-10))
+    half_step = torch.maximum(wanted.abs() / 16, torch.full((), 2**-10) * unit)
     assert ((fused - wanted).abs() <= half_step * (1 + 1e-5)).all()
     assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
     if style == "v2":
@@ -191,6 +193,61 @@ def test_fusing_writes_in_place_because_offloading_holds_on_to_the_tensors(tmp_p
     for change in (pipe.fuse_lora, pipe.unfuse_lora):
         change()
         assert layer.weight.data_ptr() == places[0] and layer.scale is places[1]
+
+
+def offload(model, kind):
+    cpu = torch.device("cpu")
+    if kind == "sequential":
+        cpu_offload(model, execution_device=cpu, offload_buffers=True)
+    else:
+        apply_group_offloading(model, cpu, cpu, kind, num_blocks_per_group=1)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "leaf_level", "block_level", "leaf_level stream", "block_level stream"])
+@pytest.mark.parametrize("style", ["v1", "v2-rows"])
+def test_fusing_while_offloaded_is_fusing(tmp_path, style, kind, offload_with_streams):
+    outputs = []
+    for away in (False, True):
+        pipe = quantized(tmp_path, style)
+        pipe.load_lora_weights(diffusers_layout())
+        if away and kind.endswith("stream"):
+            offload_with_streams(pipe.transformer, kind.removesuffix(" stream"))
+        elif away:
+            offload(pipe.transformer, kind)
+        states = [tiny.run(pipe.transformer)]
+        for change in (pipe.fuse_lora, pipe.unfuse_lora):
+            change()
+            states.append(tiny.run(pipe.transformer))
+            if away and kind == "sequential":
+                assert pipe.transformer.layers[0].feed_forward.w1.base_layer.weight.is_meta, "it is put away again"
+        outputs.append(states)
+    for here, there in zip(*outputs, strict=True):
+        assert torch.equal(here, there)
+    beside, fused, unfused = outputs[0]
+    assert torch.equal(beside, unfused) and not torch.equal(beside, fused)
+
+
+def test_fusing_what_is_on_the_disk_is_refused(tmp_path):
+    pipe = quantized(tmp_path)
+    pipe.load_lora_weights(diffusers_layout())
+    cpu = torch.device("cpu")
+    apply_group_offloading(pipe.transformer, cpu, cpu, "leaf_level", offload_to_disk_path=str(tmp_path / "away"))
+    with pytest.raises(HSWQError, match="fuse before enable_group_offload"):
+        pipe.fuse_lora()
+
+
+def test_a_lora_on_layers_that_multiply_in_fp8_adds_no_error_of_its_own(tmp_path):
+    """It is added to the product in full precision: what remains is the rounding of the inputs, as without it."""
+    errors = []
+    for layout in (None, diffusers_layout()):
+        fast, exact = quantized(tmp_path), plain(tmp_path)
+        assert set_fp8_matmul(fast.transformer) > 0
+        for pipe in (fast, exact):
+            if layout:
+                pipe.load_lora_weights(layout)
+        errors.append(distance(tiny.run(fast.transformer), tiny.run(exact.transformer)))
+    without, with_lora = errors
+    assert 1e-4 < with_lora < 1.5 * without
 
 
 def test_deleting_a_fused_adapter_leaves_its_change(tmp_path):

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.sources import resolve
-from hswq_runtime import HSWQPipeline, load_model
+from hswq_runtime import Checkpoint, HSWQPipeline, load_model
+from hswq_runtime.architectures.z_image import Z_IMAGE
 from hswq_runtime.errors import ComponentError, FormatError
+from hswq_runtime.pipeline import find_base
 
 DEMO = resolve("demo")
 
@@ -95,3 +98,13 @@ def test_pad_tokens_are_read_with_and_without_a_leading_dimension(tmp_path):
     save_file(tensors, tmp_path / "flat.safetensors")
     loaded = load_model(tmp_path / "flat.safetensors")
     assert torch.equal(loaded.x_pad_token, load_model(DEMO.path).x_pad_token)
+
+
+def test_other_components_come_from_what_is_said_or_the_folder_or_the_header_or_the_architecture(tmp_path):
+    path = tiny.checkpoint(tmp_path)
+    assert find_base(Checkpoint(path)) == Z_IMAGE.base_repo
+    path = tiny.checkpoint(tmp_path, metadata={"hswq_base": "alice/base"})
+    assert find_base(Checkpoint(path)) == "alice/base"
+    (tmp_path / "model_index.json").write_text("{}")
+    assert find_base(Checkpoint(path)) == str(tmp_path)
+    assert find_base(Checkpoint(path), "bob/base") == "bob/base"

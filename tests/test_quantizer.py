@@ -1,24 +1,30 @@
 """HSWQ files as diffusers' own classes open them, save them and open them again."""
 
+import importlib
 import json
-import subprocess
 import sys
 
+import peft.tuners.lora.model
 import pytest
 import tiny
 import torch
 from diffusers import PipelineQuantizationConfig, ZImagePipeline, ZImageTransformer2DModel
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models import modeling_utils
+from diffusers.quantizers import auto
 from safetensors.torch import load_file, save_file
 
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model
 from hswq_runtime.errors import FormatError
+from hswq_runtime.quantizer import QUANTIZATION_CONFIG
 
 STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
 
 
 def single_file(path, config, **arguments):
     """The way of people who know diffusers and not us."""
-    arguments = {"quantization_config": HSWQConfig(), "torch_dtype": torch.float32, **arguments}
+    arguments = {QUANTIZATION_CONFIG: HSWQConfig(), "torch_dtype": torch.float32, **arguments}
     return ZImageTransformer2DModel.from_single_file(str(path), config=str(config), **arguments)
 
 
@@ -51,6 +57,23 @@ def test_saving_and_opening_again_changes_no_byte(tmp_path, style, shards):
             assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
 
 
+def test_shards_that_are_read_at_the_same_time_change_nothing(tmp_path, monkeypatch):
+    """What `HF_ENABLE_PARALLEL_LOADING` turns on; diffusers reads it when it is imported."""
+    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
+    read, read_in_threads = [], modeling_utils._load_shard_files_with_threadpool
+    monkeypatch.setattr(modeling_utils, "HF_ENABLE_PARALLEL_LOADING", True)
+    monkeypatch.setattr(
+        modeling_utils,
+        "_load_shard_files_with_threadpool",
+        lambda files, *arguments, **options: read.extend(files) or read_in_threads(files, *arguments, **options),
+    )
+    again = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
+    assert len(read) > 3
+    assert tiny.same_bytes(again.state_dict(), model.state_dict())
+    assert torch.equal(tiny.run(again), tiny.run(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_scales_stay_float32_in_every_dtype(tmp_path, config, dtype):
     path = tiny.quantized(tmp_path, "v2")
@@ -67,12 +90,12 @@ def test_scales_stay_float32_in_every_dtype(tmp_path, config, dtype):
 def test_without_a_dtype_a_saved_model_computes_in_what_it_computed_in(tmp_path):
     load_model(tiny.quantized(tmp_path, "v2"), torch.float16).save_pretrained(tmp_path / "saved")
     assert ZImageTransformer2DModel.from_pretrained(tmp_path / "saved").dtype == torch.float16
-    described = json.loads((tmp_path / "saved/config.json").read_text())["quantization_config"]
+    described = json.loads((tmp_path / "saved/config.json").read_text())[QUANTIZATION_CONFIG]
     assert described == {"quant_method": "hswq", "compute_dtype": "float16"}
 
 
 @STYLES
-def test_dequantize_gives_the_plain_model_back(tmp_path, style):
+def test_dequantize_gives_the_plain_model_back(tmp_path, style, monkeypatch):
     model = load_model(tiny.quantized(tmp_path, style), torch.float32)
     expected = tiny.run(model)
     model.dequantize()
@@ -80,15 +103,18 @@ def test_dequantize_gives_the_plain_model_back(tmp_path, style):
     assert not model.is_quantized
     assert torch.equal(tiny.run(model), expected)
     model.save_pretrained(tmp_path / "plain")
-    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
-    code = (  # a person without our package
-        "import sys, torch; sys.modules['hswq_runtime'] = None\n"
-        "from diffusers import ZImageTransformer2DModel as Model\n"
-        f"model = Model.from_pretrained({str(tmp_path / 'plain')!r})\n"
-        "print(model.layers[0].feed_forward.w1.weight.double().sum().item())"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert float(printed) == model.layers[0].feed_forward.w1.weight.double().sum().item()
+    assert QUANTIZATION_CONFIG not in json.loads((tmp_path / "plain/config.json").read_text())
+    forget_the_package(monkeypatch)
+    again = ZImageTransformer2DModel.from_pretrained(tmp_path / "plain")
+    assert tiny.same_bytes(again.state_dict(), model.state_dict())
+
+
+def forget_the_package(monkeypatch):
+    """As for a person who has diffusers, but not this package; until the test ends."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "hswq_runtime"]:
+        monkeypatch.delitem(sys.modules, name)
+    for registry in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(registry, "hswq")
 
 
 def saved(tmp_path, change=lambda tensors: None):
@@ -183,14 +209,19 @@ def test_pickles_are_not_opened(tmp_path):
         ZImageTransformer2DModel.from_pretrained(folder, use_safetensors=False)
 
 
-def test_registered_by_importing_the_package_before_or_after_diffusers():
-    for first, second in (("hswq_runtime", "diffusers"), ("diffusers.quantizers.auto", "hswq_runtime")):
-        code = (
-            f"import {first}; import {second}\n"
-            "from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING as Q, AUTO_QUANTIZATION_CONFIG_MAPPING as C\n"
-            "assert Q['hswq'].__name__ == 'HSWQQuantizer' and C['hswq'].__name__ == 'HSWQConfig'"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_the_package_after_diffusers_makes_diffusers_and_peft_know_it(monkeypatch):
+    """The other order: `test_hub_loading.py`."""
+    forget_the_package(monkeypatch)
+    exchanged = [(peft.tuners.lora.model, "dispatch_default"), (LoraBaseMixin, "unfuse_lora")]
+    exchanged += [(PeftAdapterMixin, "fuse_lora"), (PeftAdapterMixin, "unfuse_lora")]
+    before = [getattr(owner, name) for owner, name in exchanged]
+    for (owner, name), known in zip(exchanged, before, strict=True):
+        monkeypatch.setattr(owner, name, known)  # is put back when the test ends
+    importlib.import_module("hswq_runtime")
+    assert auto.AUTO_QUANTIZER_MAPPING["hswq"].__name__ == "HSWQQuantizer"
+    assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING["hswq"].__name__ == "HSWQConfig"
+    for (owner, name), known in zip(exchanged, before, strict=True):
+        assert getattr(owner, name) is not known
 
 
 # --- Pipelines ----------------------------------------------------------------------------------------
@@ -229,7 +260,7 @@ def test_a_pipeline_quantization_config_reaches_the_transformer(published, tmp_p
     pipe.save_pretrained(tmp_path / "saved")
     path = tmp_path / "saved/transformer/config.json"
     described = json.loads(path.read_text())
-    del described["quantization_config"]
+    del described[QUANTIZATION_CONFIG]
     path.write_text(json.dumps(described))
     mapping = PipelineQuantizationConfig(quant_mapping={"transformer": HSWQConfig(compute_dtype=torch.float32)})
     pipe = ZImagePipeline.from_pretrained(tmp_path / "saved", quantization_config=mapping, torch_dtype=torch.float32)
@@ -248,13 +279,13 @@ def test_a_saved_pipeline_that_is_not_one_of_ours_is_refused_in_a_sentence(publi
     path = tmp_path / "saved/transformer/config.json"
     described = json.loads(path.read_text())
     encoder = tmp_path / "saved/text_encoder/config.json"
-    encoder.write_text(json.dumps(json.loads(encoder.read_text()) | {"quantization_config": None}))
+    encoder.write_text(json.dumps(json.loads(encoder.read_text()) | {QUANTIZATION_CONFIG: None}))
     assert HSWQPipeline.from_pretrained(tmp_path / "saved").transformer.is_quantized
-    described["quantization_config"]["of_the_future"] = 1
+    described[QUANTIZATION_CONFIG]["of_the_future"] = 1
     path.write_text(json.dumps(described))
     with pytest.raises(FormatError, match=r"transformer/config\.json is not a configuration"):
         HSWQPipeline.from_pretrained(tmp_path / "saved")
-    del described["quantization_config"]
+    del described[QUANTIZATION_CONFIG]
     path.write_text(json.dumps(described))
     with pytest.raises(FormatError, match="no component saved with HSWQ"):
         HSWQPipeline.from_pretrained(tmp_path / "saved")

@@ -31,7 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def _without_a_compiler(compile):
     """The graphs are made and checked; that C++ is compiled from them is torch's own affair, and takes a minute."""
-    return lambda *arguments, **options: compile(*arguments, backend="aot_eager", **options)
+    return lambda *arguments, **options: compile(*arguments, backend="eager", **options)
 
 
 def test_the_five_snippets_run_one_after_the_other(elsewhere):

@@ -152,15 +152,27 @@ class Checkpoint:
             ) from error
 
     def empty_model(self) -> torch.nn.Module:
-        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory."""
+        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory. A new
+        one each time, found to fit.
+
+        Raises:
+            FormatError: the file does not fit its architecture; what is wrong is named, all of it.
+        """
+        _ = self.layers, self._first_parameter  # what is looked up in it, before it is given away: building takes time
+        model = self._skeleton
+        del self._skeleton
+        return model
+
+    def _build(self) -> torch.nn.Module:
         import accelerate
         import diffusers
+        from diffusers.models.modeling_utils import no_init_weights
 
         counts = [value for name, value in self.config.items() if "layers" in name and isinstance(value, int)]
         if any(count > len(self.tensors) for count in counts):
             raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
         try:
-            with accelerate.init_empty_weights():
+            with no_init_weights(), accelerate.init_empty_weights():
                 return getattr(diffusers, self.architecture.model_class)(**self.config)
         except (AssertionError, ValueError, RuntimeError, TypeError) as error:
             raise FormatError(
@@ -322,7 +334,7 @@ class Checkpoint:
     @cached_property
     def _skeleton(self) -> torch.nn.Module:
         """An empty model to look things up in; found to fit."""
-        model = self.empty_model()
+        model = self._build()
         self.check_fits(model)
         return model
 

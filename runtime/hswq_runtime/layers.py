@@ -26,6 +26,9 @@ class HSWQLayer:
 
     fp8_matmul = False
 
+    def reset_parameters(self) -> None:
+        """Nothing: weights come from a file, and drawing random ones first takes longer than reading it."""
+
     def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device) -> None:
         self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
@@ -39,9 +42,11 @@ class HSWQLayer:
     @torch.no_grad()
     def requantize(self, values: torch.Tensor) -> None:
         """Hold `values`, of the weight's shape, instead: rounded to nearest, with as many fresh scales as before."""
-        if self.scale is not None:
-            self.scale.copy_(fp8.fresh_scale(values, self.scale.numel()))
-        self.weight.data.copy_(fp8.quantize(values, self.scale))  # in place: offloading holds on to the tensors
+        scale = None if self.scale is None else fp8.fresh_scale(values, self.scale.numel())
+        # In place, because offloading holds on to the tensors; it may keep them on two devices.
+        self.weight.data.copy_(fp8.quantize(values, scale))
+        if scale is not None:
+            self.scale.copy_(scale)
 
     def plain(self) -> nn.Module:
         """The nn.Linear or nn.Conv2d that computes the same with a plain weight."""
@@ -109,7 +114,7 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         multiply = _multiply if self.fp8_matmul else _expand_and_multiply
         arguments = input, self.weight, self.scale, self.bias, self.compute_dtype
         if torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias)):
-            return _LinearProduct.apply(multiply, *arguments)
+            return _Product.apply(multiply, (), *arguments)
         return multiply(*arguments)
 
 
@@ -137,11 +142,17 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
         geometry = self.stride, padding, self.dilation, self.groups
-        return _ConvProduct.apply(geometry, input, self.weight, self.scale, self.bias, self.compute_dtype)
+        return _Product.apply(
+            _expand_and_convolve, geometry, input, self.weight, self.scale, self.bias, self.compute_dtype
+        )
 
 
 def _expand_and_multiply(input, weight, scale, bias, dtype):
     return F.linear(input, fp8.dequantize(weight, scale, dtype, transient=True), bias)
+
+
+def _expand_and_convolve(input, weight, scale, bias, dtype, *geometry):
+    return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
 
 
 def _multiply(input, weight, scale, bias, dtype):
@@ -151,44 +162,32 @@ def _multiply(input, weight, scale, bias, dtype):
     return product if bias is None else product + bias
 
 
-class _LinearProduct(torch.autograd.Function):
-    """A product that keeps the FP8 weight for the backward pass instead of the expanded one."""
+class _Product(torch.autograd.Function):
+    """A product that keeps the FP8 weight for the backward pass instead of the expanded one.
+
+    `geometry`: stride, padding, dilation, groups of a convolution; () for a linear layer.
+    """
 
     @staticmethod
-    def forward(ctx, multiply, input, weight, scale, bias, dtype):
-        ctx.save_for_backward(weight, scale)
-        return multiply(input, weight, scale, bias, dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        weight, scale = ctx.saved_tensors
-        _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        input = None
-        if input_needed:
-            input = gradient @ fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
-        bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if bias_needed else None
-        return None, input, None, None, bias, None
-
-
-class _ConvProduct(torch.autograd.Function):
-    """The same for a convolution; `geometry`: stride, padding, dilation, groups."""
-
-    @staticmethod
-    def forward(ctx, geometry, input, weight, scale, bias, dtype):
+    def forward(ctx, multiply, geometry, input, weight, scale, bias, dtype):
         ctx.save_for_backward(weight, scale)
         ctx.geometry, ctx.input_shape = geometry, input.shape
-        return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
+        return multiply(input, weight, scale, bias, dtype, *geometry)
 
     @staticmethod
     def backward(ctx, gradient):
         weight, scale = ctx.saved_tensors
-        _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        input = None
+        _, _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
+        input = bias = None
         if input_needed:
             expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
-            input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
-        bias = gradient.sum((0, 2, 3)) if bias_needed else None
-        return None, input, None, None, bias, None
+            if ctx.geometry:
+                input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
+            else:
+                input = gradient @ expanded
+        if bias_needed:
+            bias = gradient.sum((0, 2, 3)) if ctx.geometry else gradient.reshape(-1, gradient.shape[-1]).sum(0)
+        return None, None, input, None, None, bias, None
 
 
 def _is_trained(bias: torch.Tensor | None) -> bool:

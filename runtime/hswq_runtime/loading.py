@@ -42,7 +42,6 @@ def load_model(
         checkpoint = Checkpoint(checkpoint)
     dtype = fp8.check_compute_dtype(dtype or checkpoint.dtype)
     model = checkpoint.empty_model()
-    checkpoint.check_fits(model)
 
     state, shapes = {}, {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, pieces in checkpoint.parameters.items():

@@ -6,7 +6,7 @@ to in float32 and rounded anew, and the original bytes are kept until the adapte
 
 import torch
 from peft.tuners.lora import Conv2d, Linear, model
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
 
 from .errors import HSWQError
 from .fp8 import FP8, dequantize
@@ -19,7 +19,7 @@ class _MergesByRequantizing:
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge adapters (None: the active ones) into the FP8 weight, rounded to nearest, with a fresh scale in V2.
 
-        While merged, the original weight is kept in CPU memory.
+        While merged, the original weight is kept in CPU memory. What accelerate has offloaded is fetched meanwhile.
 
         Raises:
             HSWQError: an adapter that PEFT cannot express as a change of the weight alone (DoRA, a bias).
@@ -30,6 +30,10 @@ class _MergesByRequantizing:
             return
         if any(name in self.lora_variant or self.lora_bias[name] for name in names):
             raise HSWQError("only plain LoRA can be fused into FP8 weights; use this adapter without fusing it")
+        with onload_layer(self):
+            self._merge(names, safe_merge)
+
+    def _merge(self, names: list[str], safe_merge: bool) -> None:
         merged = [name for name in self.merged_adapters if name in self.lora_A]
         if len(merged) < len(self.merged_adapters) or not merged:
             # Nothing is merged, or something that was deleted meanwhile: its change stays, as PEFT has it.
@@ -55,9 +59,10 @@ class _MergesByRequantizing:
             return
         base = self.get_base_layer()
         weight, scale = self._original
-        base.weight.data.view(torch.uint8).copy_(weight)
-        if scale is not None:
-            base.scale.copy_(scale)
+        with onload_layer(self):
+            base.weight.data.view(torch.uint8).copy_(weight)
+            if scale is not None:
+                base.scale.copy_(scale)
         self.merged_adapters.clear()
         del self._original, self._strengths
 

@@ -16,7 +16,7 @@ from .layers import weight_bytes
 from .loading import load_model
 from .locate import MODEL_INDEX, HubOptions, Located, fetch_components, is_repo_id, locate
 from .matmul import set_fp8_matmul
-from .quantizer import HSWQConfig, Method
+from .quantizer import QUANTIZATION_CONFIG, HSWQConfig, Method
 
 
 class HSWQPipeline:
@@ -113,7 +113,7 @@ def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
     """The component of a saved pipeline that is quantized with HSWQ, and how."""
     for path in sorted(folder.glob("*/config.json")):
         try:
-            described = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+            described = json.loads(path.read_text(encoding="utf-8")).get(QUANTIZATION_CONFIG)
             if isinstance(described, dict) and described.get("quant_method") == Method.HSWQ.value:
                 return path.parent.name, HSWQConfig(**described)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

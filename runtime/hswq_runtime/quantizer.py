@@ -24,7 +24,8 @@ from .mapping import gather_scale, row_count, trace, untouched
 from .matmul import set_fp8_matmul
 
 _SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_U8}
-_QUANTIZATION_CONFIG = "quantization_config"
+QUANTIZATION_CONFIG = "quantization_config"
+"""Where diffusers keeps it in a model's `config.json`."""
 
 
 class Method(StrEnum):
@@ -221,7 +222,7 @@ class HSWQQuantizer(DiffusersQuantizer):
 
     def _dequantize(self, model):
         dequantize_(model)
-        config = {key: value for key, value in model.config.items() if key != _QUANTIZATION_CONFIG}
+        config = {key: value for key, value in model.config.items() if key != QUANTIZATION_CONFIG}
         model._internal_dict = type(model.config)(config)
         del model.quantization_method
         return model
@@ -237,7 +238,7 @@ def mark_quantized(model: torch.nn.Module, compute_dtype: torch.dtype, quantizer
     model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
     model.is_quantized = True
     model.quantization_method = Method.HSWQ
-    model.register_to_config(quantization_config=config)
+    model.register_to_config(**{QUANTIZATION_CONFIG: config})
 
 
 def _loadable_class(model: torch.nn.Module) -> str:

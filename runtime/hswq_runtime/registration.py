@@ -1,8 +1,8 @@
 """Make diffusers and PEFT know HSWQ, once they are imported.
 
-Both keep their registries in plain dictionaries and functions without a way to add to them from outside. `quantizer.py`
-and `lora.py` put their entries there when they are imported, and that happens when the module that holds the registry
-is: so importing this package stays cheap.
+Both keep their registries in plain dictionaries and functions without a way to add to them from outside.
+`quantizer.py`, `lora.py` and `fusing.py` put their entries there when they are imported, and that happens when the
+module that holds the registry is: so importing this package stays cheap.
 """
 
 from importlib import import_module
@@ -12,7 +12,11 @@ import wrapt
 
 def register() -> None:
     """Add the entries now, or as soon as the libraries are imported."""
-    for ours, theirs in (("quantizer", "diffusers.quantizers.auto"), ("lora", "peft.tuners.lora.model")):
+    for ours, theirs in (
+        ("quantizer", "diffusers.quantizers.auto"),
+        ("lora", "peft.tuners.lora.model"),
+        ("fusing", "diffusers.loaders.peft"),
+    ):
         wrapt.register_post_import_hook(_importer(ours), theirs)
 
 
