@@ -101,6 +101,11 @@ class Card:
         rows = list(self.record["layers"].values())[-1]
         return [decision for decision in (Decision(**row) for row in rows) if not decision.quantized]
 
+    def has_scaled_convolutions(self, format: Format) -> bool:
+        """Whether the file of `format` has scales that stock ComfyUI does not read."""
+        decisions = [Decision(**row) for row in self.record["layers"][format.value]]
+        return format.scaled and any(d.quantized and d.kind == "Conv2d" and not d.unscaled for d in decisions)
+
     @property
     def verdict_lines(self) -> list[str]:
         """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Reader
 
 from . import __version__
 from .settings import (
@@ -135,6 +135,14 @@ recipe_options = _options(
     ),
     click.option("--row-scales", is_flag=True, help="V2: a scale for each row of a weight instead of one."),
     click.option(
+        "--for",
+        "reader",
+        type=click.Choice([reader.value for reader in Reader]),
+        default=Reader.HSWQ.value,
+        show_default=True,
+        help="Who reads V2. comfyui: convolutions have no scale, since ComfyUI reads none there.",
+    ),
+    click.option(
         "--calibration-memory",
         type=click.FloatRange(0, min_open=True),
         default=CALIBRATION_MEMORY,
@@ -255,6 +263,10 @@ def inspect(file):
     click.echo(f"  layers      {found.layers} linear or convolution, {found.quantized_layers} of them FP8")
     click.echo(f"  prefix      {found.prefix or 'none'}")
     click.echo("  config      " + ", ".join(f"{name} {value}" for name, value in found.config.items()))
+    if found.bundled:
+        click.echo(f"  holds too   {', '.join(found.bundled)}")
+    if found.scheduler:
+        click.echo("  scheduler   " + ", ".join(f"{name} {value}" for name, value in found.scheduler.items()))
     for layer, reason in found.never_quantized.items():
         click.echo(f"  never FP8   {layer}: {reason}")
     for name, value in found.metadata.items():
@@ -511,9 +523,11 @@ def _recipe(options: dict) -> Recipe:
     """The recipe that a command was given; its options are taken out of `options`."""
     name = options.pop("recipe")
     names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales")
-    changes = {option: options.pop(option) for option in names}
+    changes = {option: options.pop(option) for option in names} | {"reader": Reader(options.pop("reader"))}
     if changes["keep_ratio"] is not None and changes["budget"] is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
+    if changes["row_scales"] and changes["reader"] is Reader.COMFYUI:
+        raise click.UsageError("--row-scales and --for comfyui exclude each other; leave out one of them")
     return recipe_of(name, **changes)
 
 

@@ -112,6 +112,7 @@ def publish(source: Source, folder: Path, settings: PublishSettings | None = Non
         "repo": folder.resolve().name,
         "architecture": source.checkpoint.architecture.name,
         "base": source.hub_base,
+        "bundled": sorted(source.checkpoint.bundled),
         **licence_facts(source.licence),
         "source": source_facts(source),
         "command": command,

@@ -15,7 +15,7 @@ import torch
 
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format, layer_of
+from hswq_runtime.formats import Format, Reader, layer_of
 from hswq_runtime.fp8 import FP8_MAX
 
 from ..calibrate import Calibration
@@ -34,7 +34,8 @@ class Decision:
     number_format: KEPT or FP8. rounding: "nearest" or "gptq". sensitivity: the layer's output variance. error: mean
     squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
     range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
-    has one (row_scales). None where nothing was measured.
+    has one (row_scales). None where nothing was measured. unscaled: a file with scales has none here, the FP8 value is
+    the value.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Decision:
     amax: float | None = None
     scale: float | None = None
     row_scales: bool = False
+    unscaled: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -77,6 +79,7 @@ class Plan:
     version: Format
     recipe: str
     decisions: tuple[Decision, ...]
+    reader: Reader = Reader.HSWQ
 
     @property
     def kept(self) -> list[Decision]:
@@ -115,20 +118,28 @@ def plan_everything(
         if recipe.search is not None:
             histogram = _histogram(weight.to(device), _importance(checkpoint, calibration, decision.key), recipe.search)
         for version in versions:
-            by_row = recipe.row_scales and version.scaled
-            searched = recipe.search is not None and not by_row
-            amax = search_amax(histogram, version.scaled, recipe.search) if searched else maximum
+            described = _format_of(decision, version, recipe)
+            scaled = version.scaled and not described.unscaled
+            searched = recipe.search is not None and not described.row_scales
+            amax = search_amax(histogram, scaled, recipe.search) if searched else maximum
             found[version].append(
                 replace(
-                    decision,
+                    described,
                     rounding=recipe.rounding,
                     maximum=maximum,
-                    amax=amax if version.scaled else min(amax, FP8_MAX),
-                    scale=_scale(amax, version),
-                    row_scales=by_row,
+                    amax=amax if scaled else min(amax, FP8_MAX),
+                    scale=_scale(amax) if scaled else 1.0,
                 )
             )
-    return {version: Plan(version, recipe.label, tuple(decisions)) for version, decisions in found.items()}
+    return {
+        version: Plan(version, recipe.label, tuple(decisions), recipe.reader) for version, decisions in found.items()
+    }
+
+
+def _format_of(decision: Decision, version: Format, recipe: Recipe) -> Decision:
+    """The decision with what the format and its reader say of scales."""
+    plain = version.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
+    return replace(decision, row_scales=recipe.row_scales and version.scaled, unscaled=plain)
 
 
 def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
@@ -151,9 +162,8 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
 
 def unread_plan(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> Plan:
     """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file."""
-    by_row = recipe.row_scales and version.scaled
-    decisions = (replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint))
-    return Plan(version, recipe.label, tuple(decisions))
+    decisions = (_format_of(d, version, recipe) if d.quantized else d for d in _undecided(checkpoint))
+    return Plan(version, recipe.label, tuple(decisions), recipe.reader)
 
 
 def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
@@ -208,8 +218,6 @@ def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> t
     return torch.stack([s.importance for s in _statistics(checkpoint, calibration, key)]).mean(dim=0)
 
 
-def _scale(amax: float, version: Format) -> float:
-    """Δ*/448 rounded to the float32 that is stored; 1 in V1 and for a weight of zeros."""
-    if not version.scaled or amax == 0:
-        return 1.0
-    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item()
+def _scale(amax: float) -> float:
+    """Δ*/448 rounded to the float32 that is stored; 1 for a weight of zeros."""
+    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item() if amax else 1.0
