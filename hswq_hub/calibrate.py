@@ -186,21 +186,23 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     source.check_components()
     architecture = source.checkpoint.architecture
     denoiser = load_model(source.checkpoint, dtype)
-    pipeline = open_pipeline(architecture, denoiser, source.base, group.device)
+    pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
-    # Calls are numbered over all samples; the n-th that this process sees has the number numbers[n].
-    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
     wanted = spread(settings.calls, settings.samples, how.steps)
+    recorded = {}
     with (
-        record_calls(denoiser, {n for n, number in enumerate(numbers) if number in wanted}) as calls,
         monitor(denoiser) as layers,
-        progress(total=len(numbers), desc="calibrate", unit="step") as bar,
+        progress(total=len(ours) * how.steps, desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
-    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
+            # Each picture anew: some schedulers (PNDM) make a call more than there are steps.
+            steps = [step for step in range(how.steps) if i * how.steps + step in wanted]
+            with record_calls(denoiser, set(steps)) as calls:
+                generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+            recorded |= {i * how.steps + step: call for step, call in zip(steps, calls, strict=True)}
+    found = group.gather((layers, recorded))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
     _require_calls(layers)

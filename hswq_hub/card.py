@@ -209,6 +209,11 @@ class Card:
         layers = {layer: None for found in reasons for layer, reason in found.items() if reason}
         return [KeptLayer(layer, tuple(found.get(layer) for found in reasons)) for layer in layers]
 
+    def has_scaled_convolutions(self, format: Format) -> bool:
+        """Whether the file of `format` has scales that stock ComfyUI does not read."""
+        decisions = [Decision(**row) for row in self.record["layers"][format.value]]
+        return format.scaled and any(d.quantized and d.kind == "Conv2d" and not d.unscaled for d in decisions)
+
     @property
     def verdict_lines(self) -> list[str]:
         """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""

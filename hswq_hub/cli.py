@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Reader
 
 from . import __version__
 from .processes import check_shared
@@ -55,7 +55,18 @@ UNPUBLISHED_OPTIONS = {
 """Options that are about this machine or account and not about what comes out."""
 OPTION_GROUPS = {
     "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
-    "What to make": ("format_", "recipe", "rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales"),
+    "What to make": (
+        "format_",
+        "recipe",
+        "rounding",
+        "keep_by",
+        "keep_ratio",
+        "budget",
+        "search",
+        "row_scales",
+        "fold",
+        "reader",
+    ),
     "Calibration": ("samples", "steps", "seed"),
     "Measuring": ("pairs", "picture_steps"),
     "Pictures of both": ("guidance", "size"),
@@ -181,6 +192,14 @@ recipe_options = _options(
         is_flag=True,
         help="V1: move powers of two between layers, where that changes nothing, to use more of the FP8 range. "
         "A LoRA then fits in HSWQPipeline alone.",
+    ),
+    click.option(
+        "--for",
+        "reader",
+        type=click.Choice([reader.value for reader in Reader]),
+        default=Reader.HSWQ.value,
+        show_default=True,
+        help="Who reads V2. comfyui: convolutions have no scale, since ComfyUI reads none there.",
     ),
     click.option(
         "--calibration-memory",
@@ -395,6 +414,10 @@ def inspect(file):
     click.echo(f"  layers      {found.layers} linear or convolution, {found.quantized_layers} of them FP8")
     click.echo(f"  prefix      {found.prefix or 'none'}")
     click.echo("  config      " + ", ".join(f"{name} {value}" for name, value in found.config.items()))
+    if found.bundled:
+        click.echo(f"  holds too   {', '.join(found.bundled)}")
+    if found.scheduler:
+        click.echo("  scheduler   " + ", ".join(f"{name} {value}" for name, value in found.scheduler.items()))
     for layer, reason in found.never_quantized.items():
         click.echo(f"  never FP8   {layer}: {reason}")
     for name, value in found.metadata.items():
@@ -903,9 +926,11 @@ def _recipe(options: dict) -> Recipe:
     """The recipe that a command was given; its options are taken out of `options`."""
     name = options.pop("recipe")
     names = ("rounding", "keep_by", "keep_ratio", "budget", "search", "row_scales", "fold")
-    changes = {option: options.pop(option) for option in names}
+    changes = {option: options.pop(option) for option in names} | {"reader": Reader(options.pop("reader"))}
     if changes["keep_ratio"] is not None and changes["budget"] is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
+    if changes["row_scales"] and changes["reader"] is Reader.COMFYUI:
+        raise click.UsageError("--row-scales and --for comfyui exclude each other; leave out one of them")
     return recipe_of(name, **changes)
 
 

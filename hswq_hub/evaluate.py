@@ -156,7 +156,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
         checkpoint = Checkpoint(path)
         denoiser = load_model(checkpoint, dtype)
         if pipeline is None:
-            pipeline = open_pipeline(architecture, denoiser, source.base, device)
+            pipeline = open_pipeline(source.checkpoint, denoiser, source.base, device)
             how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
         else:
             pipeline.register_modules(**{architecture.component: denoiser.to(device)})

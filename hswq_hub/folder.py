@@ -33,6 +33,7 @@ def facts_of(source: Source, repo: str, recipe: Recipe, command: str) -> dict:
         "repo": repo,
         "architecture": source.checkpoint.architecture.name,
         "base": source.hub_base,
+        "bundled": sorted(source.checkpoint.bundled),
         **licence_facts(source.licence),
         "source": source_facts(source),
         "command": command,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hswq_runtime.architectures import Architecture
+from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.pipeline import assemble_pipeline
 
@@ -33,9 +34,9 @@ class Sample:
     seconds: float
 
 
-def open_pipeline(architecture: Architecture, denoiser: torch.nn.Module, base: str, device: torch.device):
-    """The diffusers pipeline around `denoiser`, on `device`, without progress bars of its own."""
-    pipeline = assemble_pipeline(architecture, denoiser, base)
+def open_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, device: torch.device):
+    """The diffusers pipeline of `checkpoint` around `denoiser`, on `device`, without progress bars of its own."""
+    pipeline = assemble_pipeline(checkpoint, denoiser, base)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

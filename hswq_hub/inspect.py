@@ -14,7 +14,8 @@ class Inspection:
     """Facts of one file.
 
     format: "V1", "V2", "FP8" (cast without our metadata) or "full precision". parameters: values in the
-    denoiser. dtypes: values by safetensors dtype. never_quantized: layer -> why.
+    denoiser. dtypes: values by safetensors dtype. never_quantized: layer -> why. bundled: the components that the file
+    holds besides the denoiser. scheduler: what it says of its scheduler's configuration.
     """
 
     file: str
@@ -28,6 +29,8 @@ class Inspection:
     quantized_layers: int
     never_quantized: dict[str, str]
     config: dict
+    bundled: list[str]
+    scheduler: dict
     metadata: dict[str, str]
 
 
@@ -60,5 +63,7 @@ def inspect(path: Path) -> Inspection:
         quantized_layers=len(checkpoint.quantized),
         never_quantized={layer: reason for layer, reason in reasons.items() if reason is not None},
         config=checkpoint.config,
+        bundled=sorted(checkpoint.bundled),
+        scheduler=checkpoint.scheduler,
         metadata=checkpoint.metadata,
     )

@@ -5,7 +5,7 @@ This module imports nothing heavy, so that `--help` need not wait for torch.
 
 from dataclasses import dataclass, field, fields, replace
 
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Reader
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -78,7 +78,8 @@ class Recipe:
     rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
     size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
     ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. fold: in V1
-    powers of two are moved between layers. search: of the range; None: the range is max|w|.
+    powers of two are moved between layers. search: of the range; None: the range is max|w|. reader: who has to be able
+    to read V2.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Recipe:
     row_scales: bool = False
     fold: bool = False
     search: SearchSettings | None = None
+    reader: Reader = Reader.HSWQ
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)
 
@@ -122,7 +124,7 @@ def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
     the other way round. `search` is a name in `SEARCHES`.
 
     Raises:
-        ValueError: both a keep ratio and a budget.
+        ValueError: both a keep ratio and a budget; scales a row for ComfyUI, which reads none.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     if {"keep_ratio", "budget"} <= changes.keys():
@@ -130,7 +132,10 @@ def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
     if "search" in changes:
         changes["search"] = SEARCHES[changes["search"]]
     limits = {"keep_ratio": None, "budget": None} if {"keep_ratio", "budget"} & changes.keys() else {}
-    return replace(RECIPES[name], **limits | changes)
+    changed = replace(RECIPES[name], **limits | changes)
+    if changed.row_scales and changed.reader is Reader.COMFYUI:
+        raise ValueError("ComfyUI reads one scale for a weight; leave out row scales, or write for hswq")
+    return changed
 
 
 @dataclass(frozen=True)

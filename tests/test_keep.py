@@ -133,7 +133,7 @@ def test_measured_errors_are_those_of_pictures_made_one_by_one():
                 rows = iter(weight.split([len(model.get_parameter(n)) for n in checkpoint.modules[key]]))
                 for name in checkpoint.modules[key]:
                     model.get_parameter(name).data.copy_(next(rows))
-            pipeline = open_pipeline(checkpoint.architecture, model, source.base, torch.device("cpu"))
+            pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
             how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
             prompts = source.prompts.calibration
             latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, how).latents for i in range(2)]))
@@ -149,7 +149,7 @@ def test_pictures_of_a_batch_are_those_made_alone():
     source = resolve("demo")
     checkpoint = source.checkpoint
     model = load_model(checkpoint, torch.float32)
-    pipeline = open_pipeline(checkpoint.architecture, model, source.base, torch.device("cpu"))
+    pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
     how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
     prompts = source.prompts.calibration[:2]
     together = final_latents(pipeline, prompts, [5, 6], how)

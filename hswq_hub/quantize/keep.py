@@ -47,11 +47,14 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
         if decision.key not in rank:
             return decision
         reason = f"{measure} rank {rank[decision.key]} of {len(ranked)}"
+        if decision.unscaled:
+            reason += "; without a scale, since ComfyUI reads none of a convolution"
         decision = replace(decision, reason=reason, error=errors[decision.key] if errors else None)
         if decision.key not in kept:
             return decision
-        nothing = {"rounding": None, "maximum": None, "amax": None, "scale": None, "row_scales": False}
-        return replace(decision, number_format=KEPT, reason=f"{reason}, within {limit}", **nothing)
+        nothing = {"rounding": None, "maximum": None, "amax": None, "scale": None}
+        reason = f"{measure} rank {rank[decision.key]} of {len(ranked)}, within {limit}"
+        return replace(decision, number_format=KEPT, reason=reason, row_scales=False, unscaled=False, **nothing)
 
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
 

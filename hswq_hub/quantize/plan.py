@@ -15,7 +15,7 @@ import torch
 
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format, Runs, layer_of
+from hswq_runtime.formats import Format, Reader, Runs, layer_of
 from hswq_runtime.fp8 import FP8_MAX
 
 from ..calibrate import Calibration
@@ -36,7 +36,8 @@ class Decision:
     squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
     range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
     has one (row_scales). None where nothing was measured. fold: what its rows are multiplied with before that, kept or
-    not, see `fold.py`; maximum, amax and scale are of the weight that is.
+    not, see `fold.py`; maximum, amax and scale are of the weight that is. unscaled: a file with scales has
+    none here, the FP8 value is the value.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Decision:
     scale: float | None = None
     row_scales: bool = False
     fold: Runs = ()
+    unscaled: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -84,6 +86,7 @@ class Plan:
     recipe: str
     decisions: tuple[Decision, ...]
     moves: Mapping[str, Runs] = field(default_factory=dict)
+    reader: Reader = Reader.HSWQ
 
     @property
     def kept(self) -> list[Decision]:
@@ -125,27 +128,33 @@ def plan_everything(
                 continue
             weight = moved(original, fold)
             amax = maximum = weight.abs().max().item()
-            by_row = recipe.row_scales and version.scaled
-            if recipe.search is not None and not by_row:
+            described = _format_of(decision, version, recipe)
+            scaled = version.scaled and not described.unscaled
+            if recipe.search is not None and not described.row_scales:
                 if histogram is None or moves:
                     importance = _importance(checkpoint, calibration, decision.key)
                     histogram = _histogram(weight.to(device), importance, recipe.search)
-                amax = search_amax(histogram, version.scaled, recipe.search)
+                amax = search_amax(histogram, scaled, recipe.search)
             found[version].append(
                 replace(
-                    decision,
+                    described,
                     rounding=recipe.rounding,
                     maximum=maximum,
-                    amax=amax if version.scaled else min(amax, FP8_MAX),
-                    scale=_scale(amax, version),
-                    row_scales=by_row,
+                    amax=amax if scaled else min(amax, FP8_MAX),
+                    scale=_scale(amax) if scaled else 1.0,
                     fold=fold,
                 )
             )
     return {
-        version: Plan(version, recipe.label, tuple(decisions), {} if version.scaled else moves)
+        version: Plan(version, recipe.label, tuple(decisions), {} if version.scaled else moves, recipe.reader)
         for version, decisions in found.items()
     }
+
+
+def _format_of(decision: Decision, version: Format, recipe: Recipe) -> Decision:
+    """The decision with what the format and its reader say of scales."""
+    plain = version.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
+    return replace(decision, row_scales=recipe.row_scales and version.scaled, unscaled=plain)
 
 
 def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
@@ -171,11 +180,10 @@ def unread_plan(
 ) -> Plan:
     """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
     with a calibration for what is kept by variance."""
-    by_row = recipe.row_scales and version.scaled
-    decisions = [replace(d, row_scales=by_row and d.quantized) for d in _undecided(checkpoint)]
+    decisions = [_format_of(d, version, recipe) if d.quantized else d for d in _undecided(checkpoint)]
     if calibration is not None:
         decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
-    return Plan(version, recipe.label, tuple(decisions))
+    return Plan(version, recipe.label, tuple(decisions), reader=recipe.reader)
 
 
 def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
@@ -230,8 +238,6 @@ def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> t
     return torch.stack([s.importance for s in _statistics(checkpoint, calibration, key)]).mean(dim=0)
 
 
-def _scale(amax: float, version: Format) -> float:
-    """Δ*/448 rounded to the float32 that is stored; 1 in V1 and for a weight of zeros."""
-    if not version.scaled or amax == 0:
-        return 1.0
-    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item()
+def _scale(amax: float) -> float:
+    """Δ*/448 rounded to the float32 that is stored; 1 for a weight of zeros."""
+    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item() if amax else 1.0

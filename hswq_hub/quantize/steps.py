@@ -66,7 +66,12 @@ class Quantization:
         """The range of every weight that can be FP8."""
         recipe, checkpoint = self.recipe, self.source.checkpoint
         asked = {"formats": [v.value for v in self.formats], "search": recipe.search and asdict(recipe.search)}
-        asked |= {"rounding": recipe.rounding, "row_scales": recipe.row_scales, "fold": recipe.fold}
+        asked |= {
+            "rounding": recipe.rounding,
+            "row_scales": recipe.row_scales,
+            "fold": recipe.fold,
+            "reader": recipe.reader,
+        }
 
         def make(folder: Path) -> None:
             plans = plan_everything(checkpoint, self._calibration(), self.formats, recipe, self.how.device)

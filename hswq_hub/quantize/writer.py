@@ -15,7 +15,7 @@ import torch
 from hswq_runtime import formats
 from hswq_runtime.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format, Metadata
+from hswq_runtime.formats import Format, Metadata, Reader
 from hswq_runtime.fp8 import quantize
 
 from .. import __version__
@@ -34,6 +34,8 @@ _MODEL_SPEC = (
     "usage_hint",
     "trigger_phrase",
     "architecture",
+    "prediction_type",
+    "predict_key",
 )
 _CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC} | {Metadata.CONFIG.value}
 """Header strings of the source that stay true of the quantized file. Others are not carried over: hashes would be
@@ -170,6 +172,8 @@ def planned_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
 
 
 def _companions(decision: Decision, scale: torch.Tensor, version: Format) -> dict[str, torch.Tensor]:
+    if decision.unscaled:
+        return {}
     value = scale.reshape(-1, 1) if decision.row_scales else scale.item()
     return formats.companions(decision.key, value, version, comfyui=decision.kind == "Linear")
 
@@ -186,6 +190,8 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
         ours[Metadata.BASE] = base
     if plan.moves:
         ours[Metadata.FOLD] = formats.fold_entry(plan.moves)
+    if plan.version.scaled and plan.reader is not Reader.HSWQ:
+        ours[Metadata.READER] = plan.reader.value
     carried = {key: value for key, value in checkpoint.metadata.items() if key in _CARRIED}
     return carried | {key.value: value for key, value in ours.items()}
 

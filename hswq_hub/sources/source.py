@@ -95,7 +95,7 @@ class Source:
         Raises:
             ComponentError: names what is missing.
         """
-        check_components(self.checkpoint.architecture, self.base)
+        check_components(self.checkpoint, self.base)
 
     def fetch_components(self) -> None:
         """Bring the other components here, if they are in a Hub repo; its own denoiser is left there.
@@ -106,7 +106,7 @@ class Source:
         """
         self.check_components()
         if self.hub_base is not None:
-            fetch_base(self.checkpoint.architecture, self.hub_base)
+            fetch_base(self.checkpoint, self.hub_base)
 
     @property
     def hub_base(self) -> str | None:

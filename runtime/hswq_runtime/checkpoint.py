@@ -125,7 +125,11 @@ class Checkpoint:
 
     @cached_property
     def _quantized(self) -> tuple[dict[str, formats.StoredWeight], set[str]]:
-        return formats.find_weights({key: self.tensors[key].dtype for key in self._denoiser_keys}, self.format)
+        dtypes = {key: self.tensors[key].dtype for key in self._denoiser_keys}
+        unscaled = ()
+        if formats.has_plain_convolutions(self.metadata):
+            unscaled = {key for key in self._denoiser_keys if formats.is_convolution(self.tensors[key].shape)}
+        return formats.find_weights(dtypes, self.format, unscaled)
 
     @property
     def quantized(self) -> Mapping[str, formats.StoredWeight]:
@@ -145,6 +149,8 @@ class Checkpoint:
         shapes = {key.removeprefix(self.prefix): self.tensors[key].shape for key in self._denoiser_keys}
         try:
             return self.architecture.config(shapes)
+        except UnknownArchitectureError as error:
+            raise UnknownArchitectureError(f"{self.path} looks like {self.architecture.title}, but {error}") from None
         except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but its configuration cannot be told from its "
@@ -190,7 +196,7 @@ class Checkpoint:
         }
         if self.has_diffusers_layout:  # every tensor is a parameter
             return untouched(stored)
-        found = trace(stored, self.architecture.model_class, self.config)
+        found = trace(stored, self.architecture.model_class, self.config, self.architecture.converter_prefix)
         return {
             name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]
             for name, pieces in found.items()
@@ -217,6 +223,9 @@ class Checkpoint:
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}
         problems = misfits(wanted, found)
+        # Some converters take what they know and drop the rest.
+        used = {piece.key for pieces in self.parameters.values() for piece in pieces}
+        problems += [f"unexpected {key}" for key in self._denoiser_keys if key not in used | self._quantized[1]]
         for pieces in self.parameters.values():
             dtype = self.tensors[pieces[0].key].dtype
             if (
@@ -338,6 +347,27 @@ class Checkpoint:
         self.check_fits(model)
         return model
 
+    @property
+    def bundled(self) -> set[str]:
+        """The components of the pipeline that this file holds besides the denoiser."""
+        return {
+            name
+            for name, start in self.architecture.bundled.items()
+            if any(key.startswith(start) for key in self.tensors)
+        }
+
+    @cached_property
+    def scheduler(self) -> dict:
+        """What the file says of its scheduler: entries of a diffusers configuration, {} if nothing.
+
+        Raises:
+            UnknownArchitectureError: it needs one that is not supported.
+        """
+        try:
+            return self.architecture.scheduler(self.tensors.keys(), self.metadata)
+        except UnknownArchitectureError as error:
+            raise UnknownArchitectureError(f"{self.path} looks like {self.architecture.title}, but {error}") from None
+
     def require_full_precision(self) -> None:
         """Check that this is a source one can quantize.
 
@@ -360,4 +390,4 @@ def recognise_header(keys, metadata: Mapping[str, str]) -> tuple[Architecture, s
         UnknownArchitectureError: no row has such keys, or such a class.
     """
     config = formats.config_of(metadata)
-    return recognise(keys) if config is None else (recognise_class(config.get("_class_name")), "")
+    return recognise(keys) if config is None else (recognise_class(config), "")

@@ -14,7 +14,8 @@ V2      ``X.scale`` F32         the value is the FP8 value times the scale: [1],
 Linear layers also carry ``X.weight_scale`` (F32 scalar: 1 in V1, the scale in V2) and ``X.comfy_quant`` (U8,
 UTF-8 JSON). With those stock ComfyUI reads both formats and leaves unquantized layers as they are; without
 them it drops V2's scale and, on GPUs with FP8 arithmetic, casts the kept layers to FP8 as well. It has no
-scaled convolution, so convolutions do not carry them.
+scaled convolution, so convolutions do not carry them: to it a scaled one is another weight. A V2 file that is written
+for ComfyUI says so in its metadata, and its convolutions are as in V1.
 
 Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` with a tensor
 ``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these. Scales of
@@ -31,7 +32,7 @@ Writer and reader sit side by side: :func:`companions` says what to write, :func
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -85,9 +86,19 @@ class Metadata(StrEnum):
     BASE = "hswq_base"
     CONFIG = "hswq_config"
     FOLD = "hswq_fold"
+    READER = "hswq_for"
     RECIPE = "hswq_recipe"
     SOURCE_SHA256 = "hswq_source_sha256"
     TOOL = "hswq_tool"
+
+
+class Reader(StrEnum):
+    """Who is to read a V2 file."""
+
+    HSWQ = "hswq"
+    """This project's runtime: every weight has a scale."""
+    COMFYUI = "comfyui"
+    """Stock ComfyUI as well: convolutions are plain FP8."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,13 @@ def companions(key: str, scale: float | torch.Tensor, version: Format, *, comfyu
     return beside
 
 
-def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dict[str, StoredWeight], set[str]]:
+def find_weights(
+    dtypes: Mapping[str, str], version: Format | None, unscaled: Collection[str] = ()
+) -> tuple[dict[str, StoredWeight], set[str]]:
     """The quantized weights among the keys of a file, and the keys that only accompany them.
 
-    `dtypes`: safetensors dtype by key. `version`: what the header's metadata says, None if nothing.
+    `dtypes`: safetensors dtype by key. `version`: what the header's metadata says, None if nothing. `unscaled`: keys
+    of weights that may do without a scale though others have one.
 
     Raises:
         FormatError: a scale beside a weight that is not FP8; an FP8 weight without one in a V2 file, or where others
@@ -147,7 +161,7 @@ def find_weights(dtypes: Mapping[str, str], version: Format | None) -> tuple[dic
         layer = layer_of(key)
         companion_keys.update(layer + suffix for suffix in _COMPANIONS if layer + suffix in dtypes)
         scale_keys = tuple(layer + suffix for suffix in _SCALES if layer + suffix in dtypes)
-        if scaled and not _has_our_scale(key, dtypes):
+        if scaled and not _has_our_scale(key, dtypes) and (scale_keys or key not in unscaled):
             others = "the file says that it is V2" if version is Format.V2 else "other weights of the file have one"
             raise FormatError(f"{key} has no scale ({layer}{SCALE}) though {others}")
         mark = layer + COMFY_MARK
@@ -294,6 +308,16 @@ def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, R
         if any(abs(exponent) > _LARGEST_MOVE for _, exponent in runs):
             raise FormatError(f"the file's {Metadata.FOLD.value} moves {key} by more than 2^{_LARGEST_MOVE}")
     return moves
+
+
+def has_plain_convolutions(metadata: Mapping[str, str]) -> bool:
+    """Whether a header says that the file's convolutions have no scale, whatever its format."""
+    return metadata.get(Metadata.READER.value) == Reader.COMFYUI.value
+
+
+def is_convolution(shape: tuple[int, ...]) -> bool:
+    """Whether a weight of `shape`, [out, in / groups, height, width], is a convolution's."""
+    return len(shape) == 4
 
 
 def version_of(metadata: Mapping[str, str]) -> Format | None:

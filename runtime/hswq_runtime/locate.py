@@ -150,13 +150,15 @@ def _choose(names: list[str], variant: str | None, read_format: Callable[[str], 
     raise FormatError(f"{where} does not hold just one model{wish}: it holds {held}; choose with weight_name")
 
 
-def fetch_components(repo: str, names: Iterable[str], hub: HubOptions) -> Path:
-    """The index of a Hub repo and the components `names` of it, as a folder on this disk.
+def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_weights: Iterable[str] = ()) -> Path:
+    """The index of a Hub repo and the components `names` of it, as a folder on this disk; of those `without_weights`
+    the configuration alone.
 
     Raises:
         FormatError: it cannot be reached.
     """
     patterns = [f"{name}/*{suffix}" for name in sorted(names) for suffix in PUBLISHED_SUFFIXES]
+    patterns += [f"{name}/*.json" for name in sorted(without_weights)]
     return _download(repo, [MODEL_INDEX, *patterns], hub)
 
 

@@ -4,13 +4,16 @@ PEFT merges by adding to the base weight in place, which FP8 has no addition for
 to in float32 and rounded anew, and the original bytes are kept until the adapter is taken out again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from peft.tuners.lora import Conv2d, Linear, model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
 
 from .errors import HSWQError
 from .fp8 import FP8, dequantize
-from .layers import HSWQLayer
+from .layers import HSWQConv2d, HSWQLayer
 
 
 class _MergesByRequantizing:
@@ -89,6 +92,23 @@ class HSWQLoraLinear(_MergesByRequantizing, Linear):
 class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):
     """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQConv2d`."""
 
+    def update_layer(self, *args, **kwargs) -> None:
+        """Add an adapter."""
+        with _taken_for_plain(self.get_base_layer()):
+            super().update_layer(*args, **kwargs)
+
+
+@contextmanager
+def _taken_for_plain(base: torch.nn.Module) -> Iterator[None]:
+    """While open, an FP8 convolution says that it is a plain one: PEFT makes an adapter of the class of its base."""
+    kind = type(base)
+    try:
+        if kind is HSWQConv2d:
+            base.__class__ = torch.nn.Conv2d
+        yield
+    finally:
+        base.__class__ = kind
+
 
 _OURS = {Linear: HSWQLoraLinear, Conv2d: HSWQLoraConv2d}
 
@@ -97,8 +117,9 @@ def _dispatch_after(plain):
     """A dispatcher for PEFT that gives FP8 layers our classes, and all others whatever `plain` gives them."""
 
     def dispatch(target: torch.nn.Module, *args, **kwargs):
-        layer = plain(target, *args, **kwargs)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        with _taken_for_plain(base):
+            layer = plain(target, *args, **kwargs)
         if isinstance(base, HSWQLayer) and type(layer) in _OURS:
             # PEFT has made it, with arguments that differ from release to release; only its methods are exchanged.
             layer.__class__ = _OURS[type(layer)]

@@ -24,18 +24,21 @@ class Piece:
     stop: int
 
 
-def trace(shapes: Mapping[str, tuple[int, ...]], model_class: str, config: Mapping) -> dict[str, list[Piece]]:
+def trace(
+    shapes: Mapping[str, tuple[int, ...]], model_class: str, config: Mapping, prefix: str = ""
+) -> dict[str, list[Piece]]:
     """diffusers parameter name -> the rows of stored tensors it is made of, in order.
 
     Args:
         shapes: of the stored tensors, by key, in the original layout.
         model_class: name of a diffusers class that can be loaded from a single file.
         config: keyword arguments of that class.
+        prefix: what the converter expects before every key.
     """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     keys = list(shapes)
-    tagged = {key: _tags(number, shapes[key]) for number, key in enumerate(keys)}
+    tagged = {prefix + key: _tags(number, shapes[key]) for number, key in enumerate(keys)}
     convert = SINGLE_FILE_LOADABLE_CLASSES[model_class]["checkpoint_mapping_fn"]
     converted = convert(checkpoint=tagged, config=config)
     return {name: list(_pieces(tags, keys)) for name, tags in converted.items()}

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from .architectures import Architecture
+from .bundled import load_bundled
 from .checkpoint import Checkpoint
 from .errors import ComponentError, FormatError
 from .formats import Format, Metadata
@@ -54,7 +55,8 @@ class HSWQPipeline:
                 is one, it being the closer to the original.
             weight_name: which of several files, by name.
             base: diffusers folder or Hub repo with the other components. None: `path` itself if it has a
-                model_index.json, else the repo named in the file's header, else the architecture's.
+                model_index.json, else the repo named in the file's header, else the architecture's. Of components
+                that the file itself holds only the configuration is taken from there.
             dtype: what to compute in. None: the dtype of the file's own unquantized weights.
             torch_dtype: the older name of `dtype`, which diffusers takes as well.
             fp8_matmul: multiply in FP8 where the hardware can, see :func:`hswq_runtime.set_fp8_matmul`.
@@ -81,9 +83,9 @@ class HSWQPipeline:
         if base is None and found.repo is not None:
             base = _own_components(checkpoint, found, pipeline_arguments)
         base = find_base(checkpoint, base)
-        check_components(checkpoint.architecture, base, given=pipeline_arguments, hub=hub.elsewhere())
+        check_components(checkpoint, base, given=pipeline_arguments, hub=hub.elsewhere())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
-        pipeline = assemble_pipeline(checkpoint.architecture, denoiser, base, hub=hub.elsewhere(), **pipeline_arguments)
+        pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.elsewhere(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
         return pipeline
 
@@ -126,50 +128,73 @@ def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
 def _own_components(checkpoint: Checkpoint, found: Located, given) -> Path | None:
     """The other components of the repo that the checkpoint came from, as a folder; None if it has none. What is
     `given` is not fetched."""
-    folder = fetch_components(found.repo, _component_names(checkpoint.architecture) - {*given}, found.hub)
+    folder = _fetch(checkpoint, found.repo, given, found.hub)
     return folder if (folder / MODEL_INDEX).is_file() else None
 
 
 def assemble_pipeline(
-    architecture: Architecture,
+    checkpoint: Checkpoint,
     denoiser: torch.nn.Module,
     base: str,
     *,
     hub: HubOptions | None = None,
     **pipeline_arguments,
 ):
-    """The diffusers pipeline of `architecture` around `denoiser`, which gives it its dtype.
+    """The diffusers pipeline of `checkpoint` around `denoiser`, which gives it its dtype.
 
-    The other components are read from `base`, from safetensors files only: no pickle is ever opened.
+    Components that the checkpoint holds are taken from it. The others are read from `base`, from safetensors files
+    only: no pickle is ever opened.
 
     Raises:
-        ComponentError: a component cannot be loaded.
+        ComponentError: a component cannot be loaded, or its scheduler does not know what the checkpoint needs.
     """
+    architecture = checkpoint.architecture
     given = {name for name, component in pipeline_arguments.items() if component is not None}
-    base = fetch_base(architecture, base, given, hub)
+    base = fetch_base(checkpoint, base, given, hub)
     device_map = pipeline_arguments.get("device_map")
-    if device_map is not None and device_map != "balanced":
-        denoiser.to(device_map)
-    arguments = {architecture.component: denoiser, "dtype": denoiser.dtype, **pipeline_arguments}
+    arguments = {architecture.component: denoiser, "dtype": denoiser.dtype}
+    arguments |= dict.fromkeys(architecture.left_out) | pipeline_arguments
     try:
+        arguments |= load_bundled(checkpoint, Path(base), checkpoint.bundled - given, denoiser.dtype)
+        if device_map is not None and device_map != "balanced":
+            for name in {architecture.component, *checkpoint.bundled - given}:
+                arguments[name].to(device_map)
         pipeline = _pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{base} has a component that cannot be loaded: {_first_line(error)}") from error
+    if "scheduler" not in given:
+        _adapt_scheduler(pipeline, checkpoint.scheduler, base)
     tokenizer = pipeline.components.get("tokenizer")
     if tokenizer is not None and not tokenizer("a").input_ids:
         raise ComponentError(f"{base} has a tokenizer without a vocabulary")
     return pipeline
 
 
-def fetch_base(architecture: Architecture, base: str, given=(), hub: HubOptions | None = None) -> str:
-    """`base` as a folder on this disk: of a Hub repo, all but the denoiser and what is `given` is fetched.
+def _adapt_scheduler(pipeline, changes: dict, base: str) -> None:
+    """Give the pipeline a scheduler of its kind that has `changes` in its configuration."""
+    known = inspect.signature(type(pipeline.scheduler).__init__).parameters
+    if unknown := changes.keys() - known:
+        raise ComponentError(
+            f"the checkpoint needs {', '.join(sorted(unknown))}, which the scheduler of {base} "
+            f"({type(pipeline.scheduler).__name__}) does not have; pass a base whose scheduler has it"
+        )
+    if changes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+
+
+def fetch_base(checkpoint: Checkpoint, base: str, given=(), hub: HubOptions | None = None) -> str:
+    """`base` as a folder on this disk: of a Hub repo, all but the denoiser and what is `given` is fetched; of what the
+    checkpoint itself holds the configuration alone.
 
     Raises:
         FormatError: the repo cannot be reached.
     """
-    if Path(base).is_dir():
-        return base
-    return str(fetch_components(base, _component_names(architecture) - {*given}, hub or HubOptions()))
+    return base if Path(base).is_dir() else str(_fetch(checkpoint, base, given, hub or HubOptions()))
+
+
+def _fetch(checkpoint: Checkpoint, repo: str, given, hub: HubOptions) -> Path:
+    names = _component_names(checkpoint.architecture) - {*given}
+    return fetch_components(repo, names - checkpoint.bundled, hub, without_weights=names & checkpoint.bundled)
 
 
 def _first_line(error: Exception) -> str:
@@ -194,10 +219,10 @@ def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
     return named
 
 
-def check_components(architecture: Architecture, base: str, given=(), hub: HubOptions | None = None) -> None:
+def check_components(checkpoint: Checkpoint, base: str, given=(), hub: HubOptions | None = None) -> None:
     """Check, in a moment, that `base` has all that the pipeline needs besides the denoiser and what is `given`.
 
-    Of a Hub repo only the index is read.
+    Of a Hub repo only the index is read. Of what the checkpoint itself holds the base needs the configuration.
 
     Raises:
         ComponentError: names what is missing.
@@ -207,7 +232,7 @@ def check_components(architecture: Architecture, base: str, given=(), hub: HubOp
         folder, index = Path(base), _read_index(Path(base))
     else:
         folder, index = None, _fetch_index(base, hub or HubOptions())
-    wanted = _component_names(architecture) - {*_pipeline_class(architecture)._optional_components, *given}
+    wanted = _component_names(checkpoint.architecture) - {*given}
     missing = [name for name in wanted if not _is_component(index.get(name))]
     if folder is not None:
         missing += [name for name in wanted - {*missing} if not _has_files(folder / name)]
@@ -221,8 +246,10 @@ def component_folders(base: Path, architecture: Architecture) -> list[Path]:
 
 
 def _component_names(architecture: Architecture) -> set[str]:
-    """What the pipeline class is made of, but for the denoiser. Names from a file are never used as paths."""
-    return set(inspect.signature(_pipeline_class(architecture).__init__).parameters) - {"self", architecture.component}
+    """What a pipeline has to be made of, but for the denoiser. Names from a file are never used as paths."""
+    parameters = inspect.signature(_pipeline_class(architecture).__init__).parameters.values()
+    required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    return required - {"self", architecture.component, *architecture.left_out}
 
 
 def _pipeline_class(architecture: Architecture):

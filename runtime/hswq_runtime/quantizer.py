@@ -135,7 +135,9 @@ class HSWQQuantizer(DiffusersQuantizer):
         return state_dict
 
     def _read(self, dtypes, shapes, tensor) -> None:
-        self._weights, self._companions = formats.find_weights(dtypes, None)
+        # Headers are not seen here, so that a file may be one for ComfyUI has to be allowed for.
+        unscaled = {key for key, shape in shapes.items() if formats.is_convolution(shape)}
+        self._weights, self._companions = formats.find_weights(dtypes, None, unscaled)
         if not self._weights:
             raise FormatError(
                 "this model has no FP8 weights: load it without HSWQConfig, or quantize it with `hswq-hub quantize`"

@@ -5,8 +5,11 @@ configuration follows from tensor shapes (so that nothing has to be downloaded t
 can never be FP8 and why, and the defaults that its model card recommends. To add an architecture, add a row.
 """
 
+from collections.abc import Mapping
+
 from ..errors import UnknownArchitectureError
 from .row import Architecture, Shapes
+from .stable_diffusion import SD_15, SDXL
 from .z_image import Z_IMAGE
 
 __all__ = [
@@ -20,7 +23,7 @@ __all__ = [
     "recognise_class",
 ]
 
-ARCHITECTURES = {row.name: row for row in (Z_IMAGE,)}
+ARCHITECTURES = {row.name: row for row in (Z_IMAGE, SDXL, SD_15)}
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 """Prefixes seen on the denoiser's keys in single files, longest first."""
@@ -33,8 +36,12 @@ OTHER_COMPONENTS = (
     "text_encoder.",
     "cond_stage_model.",
     "conditioner.",
+    "model_ema.",
+    "v_pred",
+    "ztsnr",
+    "edm_",
 )
-"""What the keys of text encoders and VAEs begin with in files that hold more than the denoiser."""
+"""What the keys of text encoders, VAEs, averages and marks begin with in files that hold more than the denoiser."""
 
 
 def recognise(keys) -> tuple[Architecture, str]:
@@ -59,17 +66,23 @@ def architecture_of(model) -> Architecture | None:
     """The architecture of a diffusers model, compiled or of a class of one's own that inherits; None if unknown."""
     model = getattr(model, "_orig_mod", model)
     names = [kind.__name__ for kind in type(model).__mro__]
-    return next((row for row in ARCHITECTURES.values() if row.model_class in names), None)
+    rows = (row for row in ARCHITECTURES.values() if row.model_class in names)
+    return next((row for row in rows if row.fits(model.config)), None)
 
 
-def recognise_class(model_class) -> Architecture:
-    """The architecture of a checkpoint in diffusers' own layout, by the class that its configuration names.
+def recognise_class(config: Mapping) -> Architecture:
+    """The architecture of a checkpoint in diffusers' own layout, by its configuration.
 
     Raises:
-        UnknownArchitectureError: no row has that class.
+        UnknownArchitectureError: no row has that class and such a configuration.
     """
-    for row in ARCHITECTURES.values():
-        if row.model_class == model_class:
+    model_class = config.get("_class_name")
+    rows = [row for row in ARCHITECTURES.values() if row.model_class == model_class]
+    if not rows:
+        known = ", ".join(dict.fromkeys(row.model_class for row in ARCHITECTURES.values()))
+        raise UnknownArchitectureError(f"unknown architecture: {model_class!r} is none of the classes known ({known})")
+    for row in rows:
+        if row.fits(config):
             return row
-    known = ", ".join(row.model_class for row in ARCHITECTURES.values())
-    raise UnknownArchitectureError(f"unknown architecture: {model_class!r} is none of the classes known ({known})")
+    titles = " nor ".join(row.title for row in rows)
+    raise UnknownArchitectureError(f"unknown architecture: the {model_class} is neither {titles} by its configuration")

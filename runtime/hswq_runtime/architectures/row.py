@@ -1,8 +1,8 @@
 """What has to be known of an architecture: how to recognise it, what it becomes, which of its layers stay."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -54,6 +54,16 @@ class Architecture:
     """Generation defaults: denoising steps, guidance scale, pixels a side."""
     folds: tuple[Fold, ...] = ()
     """Exact moves between diffusers modules, for `--fold`; none where nobody looked for them."""
+    fits: Callable[[Mapping], bool] = lambda config: True
+    """Tells this row from others of the same `model_class`, by the keyword arguments of that class."""
+    converter_prefix: str = ""
+    """What the single-file converter of `model_class` expects before every key."""
+    bundled: Mapping[str, str] = field(default_factory=dict)
+    """Component of the pipeline -> what its keys begin with in files that hold it besides the denoiser."""
+    left_out: tuple[str, ...] = ()
+    """Components of `pipeline_class` that it works without, and is always given as None."""
+    scheduler: Callable[[Collection[str], Mapping[str, str]], dict] = lambda keys, metadata: {}
+    """Keys and metadata of a file -> what its scheduler's configuration has to say, whatever the base's does."""
 
     def why_never_quantized(self, layer: str) -> str | None:
         """The reason `layer` (a key without prefix and `.weight`) stays in full precision, or None."""
