@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hswq_runtime.formats import Format, Runs
+from hswq_runtime.formats import Format, Reader, Runs
 
 from ..calibrate import Calibration
 from ..components import base_identity
@@ -164,7 +164,8 @@ class Quantization:
 
     def _plans(self, search: Step) -> dict[Format, Plan]:
         found = json.loads((search.folder / _PLANS).read_text(encoding="utf-8"))
-        return {Format(version): _plan(version, self.recipe.label, **decided) for version, decided in found.items()}
+        recipe = self.recipe
+        return {Format(v): _plan(v, recipe.label, reader=recipe.reader, **decided) for v, decided in found.items()}
 
 
 def naive_cast(place: Path, source: Source, device: str) -> Step:
@@ -215,7 +216,7 @@ def _write_file(source: Source, plan: Plan, path: Path, device: str, rounded: Pa
         rounded=rounded,
         device=device,
     )
-    described = {"version": plan.version.value, "recipe": plan.recipe, **_decided(plan)}
+    described = {"version": plan.version.value, "recipe": plan.recipe, "reader": plan.reader, **_decided(plan)}
     _write_json(path.with_name(_PLAN), described)
 
 
@@ -223,9 +224,9 @@ def _decided(plan: Plan) -> dict:
     return {"rows": plan.as_rows(), "moves": dict(plan.moves)}
 
 
-def _plan(version: str, recipe: str, rows: list[dict], moves: dict[str, list]) -> Plan:
+def _plan(version: str, recipe: str, reader: str, rows: list[dict], moves: dict[str, list]) -> Plan:
     decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
-    return Plan(Format(version), recipe, decisions, {key: _runs(runs) for key, runs in moves.items()})
+    return Plan(Format(version), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
 
 
 def _runs(listed: list) -> Runs:
