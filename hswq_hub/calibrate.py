@@ -199,7 +199,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         progress(total=len(numbers), desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda *_: bar.update())
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
