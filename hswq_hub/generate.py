@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +53,17 @@ def generation_settings(
     guidance: float | None = None,
     size: int | None = None,
 ) -> GenerationSettings:
-    """What is given, and the architecture's defaults for the rest.
-
-    The default size is the one that the VAE's configuration says it was made for, if that is smaller.
-    """
+    """What is given, and the architecture's defaults for the rest."""
     return GenerationSettings(
         steps=steps or architecture.steps,
         guidance=architecture.guidance if guidance is None else guidance,
-        size=size or min(architecture.size, pipeline.vae.config.sample_size),
+        size=size or default_size(architecture, pipeline.vae.config),
     )
+
+
+def default_size(architecture: Architecture, vae_config: Mapping) -> int:
+    """Pixels a side: the architecture's, or what the VAE's configuration says it was made for, if that is smaller."""
+    return min(architecture.size, vae_config["sample_size"])
 
 
 def generate(

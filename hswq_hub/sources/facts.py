@@ -14,7 +14,13 @@ def source_facts(source: Source) -> dict:
         said["permission_lines"] = found.permissions.lines()
     if source.checkpoint.has_diffusers_layout:
         said["layout"] = "diffusers"
-    return {"origin": source.origin, "file": source.path.name, "sha256": source.sha256, **said}
+    return {
+        "origin": source.origin,
+        "reference": source.reference,
+        "file": source.path.name,
+        "sha256": source.sha256,
+        **said,
+    }
 
 
 def licence_facts(licence: Licence | None) -> dict:
