@@ -38,7 +38,7 @@ class Page:
         with gr.Tab("Compare"), gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 self._hero()
-            with gr.Column(scale=4, min_width=300):
+            with gr.Column(scale=4, min_width=300, elem_classes="controls"):
                 self._controls()
         with gr.Tab("Layers") as layers_tab:
             self.format = gr.Radio([f.label for f in Format], value=Format.V2.label, show_label=False, container=False)
@@ -47,16 +47,22 @@ class Page:
             self.about = gr.Markdown(self.start.about, elem_classes="about")
         self.runs = gr.State([], time_to_live=_SESSION_SECONDS)
         self.shown = gr.State(0, time_to_live=_SESSION_SECONDS)
-        self.linked = gr.State(0)
-        self.query = gr.Textbox(visible=False)
+        # Hidden, not absent: their changes are events of the browser.
+        self.linked = gr.Number(0, visible="hidden")
+        self.query = gr.Textbox(visible="hidden")
         self._wire(layers_tab)
         add_api(desk, **STUDIO)
 
     def _hero(self) -> None:
         labels = self.start.limits.variants
-        with gr.Row(elem_classes="sides"):
-            self.left = gr.Dropdown(list(labels), value=labels[0], label="Left", min_width=120)
-            self.right = gr.Dropdown(list(labels), value=labels[-1], label="Right", min_width=120)
+        with gr.Row(elem_classes="sides", equal_height=True):
+            self.left = gr.Dropdown(
+                list(labels), value=labels[0], label="Left", min_width=130, container=False, elem_id="left"
+            )
+            gr.HTML('<span class="against">against</span>', min_width=60)
+            self.right = gr.Dropdown(
+                list(labels), value=labels[-1], label="Right", min_width=130, container=False, elem_id="right"
+            )
         with gr.Tabs(elem_classes="views"):
             with gr.Tab("Slider"):
                 self.slider = gr.ImageSlider(
@@ -65,7 +71,7 @@ class Page:
                     interactive=False,
                     show_label=False,
                     container=False,
-                    max_height=620,
+                    max_height=760,
                     buttons=["fullscreen"],
                     elem_id="hero",
                 )
@@ -93,11 +99,11 @@ class Page:
                 self.factor = gr.HTML()
         self.strip = gr.HTML(view.strip([Tile(label, caption="") for label in labels]), elem_id="strip")
         self.measures = gr.HTML(f'<p class="fine">{_EMPTY}</p>', elem_id="measures")
-        self.share = gr.HTML()
         self.gallery = gr.Gallery(
             format="png",
             columns=KEPT,
-            height=150,
+            fit_columns=False,
+            height="auto",
             object_fit="cover",
             allow_preview=False,
             interactive=False,
@@ -141,7 +147,7 @@ class Page:
         )
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(1, label="Seed", precision=0, minimum=0, maximum=SEED, elem_id="seed", min_width=120)
-            self.random = gr.Button("Random seed", size="md", min_width=120)
+            self.random = gr.Button("Another seed", size="md", min_width=120, elem_id="random")
         with gr.Accordion("More settings", open=False):
             self.steps = gr.Slider(1, STEPS, value=limits.steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(0, GUIDANCE, value=limits.guidance, step=0.5, label="Guidance")
@@ -165,7 +171,7 @@ class Page:
     def _wire(self, layers_tab: gr.Tab) -> None:
         fields = [self.prompt, self.negative, self.seed, self.steps, self.guidance, self.size, self.variants, self.lora]
         model_parts = [*fields, self.examples, self.left, self.right, self.about, self.layers, self.status]
-        result = [self.slider, self.difference, self.factor, self.grid, self.strip, self.measures, self.share]
+        result = [self.slider, self.difference, self.factor, self.grid, self.strip, self.measures]
         result += [self.left, self.right, self.gallery, self.runs, self.shown, self.query]
         buttons = [self.status, self.compare, self.cancel]
         demo = gr.context.Context.root_block
@@ -203,8 +209,9 @@ class Page:
 
     # What the events do: each gives a dictionary of components and what they show now.
 
-    def _make(self, reference, *arguments, request: gr.Request):
-        *fields, runs = arguments
+    def _make(
+        self, reference, prompt, negative, seed, steps, guidance, size, variants, lora, runs, request: gr.Request
+    ):
         yield {
             self.compare: gr.update(interactive=False),
             self.cancel: gr.update(interactive=True),
@@ -212,7 +219,7 @@ class Page:
         }
         try:
             model = self.desk.shelf.model(reference)
-            wish = checked(model.limits, *fields)
+            wish = checked(model.limits, prompt, negative, seed, steps, guidance, size, variants, lora)
             for step in self.desk.steps(model, wish, request.session_hash):
                 if isinstance(step, Run):
                     runs = [step, *runs][:KEPT]
@@ -247,8 +254,7 @@ class Page:
             self.right: gr.update(choices=labels, value=right),
             self.grid: [(run.picture(label), label) for label in labels],
             self.strip: view.finished(run),
-            self.measures: view.measures(run),
-            self.share: view.share(query),
+            self.measures: view.measures(run, query),
             self.gallery: gr.update(value=[_thumbnail(run) for run in runs], visible=True),
             self.runs: runs,
             self.shown: index,

@@ -16,7 +16,11 @@ _ON_ACCENT_DARK = "#0d1b19"
 
 def theme() -> gr.themes.Base:
     """Gradio's plainest theme in our colours. Its fonts ship with Gradio: nothing is fetched from elsewhere."""
-    return gr.themes.Base(radius_size="md", spacing_size="md", text_size="md").set(
+    # Weight 700 and not 600, its default, of which Gradio 6.31 ships half the letters.
+    sans = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
+    mono = (gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace")
+    base = gr.themes.Base(font=sans, font_mono=mono, radius_size="md", spacing_size="md", text_size="md")
+    return base.set(
         body_background_fill=_PAPER,
         body_background_fill_dark=_PAPER_DARK,
         body_text_color=_INK,
@@ -83,6 +87,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark=_ACCENT_HOVER_DARK,
         button_primary_text_color="#ffffff",
         button_primary_text_color_dark=_ON_ACCENT_DARK,
+        button_primary_border_color=_ACCENT,
+        button_primary_border_color_dark=_ACCENT_DARK,
         button_secondary_background_fill=_SURFACE,
         button_secondary_background_fill_dark=_SURFACE_DARK,
         button_secondary_border_color=_LINE,

@@ -60,8 +60,8 @@ def _closeness(made: Made, reference: str) -> str:
     return "reference" if made.label == reference else f"SSIM {made.figures.ssim:.4f}"
 
 
-def measures(run: Run) -> str:
-    """The table: how close each variant came, what it cost."""
+def measures(run: Run, query: str) -> str:
+    """The table: how close each variant came, what it cost; and a link that shows the same comparison again."""
     headings = ("", "SSIM", "PSNR", "latent MSE", "seconds", "peak memory", "weights", "file")
     rows = "".join(_row(made, run.wish.reference) for made in run.made)
     cells = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
@@ -70,7 +70,8 @@ def measures(run: Run) -> str:
     lora = f" · LoRA {escape(wish.lora)}" if wish.lora else ""
     return (
         f'<div class="measures"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="fine"><q>{escape(wish.prompt)}</q> · {settings}{lora}</p>'
+        f'<p class="fine"><q>{escape(wish.prompt)}</q> · {settings}{lora} · '
+        f'<a class="share" href="{escape(query)}">link to this comparison</a></p>'
     )
 
 
@@ -93,11 +94,6 @@ def _row(made: Made, reference: str) -> str:
 def amplified(left: str, right: str, factor: int) -> str:
     """What the difference picture shows."""
     return f'<p class="fine">|{escape(left)} − {escape(right)}|, amplified × {factor}; black where they agree.</p>'
-
-
-def share(query: str) -> str:
-    """A link that shows the same comparison again."""
-    return f'<a class="share" href="{escape(query)}">Link to this comparison</a>'
 
 
 def status(text: str, kind: str = "info") -> str:
