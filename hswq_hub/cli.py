@@ -418,6 +418,8 @@ def demo(references, **options):
     try:
         from spaces_app.app import main
     except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
         raise click.ClickException("the page needs gradio: pip install 'hswq-hub[demo]'") from error
 
     _quiet()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from .wish import Limits, Wish, WishError, checked
+from .wish import FIRST_SEED, Limits, Wish, WishError, checked
 
 _SEPARATOR = "|"
 
@@ -37,7 +37,7 @@ def wish_of(query: Mapping[str, str], limits: Limits) -> Wish | None:
         limits,
         query["prompt"],
         query.get("negative", ""),
-        _number(query, "seed", 0),
+        _number(query, "seed", FIRST_SEED),
         _number(query, "steps", limits.steps),
         _number(query, "guidance", limits.guidance),
         _number(query, "size", limits.size),

@@ -13,7 +13,7 @@ from .models import Model
 from .runs import KEPT, Run
 from .studio import Stopped
 from .view import Tile
-from .wish import GUIDANCE, PROMPT_LENGTH, SEED, SIZE_STEP, STEPS, Wish, checked, usual
+from .wish import FIRST_SEED, GUIDANCE, PROMPT_LENGTH, SEED, SIZE_STEP, STEPS, Wish, checked, usual
 
 TITLE = "HSWQ: what quantization did to the picture"
 STUDIO = {"concurrency_limit": 1, "concurrency_id": "studio"}
@@ -146,7 +146,9 @@ class Page:
             list(limits.variants), value=list(limits.variants), label="Variants", elem_id="variants"
         )
         with gr.Row(elem_classes="seed"):
-            self.seed = gr.Number(1, label="Seed", precision=0, minimum=0, maximum=SEED, elem_id="seed", min_width=120)
+            self.seed = gr.Number(
+                FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=SEED, elem_id="seed", min_width=120
+            )
             self.random = gr.Button("Another seed", size="md", min_width=120, elem_id="random")
         with gr.Accordion("More settings", open=False):
             self.steps = gr.Slider(1, STEPS, value=limits.steps, step=1, label="Steps", elem_id="steps")
@@ -176,8 +178,8 @@ class Page:
         buttons = [self.status, self.compare, self.cancel]
         demo = gr.context.Context.root_block
 
-        making = gr.on(
-            [self.compare.click, self.prompt.submit, self.linked.change],
+        triggers = [self.compare.click, self.prompt.submit, self.linked.change]
+        making = gr.on(triggers, self._begin, None, buttons, **_LIGHT).then(
             self._make,
             [self.model, *fields, self.runs],
             [*result, *buttons],
@@ -209,14 +211,17 @@ class Page:
 
     # What the events do: each gives a dictionary of components and what they show now.
 
+    def _begin(self) -> dict:
+        """At once, before the queue: a wish can be cancelled while it waits."""
+        return {
+            self.compare: gr.update(interactive=False),
+            self.cancel: gr.update(interactive=True),
+            self.status: view.status("Waiting for its turn"),
+        }
+
     def _make(
         self, reference, prompt, negative, seed, steps, guidance, size, variants, lora, runs, request: gr.Request
     ):
-        yield {
-            self.compare: gr.update(interactive=False),
-            self.cancel: gr.update(interactive=True),
-            self.status: view.status("Starting"),
-        }
         try:
             model = self.desk.shelf.model(reference)
             wish = checked(model.limits, prompt, negative, seed, steps, guidance, size, variants, lora)

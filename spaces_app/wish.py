@@ -12,6 +12,7 @@ PROMPT_LENGTH = 600
 STEPS = 60
 GUIDANCE = 20.0
 SEED = 2**32 - 1
+FIRST_SEED = 1
 SIZE_STEP = 16
 
 
@@ -58,7 +59,7 @@ class Wish:
 
 def usual(limits: Limits, prompt: str) -> Wish:
     """The wish for `prompt` that leaves everything else at its default."""
-    return checked(limits, prompt, "", 1, limits.steps, limits.guidance, limits.size, limits.variants)
+    return checked(limits, prompt, "", FIRST_SEED, limits.steps, limits.guidance, limits.size, limits.variants)
 
 
 def checked(limits: Limits, prompt, negative, seed, steps, guidance, size, variants, lora="") -> Wish:
