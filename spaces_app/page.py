@@ -146,9 +146,7 @@ class Page:
             list(limits.variants), value=list(limits.variants), label="Variants", elem_id="variants"
         )
         with gr.Row(elem_classes="seed"):
-            self.seed = gr.Number(
-                FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=SEED, elem_id="seed", min_width=120
-            )
+            self.seed = gr.Number(FIRST_SEED, label="Seed", precision=0, elem_id="seed", min_width=120)
             self.random = gr.Button("Another seed", size="md", min_width=120, elem_id="random")
         with gr.Accordion("More settings", open=False):
             self.steps = gr.Slider(1, STEPS, value=limits.steps, step=1, label="Steps", elem_id="steps")
@@ -188,6 +186,7 @@ class Page:
             api_visibility="private",
             **STUDIO,
         )
+        making.failure(self._failed, None, buttons, **_LIGHT)
         self.cancel.click(self._cancel, None, buttons, cancels=[making], **_LIGHT)
         demo.unload(self._leave)
         self.query.change(None, self.query, None, js=_REMEMBER, **_LIGHT)
@@ -242,6 +241,10 @@ class Page:
             self.cancel: gr.update(interactive=False),
             self.status: view.status(text, kind),
         }
+
+    def _failed(self) -> dict:
+        """Gradio itself refused: a full queue, a value that its component does not have."""
+        return self._idle("The wish was refused: too many are waiting, or a field is out of its bounds.", "error")
 
     def _cancel(self, request: gr.Request) -> dict:
         self.desk.stop(request.session_hash)

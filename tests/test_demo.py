@@ -317,5 +317,5 @@ def test_other_repos_only_if_they_are_allowed(tmp_path, monkeypatch):
     with pytest.raises(WishError, match="owner/repo on the Hub"):
         Shelf(any_repo=True).model("a/b")  # a folder of the server that is spelled like a repo
     assert Shelf(any_repo=True, local=True).model("a/b").title == "demo-hswq"
-    with pytest.raises(FormatError, match="cannot be reached|no Hub repo"):
+    with pytest.raises(FormatError, match="nobody/nothing"):
         Shelf(any_repo=True).model("nobody/nothing")
