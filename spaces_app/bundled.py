@@ -17,7 +17,8 @@ from hswq_hub.workspace import Workspace, code_digest
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.formats import Format
 
-QUICK = CalibrationSettings(samples=4, steps=9, calls=1)
+QUICK = CalibrationSettings(samples=4, steps=9, calls=1, device="cpu")
+"""On the CPU everywhere: ZeroGPU has no GPU while the page starts, and the model is tiny."""
 _RECIPE = "hswq"
 _PLANS = "plans.json"
 
@@ -49,7 +50,8 @@ def quick_files(source: Source) -> Path:
 
 
 def _fill(source: Source, folder: Path) -> None:
-    plans = [plan for _, plan in quantize(source, calibrate(source, QUICK), tuple(Format), folder, recipe(_RECIPE))]
+    made = quantize(source, calibrate(source, QUICK), tuple(Format), folder, recipe(_RECIPE), QUICK.device)
+    plans = [plan for _, plan in made]
     rows = {plan.version.value: plan.as_rows() for plan in plans}
     write_atomically(folder / _PLANS, json.dumps(rows).encode())
 

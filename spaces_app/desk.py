@@ -86,6 +86,7 @@ class Desk:
         """
         tiles = {label: Tile(label) for label in wish.variants}
         made: list[Made] = []
+        remark = ""
         stop = self._stops[session] = threading.Event()
         events = self._generate(model.reference, wish, session)
         try:
@@ -94,9 +95,11 @@ class Desk:
                     raise Stopped("stopped")
                 if isinstance(event, Made):
                     made.append(event)
+                if isinstance(event, Note) and event.label is None:
+                    remark = event.text
                 text = _told(event, tiles, wish)
                 yield Progress(text, tuple(tiles.values()))
-            yield Run.of(model.reference, wish, made)
+            yield Run.of(model.reference, wish, made, remark)
         finally:
             events.close()
             if self._stops.get(session) is stop:

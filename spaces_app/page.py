@@ -227,7 +227,7 @@ class Page:
             for step in self.desk.steps(model, wish, request.session_hash):
                 if isinstance(step, Run):
                     runs = [step, *runs][:KEPT]
-                    yield self._show(runs, 0) | self._idle(model.missing)
+                    yield self._show(runs, 0) | self._idle(step.remark or model.missing)
                 else:
                     yield {self.status: view.status(step.text), self.strip: view.strip(step.tiles)}
         except Stopped:

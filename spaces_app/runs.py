@@ -19,17 +19,19 @@ _SHOWN_SIDE = 512
 
 @dataclass(frozen=True)
 class Run:
-    """model: the reference it was made with. pictures: PNG by label. made: what was measured, without pictures."""
+    """model: the reference it was made with. pictures: PNG by label. made: what was measured, without pictures.
+    remark: a sentence about how it was made, or ""."""
 
     model: str
     wish: Wish
     pictures: dict[str, bytes]
     made: tuple[Made, ...]
+    remark: str = ""
 
     @classmethod
-    def of(cls, model: str, wish: Wish, made: list[Made]) -> "Run":
+    def of(cls, model: str, wish: Wish, made: list[Made], remark: str = "") -> "Run":
         """Pack finished pictures: as PNG they take a fraction of the memory, and lose nothing."""
-        return cls(model, wish, {m.label: png(m.image) for m in made}, tuple(_without_image(m) for m in made))
+        return cls(model, wish, {m.label: png(m.image) for m in made}, tuple(_without_image(m) for m in made), remark)
 
     def picture(self, label: str) -> np.ndarray:
         """uint8 [H, W, 3], to be shown: enlarged if it is small."""

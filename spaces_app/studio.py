@@ -26,6 +26,7 @@ from hswq_runtime.errors import HSWQError
 from .lora import find_lora, wearing
 from .models import Model
 from .wish import Wish, WishError
+from .zero import ON_ZERO_GPU
 
 _PREVIEWS = 5
 """Step previews of each picture, about: each costs a small decoding."""
@@ -35,7 +36,8 @@ _SHARE = 0.5
 
 @dataclass(frozen=True)
 class Note:
-    """What is going on besides denoising, as a sentence. label: the variant that it is about, if it is about one."""
+    """What is going on besides denoising, as a sentence. label: the variant that it is about; None: it is about all of
+    the run, and worth being read afterwards."""
 
     text: str
     label: str | None = None
@@ -119,7 +121,7 @@ class Studio:
         """
         checkpoints = [Checkpoint(fetch()) for fetch in model.files.values()]
         shared = self._opened(model)
-        shared.together = _fit(checkpoints, self.device)
+        shared.together = ON_ZERO_GPU or _fit(checkpoints, self.device)
         for checkpoint in checkpoints if shared.together else ():
             shared.around(checkpoint)
 

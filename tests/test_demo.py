@@ -9,7 +9,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -28,6 +28,7 @@ from hswq_hub.sources.facts import source_facts
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 from spaces_app import bundled
+from spaces_app.desk import Desk
 from spaces_app.lora import find_lora
 from spaces_app.models import Shelf
 from spaces_app.studio import Made, Note, Step, Stopped, Studio
@@ -139,9 +140,9 @@ def test_what_cannot_be_had_is_refused_in_a_sentence(client, changes, sentence):
 def test_nothing_but_compare_is_offered_and_no_file_is_served_or_taken(client, url):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare"}
     for path in ("/etc/passwd", str(resolve("demo").path), "http://169.254.169.254/latest/meta-data"):
-        answer = httpx.get(f"{url}gradio_api/file={path}")
+        answer = httpx2.get(f"{url}gradio_api/file={path}")
         assert answer.status_code in (403, 404), (path, answer.status_code)
-    taken = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.bin", b"x" * 100_000)})
+    taken = httpx2.post(f"{url}gradio_api/upload", files={"files": ("a.bin", b"x" * 100_000)})
     assert taken.status_code == 413
 
 
@@ -204,6 +205,13 @@ def test_variants_are_loaded_one_at_a_time_where_they_do_not_fit(monkeypatch, st
     assert any("one after the other" in event.text for event in told if isinstance(event, Note))
     alone = {event.label: event.image for event in told if isinstance(event, Made)}
     assert all(np.array_equal(alone[label], together[label]) for label in together)
+
+
+def test_how_a_run_was_made_is_still_said_when_it_is_done(monkeypatch):
+    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
+    desk = Desk(Shelf(), Studio())
+    model = desk.shelf.model()
+    assert "one after the other" in desk.run(model, quick(model)).remark
 
 
 def lora_file(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from gradio_client import Client
 
@@ -98,8 +98,8 @@ def _connect(url: str, server: subprocess.Popen) -> Client:
     for _ in range(240):
         assert server.poll() is None, "the page stopped"
         try:
-            httpx.get(url)
+            httpx2.get(url)
             return Client(url, verbose=False)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.5)
     raise AssertionError("the page did not come up")
