@@ -3,7 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo cards test check style
+.PHONY: demo cards test test-browser screenshots check style
+
+CHROMIUM := /usr/bin/chromium
 
 demo: $(VENV)/ready
 	$(BIN)/hswq-hub publish demo
@@ -17,6 +19,17 @@ cards: demo
 
 test: $(VENV)/ready
 	$(BIN)/pytest --numprocesses auto
+
+test-browser: $(VENV)/ready $(CHROMIUM)
+	$(BIN)/pytest -m browser
+
+# What README shows of the demo page.
+screenshots: $(VENV)/ready $(CHROMIUM)
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/screenshots.py docs
+
+$(CHROMIUM):
+	@test "$$(id -u)" = 0 || { echo "Chromium is missing: run 'sudo apt-get install chromium', then this again." >&2; exit 1; }
+	apt-get update -qq && apt-get install -qq --no-install-recommends chromium
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -200,7 +200,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
             # Each picture anew: some schedulers (PNDM) make a call more than there are steps.
             steps = [step for step in range(how.steps) if i * how.steps + step in wanted]
             with record_calls(denoiser, set(steps)) as calls:
-                generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+                generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda *_: bar.update())
             recorded |= {i * how.steps + step: call for step, call in zip(steps, calls, strict=True)}
     found = group.gather((layers, recorded))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}

@@ -578,6 +578,32 @@ def card(model, catalog):
 
 
 @main.command()
+@click.argument("references", metavar="[REPO|FOLDER]...", nargs=-1)
+@click.option("--original", type=EXISTING_FILE, help="The full-precision file, if only you have it.")
+@click.option("--allow-any-repo", "any_repo", is_flag=True, help="Visitors may name other Hub repos.")
+@click.option("--host", help="Where to listen; 0.0.0.0 is everywhere.  [default: $GRADIO_SERVER_NAME, or 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: $GRADIO_SERVER_PORT, or from 7860 on]")
+@compute_options
+def demo(references, **options):
+    """Show in a browser what quantization did: the demo model, or models that `publish` made.
+
+    \b
+    hswq-hub demo
+    hswq-hub demo hswq-published/demo-hswq
+    hswq-hub demo owner/name --host 0.0.0.0
+    """
+    try:
+        from spaces_app.app import main
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise click.ClickException("the page needs gradio: pip install 'hswq-hub[demo]'") from error
+
+    _quiet()
+    main(references or ("demo",), **options)
+
+
+@main.command()
 @click.argument("reference")
 @source_options
 @click.option("--dry-run", is_flag=True, help="Only say what would be fetched.")

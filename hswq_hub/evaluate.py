@@ -4,7 +4,6 @@ For every prompt and seed each variant makes the picture that the original made,
 prompts are never those of the calibration.
 """
 
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,14 +14,14 @@ import numpy as np
 
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.loading import load_model
 
 from . import metrics
 from .files import write_atomically
-from .generate import Sample, generate, generation_settings, open_pipeline
+from .generate import Sample, generate, generation_settings
 from .hardware import describe, pick_device, pick_dtype, versions
 from .progress import progress
 from .settings import EvaluationSettings
+from .shared import SharedPipeline
 from .sources import Source
 
 ORIGINAL = "original"
@@ -149,26 +148,18 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     architecture = source.checkpoint.architecture
     prompts = source.prompts.evaluation
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
-    pipeline, how = None, None
+    shared = SharedPipeline(architecture, source.base, device, dtype)
     samples: dict[str, list[Sample]] = {}
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path)
-        denoiser = load_model(checkpoint, dtype)
-        if pipeline is None:
-            pipeline = open_pipeline(source.checkpoint, denoiser, source.base, device)
-            how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
-        else:
-            pipeline.register_modules(**{architecture.component: denoiser.to(device)})
+        pipeline = shared.around(checkpoint)
+        how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
         samples[label] = [
             generate(pipeline, prompt, seed, how)
             for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
         ]
         variants.append(_result(label, checkpoint, pairs, samples[ORIGINAL], samples[label]))
-        # The next one is loaded when this one is gone: a GPU need not hold two.
-        pipeline.register_modules(**{architecture.component: None})
-        del denoiser
-        gc.collect()
     return Evaluation(
         protocol={
             "settings": asdict(settings),
@@ -200,13 +191,14 @@ def _result(
         kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
         layers=len(checkpoint.layers),
         pairs=[
-            _compare(prompt, seed, original, sample)
+            compare_samples(prompt, seed, original, sample)
             for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
         ],
     )
 
 
-def _compare(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
+def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
+    """How far `sample` is from what the original made of the same prompt and the same noise."""
     return PairResult(
         prompt=prompt,
         seed=seed,

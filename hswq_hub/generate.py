@@ -1,7 +1,8 @@
 """Make one picture from one prompt and one seed: what calibration, evaluation and the demo page all do."""
 
+import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,11 @@ def open_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, 
     return pipeline.to(device)
 
 
+def takes_negative(pipeline) -> bool:
+    """Whether the pipeline has a use for a negative prompt."""
+    return "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
+
+
 def generation_settings(
     pipeline,
     architecture: Architecture,
@@ -48,23 +54,33 @@ def generation_settings(
     guidance: float | None = None,
     size: int | None = None,
 ) -> GenerationSettings:
-    """What is given, and the architecture's defaults for the rest.
-
-    The default size is the one that the VAE's configuration says it was made for, if that is smaller.
-    """
+    """What is given, and the architecture's defaults for the rest."""
     return GenerationSettings(
         steps=steps or architecture.steps,
         guidance=architecture.guidance if guidance is None else guidance,
-        size=size or min(architecture.size, pipeline.vae.config.sample_size),
+        size=size or default_size(architecture, pipeline.vae.config),
     )
 
 
+def default_size(architecture: Architecture, vae_config: Mapping) -> int:
+    """Pixels a side: the architecture's, or what the VAE's configuration says it was made for, if that is smaller."""
+    return min(architecture.size, vae_config["sample_size"])
+
+
 def generate(
-    pipeline, prompt: str, seed: int, settings: GenerationSettings, on_step: Callable[[int], None] | None = None
+    pipeline,
+    prompt: str,
+    seed: int,
+    settings: GenerationSettings,
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
+    negative: str | None = None,
 ) -> Sample:
     """One picture. The noise is drawn on the CPU, so a seed means the same noise on every device.
 
-    `on_step` is called with the number of each finished denoising step, from 0.
+    Args:
+        on_step: called after each denoising step with its number, from 0, and the latents as they are then; what it
+            raises ends the picture.
+        negative: what the picture should not show, for pipelines that :func:`takes_negative`.
 
     Raises:
         HSWQError: the latents are not finite; a black picture would pass for a result otherwise.
@@ -74,12 +90,13 @@ def generate(
     def after_step(_pipeline, step, _timestep, state):
         final["latents"] = state["latents"]
         if on_step is not None:
-            on_step(step)
+            on_step(step, state["latents"])
         return {}
 
     start = time.perf_counter()
     image = pipeline(
         prompt=[prompt],
+        **({} if negative is None else {"negative_prompt": [negative]}),
         height=settings.size,
         width=settings.size,
         num_inference_steps=settings.steps,

@@ -2,13 +2,17 @@
 
 import os
 import platform
+from pathlib import Path
 
+import psutil
 import torch
 
 from hswq_runtime.errors import DeviceError
 
 from .settings import DEVICES, DTYPES
 from .workspace import code_digest
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,6 +44,55 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_name()}, {os.cpu_count()} cores"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken: of the device, or of this machine as far as its container lets us."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such container, or no limit ("max")
+        return free
+    return min(free, max(limit - used, 0))
+
+
+class PeakMemory:
+    """While the block runs, the most memory that is in use: `bytes` afterwards, None where nobody can tell.
+
+    On CUDA what torch had taken of the device; elsewhere what was resident of this process (Linux counts that).
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.bytes: int | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _reset_peak()
+        return self
+
+    def __exit__(self, *_) -> None:
+        cuda = self._device.type == "cuda"
+        self.bytes = torch.cuda.max_memory_allocated(self._device) if cuda else _peak()
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # `_peak` then tells the peak since the start, which is one as well
+
+
+def _peak() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def versions() -> dict[str, str]:

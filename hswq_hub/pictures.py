@@ -31,6 +31,15 @@ def difference(reference: np.ndarray, image: np.ndarray, factor: int) -> np.ndar
     return np.clip(np.abs(reference.astype(np.int16) - image) * factor, 0, 255).astype(np.uint8)
 
 
+def enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """A small picture, uint8 [H, W, 3], enlarged pixel for pixel by the whole factor that comes closest to `side`."""
+    return _enlarge(image, max(1, round(side / max(image.shape[:2]))))
+
+
+def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def comparison(images: Mapping[str, np.ndarray]) -> Image.Image:
     """A sheet of two rows: the pictures as they are, and under each its difference from the first.
 
@@ -56,6 +65,5 @@ def _sheet(rows: list[list[Tile | None]]) -> Image.Image:
                 continue
             x, y = _MARGIN + column * cell_w, _MARGIN + row * cell_h
             draw.text((x, y + _LABEL - 4), tile.label, fill=_INK, font=font, anchor="ls")
-            picture = Image.fromarray(tile.image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-            page.paste(picture, (x, y + _LABEL))
+            page.paste(Image.fromarray(_enlarge(tile.image, zoom)), (x, y + _LABEL))
     return page

@@ -46,22 +46,28 @@ def draw_calibration(checkpoint: Checkpoint, calibration: Calibration, file: Pat
     return save(figure, file.with_name(f"{file.stem}-{SENSITIVITY}"))
 
 
-def sensitivity(plan: Plan, title: str | None = None):
-    """Every layer that can be FP8, the most sensitive first, those that are kept in another colour.
+def by_sensitivity(plan: Plan) -> tuple[list[tuple[Decision, float]], str]:
+    """Every layer that can be FP8, the most sensitive first, with a figure; and what that figure is.
 
-    Drawn is the measured error where there is one, otherwise the output variance.
+    It is the measured error where there is one, otherwise the output variance.
     """
     shown = [d for d in plan.decisions if not d.never]
     measured = all(d.error is not None for d in shown)
-    value = {d.layer: d.error if measured else d.sensitivity for d in shown}
-    shown = sorted(shown, key=lambda d: value[d.layer], reverse=True)
+    ranked = [(d, d.error if measured else d.sensitivity) for d in shown]
+    ranked.sort(key=lambda pair: pair[1], reverse=True)
+    return ranked, "latent MSE when this layer alone is quantized" if measured else "variance of the layer's output"
+
+
+def sensitivity(plan: Plan, title: str | None = None):
+    """:func:`by_sensitivity` as bars, those of kept layers in another colour."""
+    shown, meaning = by_sensitivity(plan)
     figure, axes = _axes(7, 1.2 + 0.16 * len(shown))
     places = range(len(shown))
-    axes.barh(places, [value[d.layer] for d in shown], color=[_FP8 if d.quantized else _KEPT for d in shown])
-    axes.set_yticks(places, [d.layer for d in shown], fontsize=6)
+    axes.barh(places, [value for _, value in shown], color=[_FP8 if d.quantized else _KEPT for d, _ in shown])
+    axes.set_yticks(places, [d.layer for d, _ in shown], fontsize=6)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("latent MSE when this layer alone is quantized" if measured else "variance of the layer's output")
+    axes.set_xlabel(meaning)
     axes.set_title(title or f"{plan.version.label}: red layers stay in full precision", fontsize=9)
     return figure
 

@@ -1,1 +1,6 @@
-"""The comparison page. Not written yet: for now the pictures in a published folder are the comparison."""
+"""The page where anyone sees what quantization did, on this machine or as a Hugging Face Space."""
+
+from importlib.util import find_spec
+
+if find_spec("spaces") is not None:  # ZeroGPU's package has to be there before torch is
+    import spaces  # noqa: F401

@@ -1,0 +1,47 @@
+"""The one endpoint for programs. It takes words and numbers and answers with figures and pictures: no files."""
+
+import gradio as gr
+
+from . import view
+from .desk import Desk, sentence
+from .links import link
+from .wish import FIRST_SEED, checked
+
+
+def add_api(desk: Desk, **queue) -> None:
+    """Add `/compare` to the page that is being built."""
+
+    def compare(
+        prompt: str,
+        seed: int = FIRST_SEED,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        negative: str = "",
+        variants: list[str] | None = None,
+        model: str | None = None,
+        lora: str = "",
+    ) -> dict:
+        """Pictures of one prompt from one seed, by each variant, and how far each is from the first.
+
+        What is left out has the model's default. `lora`: owner/repo/file.safetensors on the Hub.
+        """
+        try:
+            shown = desk.shelf.model(model)
+            limits = shown.limits
+            wish = checked(
+                limits,
+                prompt,
+                negative,
+                seed,
+                limits.steps if steps is None else steps,
+                limits.guidance if guidance is None else guidance,
+                limits.size if size is None else size,
+                limits.variants if variants is None else variants,
+                lora,
+            )
+            return view.as_json(desk.run(shown, wish), link(shown.reference, wish))
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from error
+
+    gr.api(compare, api_name="compare", **queue)

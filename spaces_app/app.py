@@ -1,0 +1,83 @@
+"""Build the page and serve it: `hswq-hub demo` on this machine, `python app.py` in a Space."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from spaces_app.desk import Desk
+from spaces_app.models import Shelf
+from spaces_app.page import TITLE, Page
+from spaces_app.studio import Studio
+from spaces_app.theme import css, theme
+
+MODELS = "models.txt"
+"""Beside a Space's app.py: what it shows, a reference a line."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WAITING = 64
+_SESSIONS = 100
+_HOURLY = (3600, 3600)
+
+
+def create_demo(
+    references: Sequence[str] = ("demo",),
+    *,
+    original: Path | None = None,
+    any_repo: bool = False,
+    local: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        references: what it shows: "demo", folders and Hub repos that `hswq-hub publish` made; the first at once.
+        original: the full-precision file of the first, if its record names no place to fetch it from.
+        any_repo: visitors may name other Hub repos.
+        local: the only visitor sits at this machine, and may name its files.
+
+    Raises:
+        HSWQError: the first model cannot be opened, or the device is not there.
+    """
+    desk = Desk(
+        Shelf(references, original=original, any_repo=any_repo, local=local), Studio(device, dtype, local=local)
+    )
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_HOURLY) as demo:
+        Page(desk)
+    desk.open()
+    return demo.queue(max_size=_WAITING)
+
+
+def main(
+    references: Sequence[str] = ("demo",),
+    *,
+    original: Path | None = None,
+    any_repo: bool = False,
+    host: str | None = None,
+    port: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Serve the page until it is interrupted. `host` and `port` None: as Gradio's environment variables say."""
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or _LOOPBACK[0]
+    local = host in _LOOPBACK and not os.environ.get("GRADIO_SHARE")
+    demo = create_demo(references, original=original, any_repo=any_repo, local=local, device=device, dtype=dtype)
+    demo.launch(server_name=host, server_port=port, **launch_options())
+
+
+def launch_options() -> dict:
+    """How the page is served, wherever that is."""
+    return {
+        "theme": theme(),
+        "css": css(),
+        "footer_links": ["api"],
+        "max_file_size": "1kb",  # nothing on the page is uploaded
+        "state_session_capacity": _SESSIONS,
+        "run_history": False,
+        "ssr_mode": False,
+    }
+
+
+if __name__ == "__main__":
+    main((Path(__file__).with_name(MODELS)).read_text(encoding="utf-8").split())

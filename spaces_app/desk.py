@@ -1,0 +1,141 @@
+"""From a wish to a run, told in tiles: what happens behind the page's buttons and behind its API."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from hswq_runtime.errors import HSWQError
+
+from . import view
+from .models import Model, Shelf
+from .runs import Run
+from .studio import Event, Made, Note, Step, Stopped, Studio
+from .view import Tile
+from .wish import Wish, usual
+from .zero import ON_ZERO_GPU, gpu
+
+_log = logging.getLogger(__name__)
+_QUICK_BYTES = 256 << 20
+"""Models up to this size make a first picture on the CPU while the page starts."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: a sentence, and a tile for each variant."""
+
+    text: str
+    tiles: tuple[Tile, ...]
+
+
+def sentence(error: Exception) -> str:
+    """What a visitor is told. Only what the project raises on purpose is meant for them; the rest is logged."""
+    if isinstance(error, HSWQError):
+        text = " ".join(str(error).split())
+        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+    _log.error("a run failed", exc_info=error)
+    return "Something went wrong here, and it is not your doing; the log of this page says what."
+
+
+class Desk:
+    """Takes wishes for the models of a shelf to the studio."""
+
+    def __init__(self, shelf: Shelf, studio: Studio):
+        self.shelf, self.studio = shelf, studio
+        self._stops: dict[str, threading.Event] = {}
+        self._generate = gpu(_duration)(self._events)
+        self._first: Future[Run | None] | None = None
+
+    def open(self) -> None:
+        """Get the first model ready; a quick one also makes a first comparison, for the page to begin with."""
+        model = self.shelf.model()
+        if ON_ZERO_GPU:
+            self.studio.place(model)
+            return
+        starter = ThreadPoolExecutor(1, "first")
+        self._first = starter.submit(self._make_first, model)
+        starter.shutdown(wait=False)
+
+    def first(self) -> Run | None:
+        """The comparison that the page begins with, if there is one; waits for it."""
+        return None if self._first is None else self._first.result()
+
+    def _make_first(self, model: Model) -> Run | None:
+        try:
+            self.studio.do(lambda: self.studio.place(model))
+            sizes = [fetch().stat().st_size for fetch in model.files.values()]
+            if self.studio.device.type == "cpu" and sum(sizes) > _QUICK_BYTES:
+                return None
+            return self.run(model, usual(model.limits, model.examples[0]))
+        except Exception as error:  # the page starts without it, and says why when somebody asks for a picture
+            sentence(error)
+            return None
+
+    def run(self, model: Model, wish: Wish, session: str = "") -> Run:
+        """The finished run."""
+        for step in self.steps(model, wish, session):
+            if isinstance(step, Run):
+                return step
+        raise HSWQError("the run ended without a result")
+
+    def steps(self, model: Model, wish: Wish, session: str = "") -> Iterator[Progress | Run]:
+        """The run, told step by step; the last that comes is the finished run.
+
+        `session`: whose it is, so that :meth:`stop` finds it; without one it is nobody's who may name local files.
+        """
+        tiles = {label: Tile(label) for label in wish.variants}
+        made: list[Made] = []
+        remark = ""
+        stop = self._stops[session] = threading.Event()
+        events = self._generate(model.reference, wish, session)
+        try:
+            for event in events:
+                if stop.is_set():
+                    raise Stopped("stopped")
+                if isinstance(event, Made):
+                    made.append(event)
+                if isinstance(event, Note) and event.label is None:
+                    remark = event.text
+                text = _told(event, tiles, wish)
+                yield Progress(text, tuple(tiles.values()))
+            yield Run.of(model.reference, wish, made, remark)
+        finally:
+            events.close()
+            if self._stops.get(session) is stop:
+                del self._stops[session]
+
+    def stop(self, session: str) -> None:
+        """End what `session` is waiting for."""
+        if session in self._stops:
+            self._stops[session].set()
+
+    def _events(self, reference: str, wish: Wish, session: str) -> Iterator[Event]:
+        """In the process that has the GPU: what is handed over has to be picklable, and `stop` stays behind."""
+        model, stop = self.shelf.model(reference), self._stops.get(session)
+        yield from self.studio.run(model, wish, stop=stop, local=None if session else False)
+
+
+def _told(event: Event, tiles: dict[str, Tile], wish: Wish) -> str:
+    """Bring the tiles up to date; returns a sentence about the event."""
+    if isinstance(event, Made):
+        closeness = "reference" if event.label == wish.reference else f"SSIM {event.figures.ssim:.4f}"
+        tiles[event.label] = Tile(event.label, 1.0, view.small(event.image), closeness)
+        return f"{event.label} is done."
+    if isinstance(event, Step):
+        tile = tiles[event.label]
+        picture = tile.picture if event.picture is None else view.small(event.picture)
+        caption = f"step {event.number} of {event.steps}"
+        # Decoding comes after the last step: the bar is full when the picture is there.
+        tiles[event.label] = Tile(event.label, 0.98 * event.number / event.steps, picture, caption)
+        return f"{event.label}: {caption}"
+    assert isinstance(event, Note)
+    if event.label is not None:
+        tiles[event.label] = replace(tiles[event.label], caption=event.text.removesuffix(f" {event.label}").lower())
+    return event.text
+
+
+def _duration(reference: str, wish: Wish, session: str) -> int:
+    """Seconds of GPU time to ask ZeroGPU for: a guess from a large model's second a step, guidance doubling it."""
+    step = 2 if wish.guidance > 0 else 1
+    return min(120, 10 + len(wish.variants) * (3 + wish.steps * step))

@@ -1,0 +1,53 @@
+"""A comparison as a link, and back: `?prompt=…&seed=…`."""
+
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from .wish import FIRST_SEED, Limits, Wish, WishError, checked
+
+_SEPARATOR = "|"
+
+
+def link(reference: str, wish: Wish) -> str:
+    """The query of a link that shows the same again."""
+    fields = {
+        "model": reference,
+        "prompt": wish.prompt,
+        "negative": wish.negative,
+        "seed": wish.seed,
+        "steps": wish.steps,
+        "guidance": f"{wish.guidance:g}",
+        "size": wish.size,
+        "variants": _SEPARATOR.join(wish.variants),
+        "lora": wish.lora,
+    }
+    return "?" + urlencode({name: value for name, value in fields.items() if value != ""})
+
+
+def wish_of(query: Mapping[str, str], limits: Limits) -> Wish | None:
+    """What a link asks for, with defaults for what it leaves out; None if it asks for nothing.
+
+    Raises:
+        WishError: it asks for something that cannot be had.
+    """
+    if "prompt" not in query:
+        return None
+    variants = query.get("variants")
+    return checked(
+        limits,
+        query["prompt"],
+        query.get("negative", ""),
+        _number(query, "seed", FIRST_SEED),
+        _number(query, "steps", limits.steps),
+        _number(query, "guidance", limits.guidance),
+        _number(query, "size", limits.size),
+        limits.variants if variants is None else variants.split(_SEPARATOR),
+        query.get("lora", ""),
+    )
+
+
+def _number(query: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        return float(query.get(name, default))
+    except ValueError:
+        raise WishError(f"the link's {name} is not a number") from None

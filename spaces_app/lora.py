@@ -1,0 +1,74 @@
+"""A LoRA that a visitor names: found, put on one variant after the other, and taken off again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+
+from hswq_runtime.locate import HubOptions, is_repo_id, locate
+
+from .wish import WishError
+
+LARGEST = 2 << 30
+_SUFFIX = ".safetensors"
+_FORM = "a LoRA is named as owner/repo/file.safetensors on the Hub"
+
+
+def find_lora(text: str, *, local: bool) -> Path | None:
+    """The file that `text` names; None for an empty text. A path of this machine counts only if `local`.
+
+    It is fetched without anybody's token.
+
+    Raises:
+        WishError: it names nothing that may be opened.
+        FormatError: it cannot be fetched.
+    """
+    if not text:
+        return None
+    if local and Path(text).is_file():
+        if not text.endswith(_SUFFIX):
+            raise WishError("a LoRA has to be a safetensors file: pickles are not opened")
+        return Path(text)
+    repo, name = "/".join(text.split("/")[:2]), "/".join(text.split("/")[2:])
+    if not is_repo_id(repo) or ".." in text.split("/") or not name.endswith(_SUFFIX) or "\\" in text:
+        raise WishError(f"{_FORM}, or as a path" if local else _FORM)
+    _check_size(repo, name)
+    # As an address, so that it is never taken for a path of this machine.
+    return locate(f"{ENDPOINT}/{repo}/resolve/main/{name}", None, None, HubOptions(token=False)).file
+
+
+def _check_size(repo: str, name: str) -> None:
+    try:
+        found = HfApi(token=False).get_paths_info(repo, [name])
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        raise WishError(f"the LoRA {repo}/{name} cannot be reached on the Hub; is it public?") from error
+    if not found:
+        raise WishError(f"the Hub repo {repo} has no file {name}")
+    if found[0].size > LARGEST:
+        raise WishError(f"the LoRA has {found[0].size / 1e9:.1f} GB; {LARGEST / 1e9:.1f} GB are the most")
+
+
+@contextmanager
+def wearing(pipeline, lora: Path | None) -> Iterator[None]:
+    """The pipeline with the LoRA on it, if there is one, for the length of the block.
+
+    Raises:
+        WishError: the file is no LoRA, or none for this model.
+    """
+    if lora is None:
+        yield
+        return
+    try:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+    except (ValueError, KeyError, RuntimeError, SafetensorError, OSError) as error:
+        pipeline.unload_lora_weights()
+        raise WishError(f"{lora.name} holds no LoRA that fits this model") from error
+    try:
+        yield
+    finally:
+        pipeline.unload_lora_weights()

@@ -1,0 +1,220 @@
+"""What can be shown: the bundled model, a published folder, a published Hub repo.
+
+Opening one reads its record and little else; weights are fetched, or made, when a picture of them is asked for.
+What a record says comes from whoever published it: names in it are never used as paths, sizes are bounded.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hswq_hub.card import CARD, METRICS
+from hswq_hub.evaluate import ORIGINAL, Evaluation
+from hswq_hub.files import file_sha256
+from hswq_hub.generate import default_size
+from hswq_hub.publish import NAIVE
+from hswq_hub.quantize import Decision, Plan
+from hswq_hub.sources import resolve
+from hswq_hub.sources.reference import DEMO, LocalRef, parse
+from hswq_hub.targets import RECORD
+from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.errors import FormatError, HSWQError
+from hswq_runtime.formats import Format
+from hswq_runtime.locate import HubOptions, is_repo_id, locate
+
+from . import bundled
+from .wish import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, WishError
+
+_EXAMPLES = 5
+_LARGEST_SIDE = 2048
+_LONGEST_CARD = 60_000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and its variants.
+
+    files: label -> what gives the file, fetching or making it; the original comes first if there is one. base: folder
+    or Hub repo of the other components. plans: what gives the plan of each published format. about: Markdown.
+    missing: a sentence on what cannot be shown, or "".
+    """
+
+    reference: str
+    title: str
+    architecture: Architecture
+    base: str
+    files: Mapping[str, Callable[[], Path]]
+    limits: Limits
+    examples: tuple[str, ...]
+    plans: Callable[[], dict[Format, Plan]]
+    about: str
+    missing: str = ""
+
+
+class Shelf:
+    """The models that visitors may choose, by reference: "demo", a folder, "owner/repo".
+
+    original: the full-precision file of the first one. any_repo: visitors may name other Hub repos. local: whoever
+    sees the page sits at this machine, and may name folders of it as well.
+    """
+
+    def __init__(
+        self, references: Sequence[str] = (DEMO,), *, original: Path | None = None, any_repo=False, local=False
+    ):
+        self.references, self.any_repo, self._local = tuple(references), any_repo, local
+        self._original = original
+        self._open: dict[str, Model] = {}
+
+    def model(self, reference: str | None = None) -> Model:
+        """The model that `reference` names; None: the first.
+
+        Raises:
+            WishError: it is not among those that may be shown.
+            FormatError: what is there was not made by `hswq-hub publish`.
+        """
+        reference = self.references[0] if reference is None else reference
+        if reference not in self._open:
+            self._open[reference] = self._opened(reference)
+        return self._open[reference]
+
+    def _opened(self, reference: str) -> Model:
+        if reference in self.references:
+            original = self._original if reference == self.references[0] else None
+            return open_model(reference, original)
+        if not isinstance(reference, str) or not self.any_repo:
+            raise WishError("this page shows only the models in its list")
+        here = Path(reference).exists()
+        if (here and not self._local) or (not here and not is_repo_id(reference)):
+            raise WishError("a model is named as owner/repo on the Hub")
+        # A visitor's choice is never fetched with the operator's token.
+        return open_model(reference, hub=HubOptions(token=False))
+
+
+def open_model(reference: str, original: Path | None = None, hub: HubOptions | None = None) -> Model:
+    """The model that `reference` names; `original` is its full-precision file, if that is at hand."""
+    if reference == DEMO:
+        return _bundled()
+    return _published(reference, original, hub or HubOptions())
+
+
+def _bundled() -> Model:
+    import diffusers
+
+    source = resolve(DEMO)
+    architecture = source.checkpoint.architecture
+    vae = diffusers.AutoencoderKL.load_config(source.base, subfolder="vae")
+    files: dict[str, Callable[[], Path]] = {
+        ORIGINAL: lambda: source.path,
+        NAIVE: lambda: bundled.naive_file(source.path, source.sha256),
+    }
+    files |= {version.label: lambda version=version: bundled.quick_file(source, version) for version in Format}
+    return Model(
+        reference=DEMO,
+        title="Demo model",
+        architecture=architecture,
+        base=source.base,
+        files=files,
+        limits=Limits(tuple(files), architecture.steps, architecture.guidance, default_size(architecture, vae)),
+        examples=source.prompts.evaluation[:_EXAMPLES],
+        plans=lambda: bundled.quick_plans(source),
+        about=bundled.ABOUT,
+    )
+
+
+def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
+    def file(name: str) -> Path:
+        return locate(reference, None, name, hub).file
+
+    path = file(RECORD)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        architecture = ARCHITECTURES[record["architecture"]]
+        names = {Format(version): _plain_name(facts["file"]) for version, facts in record["files"].items()}
+        base = record["base"] or reference
+        if record["base"] is not None and not is_repo_id(record["base"]):
+            raise FormatError(f"the record of {reference} names the base {base!r}, which is no Hub repo")
+        files = {version.label: lambda name=name: file(name) for version, name in sorted(names.items())}
+        files, missing = _with_original(files, record["source"], original)
+        return Model(
+            reference=reference,
+            title=str(record["repo"])[:100],
+            architecture=architecture,
+            base=base,
+            files=files,
+            limits=_limits(files, Evaluation.load(file(METRICS)).protocol["generation"]),
+            examples=tuple(_short(example["prompt"]) for example in record["examples"][:_EXAMPLES]),
+            plans=lambda: _plans(record),
+            about=_readable(file(CARD).read_text(encoding="utf-8")),
+            missing=missing,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{reference} was not made by `hswq-hub publish`, or is damaged ({error})") from error
+
+
+def _with_original(files: Mapping, source: Mapping, given: Path | None) -> tuple[dict[str, Callable[[], Path]], str]:
+    """`files` with the original and its naive cast before them, if the original can be had."""
+    find = _finder(source, given)
+    if find is None:
+        return dict(files), (
+            "The original is not at hand, so the files are compared with each other: start with --original FILE."
+        )
+    checked: list[Path] = []
+
+    def fetched() -> Path:
+        if not checked:
+            path = find()
+            if file_sha256(path) != source["sha256"]:
+                raise HSWQError(f"{path.name} is not the file that this model was made from")
+            checked.append(path)
+        return checked[0]
+
+    before = {ORIGINAL: fetched, NAIVE: lambda: bundled.naive_file(fetched(), source["sha256"])}
+    return before | files, ""
+
+
+def _finder(source: Mapping, given: Path | None) -> Callable[[], Path] | None:
+    """What gives the full-precision file that a record's `source` names; None if only its publisher has it."""
+    if given is not None:
+        return lambda: given
+    reference = source.get("reference")
+    if not isinstance(reference, str):
+        return None
+    try:
+        found = parse(reference)
+    except HSWQError:
+        return None
+    return None if isinstance(found, LocalRef) else lambda: resolve(reference).path
+
+
+def _limits(files: Mapping, generation: Mapping) -> Limits:
+    """The variants and the settings by which the published figures were measured, within reason."""
+    size, steps, guidance = generation["size"], generation["steps"], float(generation["guidance"])
+    if not (SIZE_STEP <= size <= _LARGEST_SIDE and 1 <= steps <= STEPS and math.isfinite(guidance)):
+        raise ValueError("settings out of bounds")
+    return Limits(tuple(files), int(steps), guidance, size // SIZE_STEP * SIZE_STEP)
+
+
+def _plans(record: Mapping) -> dict[Format, Plan]:
+    return {
+        Format(version): Plan(Format(version), record["recipe"]["name"], tuple(Decision(**row) for row in rows))
+        for version, rows in record["layers"].items()
+    }
+
+
+def _plain_name(name: str) -> str:
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise ValueError(f"{name!r} is no name of a file")
+    return name
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:PROMPT_LENGTH]
+
+
+def _readable(card: str) -> str:
+    """A card as the page can show it: without front matter and without pictures, whose files are elsewhere."""
+    body = re.sub(r"\A---\n.*?\n---\n", "", card[:_LONGEST_CARD], flags=re.DOTALL)
+    return re.sub(r"!\[[^\]]*\]\([^)]*\)", "", body)

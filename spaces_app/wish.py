@@ -1,0 +1,126 @@
+"""What a visitor asks for, checked before anything is fetched or computed.
+
+Nothing that arrives here is trusted: the page sends it, but so may any program.
+"""
+
+import math
+from dataclasses import dataclass
+
+from hswq_runtime.errors import HSWQError
+
+PROMPT_LENGTH = 600
+STEPS = 60
+GUIDANCE = 20.0
+SEED = 2**32 - 1
+FIRST_SEED = 1
+SIZE_STEP = 16
+
+
+class WishError(HSWQError):
+    """Something that cannot be had; the sentence is shown on the page."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model offers, and its defaults. Sizes: pixels a side, multiples of `SIZE_STEP`."""
+
+    variants: tuple[str, ...]
+    steps: int
+    guidance: float
+    size: int
+
+    @property
+    def smallest(self) -> int:
+        return max(SIZE_STEP, _rounded(self.size // 2))
+
+    @property
+    def largest(self) -> int:
+        return _rounded(self.size * 3 // 2)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One comparison: pictures of `variants`, the original first if it is among them, all from the same noise."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    guidance: float
+    size: int
+    variants: tuple[str, ...]
+    lora: str
+
+    @property
+    def reference(self) -> str:
+        """The variant that the others are measured against."""
+        return self.variants[0]
+
+
+def usual(limits: Limits, prompt: str) -> Wish:
+    """The wish for `prompt` that leaves everything else at its default."""
+    return checked(limits, prompt, "", FIRST_SEED, limits.steps, limits.guidance, limits.size, limits.variants)
+
+
+def checked(limits: Limits, prompt, negative, seed, steps, guidance, size, variants, lora="") -> Wish:
+    """The wish, if it is one that `limits` allow.
+
+    Raises:
+        WishError: the first thing that is wrong with it.
+    """
+    if not isinstance(variants, (list, tuple)):
+        raise WishError("the variants have to be a list of names")
+    unknown = [name for name in variants if name not in limits.variants]
+    if unknown:
+        raise WishError(f"there is no variant {str(unknown[0])[:40]!r}; choose among {', '.join(limits.variants)}")
+    chosen = tuple(name for name in limits.variants if name in variants)
+    if len(chosen) < 2:
+        raise WishError("choose at least two variants: one alone has nothing to be compared with")
+    prompt = _text(prompt, "prompt")
+    if not prompt:
+        raise WishError("write a prompt first")
+    size = _whole(size, "size", limits.smallest, limits.largest)
+    if size % SIZE_STEP:
+        raise WishError(f"the size has to be a multiple of {SIZE_STEP}, such as {_rounded(size)}")
+    return Wish(
+        prompt,
+        _text(negative, "negative prompt"),
+        _whole(seed, "seed", 0, SEED),
+        _whole(steps, "number of steps", 1, STEPS),
+        _number(guidance, "guidance", 0.0, GUIDANCE),
+        size,
+        chosen,
+        _text(lora, "LoRA"),
+    )
+
+
+def _rounded(size: float) -> int:
+    return round(size / SIZE_STEP) * SIZE_STEP
+
+
+def _text(value, name: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise WishError(f"the {name} has to be text")
+    text = " ".join(value.split())
+    if len(text) > PROMPT_LENGTH:
+        raise WishError(f"the {name} has {len(text)} characters; {PROMPT_LENGTH} are the most")
+    if not text.isprintable():
+        raise WishError(f"the {name} holds characters that cannot be printed")
+    return text
+
+
+def _number(value, name: str, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise WishError(f"the {name} has to be a number from {low:g} to {high:g}")
+    if not low <= value <= high:
+        raise WishError(f"the {name} has to be from {low:g} to {high:g}, not {value:g}")
+    return float(value)
+
+
+def _whole(value, name: str, low: int, high: int) -> int:
+    number = _number(value, name, low, high)
+    if number != int(number):
+        raise WishError(f"the {name} has to be a whole number")
+    return int(number)

@@ -1,0 +1,16 @@
+"""The demo page, served on loopback from this process."""
+
+from contextlib import contextmanager
+
+from spaces_app.app import create_demo, launch_options
+
+
+@contextmanager
+def live(**options):
+    """The page's address, while the block runs."""
+    demo = create_demo(**options)
+    try:
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
+        yield url
+    finally:
+        demo.close(verbose=False)

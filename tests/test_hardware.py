@@ -1,0 +1,28 @@
+"""What is read of the machine."""
+
+import numpy as np
+import torch
+
+from hswq_hub import hardware
+from hswq_hub.hardware import PeakMemory, free_memory
+
+CPU = torch.device("cpu")
+
+
+def test_peak_memory_is_that_of_its_own_block():
+    with PeakMemory(CPU) as large:
+        np.ones(50_000_000, np.float32).sum()
+    with PeakMemory(CPU) as small:
+        pass
+    assert large.bytes - small.bytes > 150e6
+
+
+def test_free_memory_knows_the_limit_of_a_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    unlimited = free_memory(CPU)
+    assert unlimited > 1 << 20
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert free_memory(CPU) == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(CPU) > 1 << 20
