@@ -110,7 +110,7 @@ def architecture_of(config: Path) -> Architecture:
         FormatError: it is no configuration.
         UnknownArchitectureError: it is of another class.
     """
-    return recognise_class(json.loads(_read_config(config)).get("_class_name"))
+    return recognise_class(json.loads(_read_config(config)))
 
 
 def _read_config(path: Path) -> str:

@@ -221,8 +221,10 @@ def component_folders(base: Path, architecture: Architecture) -> list[Path]:
 
 
 def _component_names(architecture: Architecture) -> set[str]:
-    """What the pipeline class is made of, but for the denoiser. Names from a file are never used as paths."""
-    return set(inspect.signature(_pipeline_class(architecture).__init__).parameters) - {"self", architecture.component}
+    """What a pipeline has to be made of, but for the denoiser. Names from a file are never used as paths."""
+    parameters = inspect.signature(_pipeline_class(architecture).__init__).parameters.values()
+    required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    return required - {"self", architecture.component}
 
 
 def _pipeline_class(architecture: Architecture):
