@@ -184,7 +184,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     group = Group(pick_device(settings.device))
     dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
-    architecture = source.checkpoint.architecture
+    architecture = source.architecture
     denoiser = load_model(source.checkpoint, dtype)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)

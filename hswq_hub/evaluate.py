@@ -145,7 +145,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     source.check_components()
-    architecture = source.checkpoint.architecture
+    architecture = source.architecture
     prompts = source.prompts.evaluation
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
     shared = SharedPipeline(architecture, source.base, device, dtype)

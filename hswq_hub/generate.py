@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,11 +16,31 @@ from hswq_runtime.pipeline import assemble_pipeline
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """`steps` denoising steps, guidance scale, and the side of the square picture in pixels."""
+    """`steps` denoising steps, guidance scale, and the side of the square picture in pixels.
+
+    guidance_argument: what the pipeline calls the scale. negative_prompt: None for the pipeline's own. call: further
+    arguments of its call.
+    """
 
     steps: int
     guidance: float
     size: int
+    guidance_argument: str = "guidance_scale"
+    negative_prompt: str | None = None
+    call: dict[str, object] = field(default_factory=dict)
+
+    def arguments(self, prompts: Sequence[str]) -> dict:
+        """Arguments of the pipeline's call for a batch of `prompts`."""
+        negative = {} if self.negative_prompt is None else {"negative_prompt": [self.negative_prompt] * len(prompts)}
+        return {
+            "prompt": list(prompts),
+            "height": self.size,
+            "width": self.size,
+            "num_inference_steps": self.steps,
+            self.guidance_argument: self.guidance,
+            **negative,
+            **self.call,
+        }
 
 
 @dataclass(frozen=True)
@@ -59,12 +79,15 @@ def generation_settings(
         steps=steps or architecture.steps,
         guidance=architecture.guidance if guidance is None else guidance,
         size=size or default_size(architecture, pipeline.vae.config),
+        guidance_argument=architecture.guidance_argument,
+        negative_prompt=architecture.negative_prompt,
+        call=dict(architecture.call),
     )
 
 
 def default_size(architecture: Architecture, vae_config: Mapping) -> int:
     """Pixels a side: the architecture's, or what the VAE's configuration says it was made for, if that is smaller."""
-    return min(architecture.size, vae_config["sample_size"])
+    return min(architecture.size, vae_config.get("sample_size", architecture.size))
 
 
 def generate(
@@ -95,12 +118,7 @@ def generate(
 
     start = time.perf_counter()
     image = pipeline(
-        prompt=[prompt],
-        **({} if negative is None else {"negative_prompt": [negative]}),
-        height=settings.size,
-        width=settings.size,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        **settings.arguments([prompt]) | ({} if negative is None else {"negative_prompt": [negative]}),
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=after_step,
         output_type="np",
@@ -116,11 +134,7 @@ def generate(
 def final_latents(pipeline, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
     """The latents that `prompts` and `seeds` end in, made in one batch and not decoded: float32 on the CPU."""
     return pipeline(
-        prompt=list(prompts),
-        height=settings.size,
-        width=settings.size,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        **settings.arguments(prompts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="latent",
     ).images.to("cpu", torch.float32)

@@ -44,10 +44,11 @@ def test_imports_point_one_way(package, path):
             assert not module.startswith("hswq_hub.cli"), "the command line is the roof: nothing imports it"
 
 
-@pytest.mark.parametrize("spelling", ["comfy_quant", "weight_scale", '.scale"', "hswq_format", "F8_E4M3"])
+@pytest.mark.parametrize("spelling", ["comfy_quant", "weight_scale", '".scale"', "hswq_format", "F8_E4M3"])
 def test_the_format_is_spelled_in_one_module(spelling):
     users = {path.name for _, path in SOURCES if spelling in path.read_text()}
     assert users == {"formats.py"}
+    assert not {path.name for _, path in SOURCES if '}.scale"' in path.read_text()}
 
 
 def test_help_needs_neither_torch_nor_diffusers():

@@ -40,7 +40,7 @@ def measure_errors(
     checkpoint = source.checkpoint
     denoiser = load_model(checkpoint, dtype)
     pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
-    how = generation_settings(pipeline, checkpoint.architecture, settings.steps, calibration.guidance, calibration.size)
+    how = generation_settings(pipeline, source.architecture, settings.steps, calibration.guidance, calibration.size)
     prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]
     reference = final_latents(pipeline, prompts, seeds, how)

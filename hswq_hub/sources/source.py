@@ -7,6 +7,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
+from hswq_runtime.architectures import Architecture, base_named
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.pipeline import check_components, fetch_base, find_base
 
@@ -62,6 +63,11 @@ class Source:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.path)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The facts of this model: those of its architecture, or of the variant that its base is of."""
+        return self.checkpoint.architecture.with_base(self.base)
 
     @cached_property
     def sha256(self) -> str:
@@ -147,7 +153,8 @@ def resolve(
     Args:
         reference: see :mod:`hswq_hub.sources.reference`.
         base: diffusers folder or Hub repo with the other components; None: the folder of the file, or the repo that
-            it is from, if that is a diffusers one, else the base repo of the architecture.
+            it is from, if that is a diffusers one, else that of the model which its host says it was made from, else
+            the base repo of the architecture.
         licence: Hub licence id, if its host names none.
         civitai_endpoint: where Civitai's API is; None: the site that the reference names.
         permitted: the user has the creator's permission where the listing has objections.
@@ -173,10 +180,12 @@ def resolve(
     listing.check_permitted(permitted)
 
     def described(path: Path, digest: str | None) -> Source:
+        checkpoint = _checked(path)
+        named = base_named(checkpoint.architecture, listing.provenance.base_model)
         return Source(
             name=listing.name,
             path=path,
-            base=find_base(_checked(path), base or listing.base),
+            base=find_base(checkpoint, base or listing.base or named),
             origin=listing.origin,
             licence=listing.licence or (Licence(licence) if licence else None),
             prompts=_general_prompts(),

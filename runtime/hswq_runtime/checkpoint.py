@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import formats
-from .architectures import OTHER_COMPONENTS, Architecture, recognise, recognise_class
+from .architectures import ARCHITECTURES, OTHER_COMPONENTS, Architecture, of_class, recognise, recognise_class
 from .errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 from .fit import misfits
 from .fp8 import FP8
@@ -57,7 +57,7 @@ class Checkpoint:
         path: the file.
         metadata: the header's strings, {} if it has none.
         tensors: `TensorInfo` of every tensor in the file, in the order of its bytes.
-        architecture, prefix: what :func:`hswq_runtime.architectures.recognise` found.
+        prefix: what the denoiser's keys begin with.
         format: what the metadata names, or None.
 
     Raises:
@@ -78,11 +78,27 @@ class Checkpoint:
         self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
         self._stored_config = formats.config_of(self.metadata)
         try:
-            self.architecture, self.prefix = recognise_header(self.tensors, self.metadata)
+            self._family, self.prefix = recognise_header(self.tensors, self.metadata)
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
         self.format = formats.version_of(self.metadata)
         formats.check_metadata(self.metadata)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The row of facts that fits the keys, and the shapes where several rows have the same keys.
+
+        Raises:
+            FormatError: the configuration cannot be told from the shapes, or no row fits it.
+        """
+        if all(row is self._family for row in ARCHITECTURES.values() if row.model_class == self._family.model_class):
+            return self._family
+        found = of_class(self._family.model_class, self.config)
+        if found is None:
+            raise FormatError(
+                f"{self.path} is a {self._family.model_class}, but none of the models known: {self.config}"
+            )
+        return found
 
     @property
     def has_diffusers_layout(self) -> bool:
@@ -148,12 +164,14 @@ class Checkpoint:
             return {name: value for name, value in self._stored_config.items() if not name.startswith("_")}
         shapes = {key.removeprefix(self.prefix): self.tensors[key].shape for key in self._denoiser_keys}
         try:
-            return self.architecture.config(shapes)
+            return self._family.config(shapes)
         except UnknownArchitectureError as error:
-            raise UnknownArchitectureError(f"{self.path} looks like {self.architecture.title}, but {error}") from None
+            raise UnknownArchitectureError(f"{self.path} looks like {self._family.title}, but {error}") from None
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}") from None
         except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
             raise FormatError(
-                f"{self.path} looks like {self.architecture.title}, but its configuration cannot be told from its "
+                f"{self.path} looks like {self._family.title}, but its configuration cannot be told from its "
                 f"shapes ({type(error).__name__}: {error})"
             ) from error
 
@@ -196,7 +214,10 @@ class Checkpoint:
         }
         if self.has_diffusers_layout:  # every tensor is a parameter
             return untouched(stored)
-        found = trace(stored, self.architecture.model_class, self.config, self.architecture.converter_prefix)
+        try:
+            found = trace(stored, self._family.model_class, self.config, self._family.converter_prefix)
+        except FormatError as error:
+            raise FormatError(f"{self.path} does not fit {self._family.model_class}: {error}") from None
         return {
             name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]
             for name, pieces in found.items()
@@ -209,7 +230,7 @@ class Checkpoint:
         for name, pieces in self.parameters.items():
             for piece in pieces:
                 owners.setdefault(piece.key, []).append((piece.start, name))
-        return {key: [name for _, name in sorted(found)] for key, found in owners.items()}
+        return {key: list(dict.fromkeys(name for _, name in sorted(found))) for key, found in owners.items()}
 
     def check_fits(self, model: torch.nn.Module) -> None:
         """Check that the file holds just the tensors of `model`, in its shapes.
@@ -222,10 +243,7 @@ class Checkpoint:
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}
-        problems = misfits(wanted, found)
-        # Some converters take what they know and drop the rest.
-        used = {piece.key for pieces in self.parameters.values() for piece in pieces}
-        problems += [f"unexpected {key}" for key in self._denoiser_keys if key not in used | self._quantized[1]]
+        problems = misfits(wanted, found) + [f"unexpected {key}" for key in self._left_over]
         for pieces in self.parameters.values():
             dtype = self.tensors[pieces[0].key].dtype
             if (
@@ -236,6 +254,12 @@ class Checkpoint:
                 problems.append(f"{pieces[0].key} is {dtype}, which this release does not read")
         if problems:
             raise FormatError(f"{self.path} does not fit {self.architecture.model_class}: {'; '.join(problems)}")
+
+    @property
+    def _left_over(self) -> list[str]:
+        """Tensors of the denoiser that become no parameter, and should."""
+        others = [key for key in self._denoiser_keys if key not in self.modules.keys() | self._quantized[1]]
+        return [key for key in others if not self._family.is_unread(key.removeprefix(self.prefix))]
 
     def _shape(self, pieces: list[Piece]) -> tuple[int, ...]:
         shape = self.tensors[pieces[0].key].shape
@@ -338,7 +362,7 @@ class Checkpoint:
 
     @cached_property
     def _first_parameter(self) -> str:
-        return next(iter(self._skeleton.state_dict()))
+        return next(name for name, _ in self._skeleton.named_parameters())
 
     @cached_property
     def _skeleton(self) -> torch.nn.Module:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .errors import FormatError
+
 _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
 
@@ -34,14 +36,22 @@ def trace(
         model_class: name of a diffusers class that can be loaded from a single file.
         config: keyword arguments of that class.
         prefix: what the converter expects before every key.
+
+    Raises:
+        FormatError: the converter misses a tensor, or one has not the shape that it expects.
     """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     keys = list(shapes)
     tagged = {prefix + key: _tags(number, shapes[key]) for number, key in enumerate(keys)}
     convert = SINGLE_FILE_LOADABLE_CLASSES[model_class]["checkpoint_mapping_fn"]
-    converted = convert(checkpoint=tagged, config=config)
-    return {name: list(_pieces(tags, keys)) for name, tags in converted.items()}
+    try:
+        converted = convert(checkpoint=tagged, config=config)
+    except KeyError as error:
+        raise FormatError(f"missing {error.args[0]}") from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise FormatError(f"diffusers' converter cannot take it apart ({' '.join(str(error).split())})") from error
+    return {name: list(_pieces(tags, keys)) for name, tags in converted.items() if tags is not None}
 
 
 def untouched(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:

@@ -161,7 +161,7 @@ class HSWQQuantizer(DiffusersQuantizer):
                 state_dict[name] = tensor.reshape(wanted[name])
         self._kept_in_fp32 = list(keep_in_fp32_modules or ())
         architecture = architecture_of(model)
-        first = next(iter(wanted))
+        first = next(name for name, _ in model.named_parameters())
         for name in self._weights:
             module = formats.layer_of(name)
             layer = model.get_submodule(module)

@@ -2,9 +2,14 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def count(shapes: Shapes, group: str) -> int:
+    """How many blocks are called `<group>.<number>.`."""
+    return len({key.split(".")[1] for key in shapes if key.startswith(f"{group}.")})
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,30 @@ class Architecture:
     """Components of `pipeline_class` that it works without, and is always given as None."""
     scheduler: Callable[[Collection[str], Mapping[str, str]], dict] = lambda keys, metadata: {}
     """Keys and metadata of a file -> what its scheduler's configuration has to say, whatever the base's does."""
+    guidance_argument: str = "guidance_scale"
+    """What the pipeline calls the scale that is meant by `guidance`."""
+    negative_prompt: str | None = None
+    """What a pipeline is given that guides only if there is a negative prompt."""
+    call: Mapping[str, object] = field(default_factory=dict)
+    """Further arguments of the pipeline's call."""
+    unread: tuple[str, ...] = ()
+    """Regular expressions on keys of published files that the diffusers class has no place for; they are copied."""
+    licence_name: str | None = None
+    licence_link: str | None = None
+    """Name and address of a licence that has no id on the Hub ("other")."""
+    host_names: tuple[str, ...] = ()
+    """What Civitai calls models that were made from this one."""
+    variants: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Models with the same keys and shapes: Hub repo of their components -> the facts that differ."""
+
+    def with_base(self, base: str) -> "Architecture":
+        """The facts of the model whose other components are in the Hub repo `base`: of a variant, if it is one's."""
+        return replace(self, base_repo=base, variants={}, **self.variants[base]) if base in self.variants else self
+
+    @property
+    def models(self) -> list["Architecture"]:
+        """This row, and one for each of its variants."""
+        return [self, *map(self.with_base, self.variants)]
 
     def why_never_quantized(self, layer: str) -> str | None:
         """The reason `layer` (a key without prefix and `.weight`) stays in full precision, or None."""
@@ -71,6 +100,10 @@ class Architecture:
             if re.search(pattern, layer):
                 return reason
         return None
+
+    def is_unread(self, key: str) -> bool:
+        """Whether the diffusers class has no place for `key` (without prefix), and that is all right."""
+        return any(re.search(pattern, key) for pattern in self.unread)
 
     def is_sensitive(self, module: str) -> bool:
         """Whether the inputs of the diffusers module `module` are never rounded to FP8."""

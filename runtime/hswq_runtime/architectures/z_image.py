@@ -1,20 +1,17 @@
 """Z-Image."""
 
-from .row import Architecture, Fold, Shapes
+from .row import Architecture, Fold, Shapes, count
 
 
 def _z_image_config(shapes: Shapes) -> dict:
-    def count(group: str) -> int:
-        return len({key.split(".")[1] for key in shapes if key.startswith(f"{group}.")})
-
     dim, patch_values = shapes["x_embedder.weight"]
     head_dim = shapes["layers.0.attention.q_norm.weight"][0]
     patch = 2  # the only patch size that the diffusers converter names
     return {
         "in_channels": patch_values // patch**2,
         "dim": dim,
-        "n_layers": count("layers"),
-        "n_refiner_layers": count("noise_refiner"),
+        "n_layers": count(shapes, "layers"),
+        "n_refiner_layers": count(shapes, "noise_refiner"),
         "n_heads": dim // head_dim,
         "n_kv_heads": dim // head_dim,
         "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
@@ -64,4 +61,10 @@ Z_IMAGE = Architecture(
         ),
         Fold("cap_embedder.0", readers=("cap_embedder.1",)),
     ),
+    unread=(r"^norm_final\.weight$",),
+    host_names=("ZImageTurbo",),
+    # https://github.com/Tongyi-MAI/Z-Image, "Z-Image"
+    variants={
+        "Tongyi-MAI/Z-Image": {"title": "Z-Image Base", "steps": 50, "guidance": 4.0, "host_names": ("ZImageBase",)}
+    },
 )

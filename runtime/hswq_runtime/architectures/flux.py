@@ -1,0 +1,96 @@
+"""FLUX.1: dev, its descendants Krea and Kontext, and schnell."""
+
+from ..errors import FormatError
+from .row import Architecture, Shapes, count
+
+_DEV_LICENCE = {
+    "licence": "other",
+    "licence_name": "flux-1-dev-non-commercial-license",
+    "licence_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+}
+
+
+def rotary_axes(head: int) -> list[int]:
+    """Rotary axes (index, row, column) share a head as 16:56:56 of 128 in the published models."""
+    return [head // 8, head * 7 // 16, head * 7 // 16]
+
+
+def _flux_config(shapes: Shapes) -> dict:
+    width, channels = shapes["img_in.weight"]
+    out_channels = shapes["final_layer.linear.weight"][0]
+    if channels != out_channels:
+        raise FormatError(
+            f"a FLUX.1 that is given a picture besides the prompt ({channels} input channels instead of "
+            f"{out_channels}: Fill, Canny or Depth), which this release does not quantize, because it calibrates with "
+            "prompts alone"
+        )
+    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    return {
+        "in_channels": channels,
+        "num_layers": count(shapes, "double_blocks"),
+        "num_single_layers": count(shapes, "single_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        "axes_dims_rope": rotary_axes(head),
+    }
+
+
+_FLUX = {
+    "model_class": "FluxTransformer2DModel",
+    "pipeline_class": "FluxPipeline",
+    "component": "transformer",
+    # `vector_in` tells it from Chroma, whose blocks have the same names.
+    "signature": (
+        "double_blocks.0.img_attn.norm.query_norm.scale",
+        "single_blocks.0.linear1.weight",
+        "vector_in.in_layer.weight",
+    ),
+    "config": _flux_config,
+    "never_quantized": {},
+    "sensitive": (r"embed", r"norm", r"^proj_out$"),
+    "keep_ratio": 0.10,
+    "size": 1024,
+}
+
+# https://huggingface.co/docs/diffusers/api/pipelines/flux
+FLUX_DEV = Architecture(
+    name="flux-1-dev",
+    title="FLUX.1 [dev]",
+    base_repo="black-forest-labs/FLUX.1-dev",
+    **_DEV_LICENCE,
+    **_FLUX,
+    fits=lambda config: config.get("guidance_embeds", False),
+    steps=50,
+    guidance=3.5,
+    host_names=("Flux.1 D",),
+    variants={
+        "black-forest-labs/FLUX.1-Krea-dev": {
+            "title": "FLUX.1 Krea [dev]",
+            "steps": 28,
+            "guidance": 4.5,
+            "host_names": ("Flux.1 Krea",),
+        },
+        "black-forest-labs/FLUX.1-Kontext-dev": {
+            "title": "FLUX.1 Kontext [dev]",
+            "steps": 28,
+            "guidance": 2.5,
+            "host_names": ("Flux.1 Kontext",),
+        },
+    },
+)
+
+FLUX_SCHNELL = Architecture(
+    name="flux-1-schnell",
+    title="FLUX.1 [schnell]",
+    base_repo="black-forest-labs/FLUX.1-schnell",
+    licence="apache-2.0",
+    **_FLUX,
+    fits=lambda config: not config.get("guidance_embeds", False),
+    steps=4,
+    guidance=0.0,
+    call={"max_sequence_length": 256},
+    host_names=("Flux.1 S",),
+)

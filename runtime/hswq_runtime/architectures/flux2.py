@@ -1,0 +1,92 @@
+"""FLUX.2 [klein], of 4 and 9 billion parameters."""
+
+from collections.abc import Mapping
+
+from .row import Architecture, Shapes, count
+
+
+def _flux2_config(shapes: Shapes) -> dict:
+    width, channels = shapes["img_in.weight"]
+    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    return {
+        "in_channels": channels,
+        "num_layers": count(shapes, "double_blocks"),
+        "num_single_layers": count(shapes, "single_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
+        "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        # Four rotary axes share a head equally.
+        "axes_dims_rope": [head // 4] * 4,
+    }
+
+
+def _is_klein(config: Mapping) -> bool:
+    """Whether it is not FLUX.2 [dev], which is told how much to guide and has another text encoder."""
+    return not config.get("guidance_embeds", True)
+
+
+def _is_9b(config: Mapping) -> bool:
+    return config["num_attention_heads"] >= 32
+
+
+_NON_COMMERCIAL = {"licence": "other", "licence_name": "flux-non-commercial-license"}
+
+_KLEIN = {
+    "model_class": "Flux2Transformer2DModel",
+    "pipeline_class": "Flux2KleinPipeline",
+    "component": "transformer",
+    # One modulation for all blocks tells it from FLUX.1, which has one in each.
+    "signature": (
+        "single_stream_modulation.lin.weight",
+        "double_stream_modulation_img.lin.weight",
+        "double_blocks.0.img_attn.qkv.weight",
+        "single_blocks.0.linear1.weight",
+    ),
+    "config": _flux2_config,
+    "never_quantized": {},
+    "sensitive": (r"embed", r"modulation", r"norm", r"^proj_out$"),
+    "keep_ratio": 0.10,
+    "steps": 4,
+    "guidance": 1.0,
+    "size": 1024,
+}
+_UNDISTILLED = {"steps": 50, "guidance": 4.0}
+
+# https://github.com/black-forest-labs/flux2
+FLUX2_KLEIN_4B = Architecture(
+    name="flux-2-klein-4b",
+    title="FLUX.2 [klein] 4B",
+    base_repo="black-forest-labs/FLUX.2-klein-4B",
+    licence="apache-2.0",
+    **_KLEIN,
+    fits=lambda config: _is_klein(config) and not _is_9b(config),
+    host_names=("Flux.2 Klein 4B",),
+    variants={
+        "black-forest-labs/FLUX.2-klein-base-4B": {
+            "title": "FLUX.2 [klein] 4B Base",
+            "host_names": ("Flux.2 Klein 4B-base",),
+            **_UNDISTILLED,
+        }
+    },
+)
+
+FLUX2_KLEIN_9B = Architecture(
+    name="flux-2-klein-9b",
+    title="FLUX.2 [klein] 9B",
+    base_repo="black-forest-labs/FLUX.2-klein-9B",
+    **_NON_COMMERCIAL,
+    licence_link="https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
+    **_KLEIN,
+    fits=lambda config: _is_klein(config) and _is_9b(config),
+    host_names=("Flux.2 Klein 9B",),
+    variants={
+        "black-forest-labs/FLUX.2-klein-base-9B": {
+            "title": "FLUX.2 [klein] 9B Base",
+            "host_names": ("Flux.2 Klein 9B-base",),
+            **_UNDISTILLED,
+        }
+    },
+)

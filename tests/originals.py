@@ -1,0 +1,394 @@
+"""What published single files look like, as data: the key lists of each architecture, with the sizes of the published
+models and of tiny ones, and the tiny components that make a pipeline of the latter.
+
+A line `name: rows columns` is a layer's weight, with a `+` also its bias; `name = shape` is a tensor alone. Letters are
+sizes, products and sums are written out; `{d}` stands for the number of a block.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from hswq_hub.sources import resolve
+
+Z_IMAGE = """
+x_embedder: w 4*c +
+final_layer.linear: 4*c w +
+final_layer.adaLN_modulation.1: w a +
+cap_embedder.0.weight = t
+cap_embedder.1: w t +
+t_embedder.mlp.0: 1024 256 +
+t_embedder.mlp.2: a 1024 +
+x_pad_token = 1 w
+cap_pad_token = 1 w
+{refined}.attention.qkv: 3*w w
+{refined}.attention.out: w w
+{refined}.attention.q_norm.weight = h
+{refined}.attention.k_norm.weight = h
+{refined}.feed_forward.w1: f w
+{refined}.feed_forward.w2: w f
+{refined}.feed_forward.w3: f w
+{refined}.attention_norm1.weight = w
+{refined}.attention_norm2.weight = w
+{refined}.ffn_norm1.weight = w
+{refined}.ffn_norm2.weight = w
+{modulated}.adaLN_modulation.0: 4*w a +
+"""
+
+_FLUX_STREAM = """
+double_blocks.{d}.%s_attn.qkv: 3*w w +
+double_blocks.{d}.%s_attn.proj: w w +
+double_blocks.{d}.%s_attn.norm.query_norm.scale = h
+double_blocks.{d}.%s_attn.norm.key_norm.scale = h
+double_blocks.{d}.%s_mlp.0: 4*w w +
+double_blocks.{d}.%s_mlp.2: w 4*w +
+"""
+_FLUX_BLOCKS = f"""
+img_in: w c +
+txt_in: w t +
+{_FLUX_STREAM.replace("%s", "img")}
+{_FLUX_STREAM.replace("%s", "txt")}
+single_blocks.{{s}}.linear1: 7*w w +
+single_blocks.{{s}}.linear2: w 5*w +
+single_blocks.{{s}}.norm.query_norm.scale = h
+single_blocks.{{s}}.norm.key_norm.scale = h
+final_layer.linear: o w +
+"""
+FLUX_SCHNELL = f"""
+{_FLUX_BLOCKS}
+time_in.in_layer: w 256 +
+time_in.out_layer: w w +
+vector_in.in_layer: w p +
+vector_in.out_layer: w w +
+double_blocks.{{d}}.img_mod.lin: 6*w w +
+double_blocks.{{d}}.txt_mod.lin: 6*w w +
+single_blocks.{{s}}.modulation.lin: 3*w w +
+final_layer.adaLN_modulation.1: 2*w w +
+"""
+FLUX_DEV = f"""
+{FLUX_SCHNELL}
+guidance_in.in_layer: w 256 +
+guidance_in.out_layer: w w +
+"""
+CHROMA = f"""
+{_FLUX_BLOCKS}
+distilled_guidance_layer.in_proj: a 64 +
+distilled_guidance_layer.layers.{{n}}.in_layer: a a +
+distilled_guidance_layer.layers.{{n}}.out_layer: a a +
+distilled_guidance_layer.norms.{{n}}.scale = a
+distilled_guidance_layer.out_proj: w a +
+"""
+_FLUX2_STREAM = re.sub(r" \+$", "", _FLUX_STREAM, flags=re.MULTILINE).replace("4*w w", "6*w w").replace("4*w", "3*w")
+FLUX2_KLEIN = f"""
+img_in: w c
+txt_in: w t
+time_in.in_layer: w 256
+time_in.out_layer: w w
+double_stream_modulation_img.lin: 6*w w
+double_stream_modulation_txt.lin: 6*w w
+single_stream_modulation.lin: 3*w w
+{_FLUX2_STREAM.replace("%s", "img")}
+{_FLUX2_STREAM.replace("%s", "txt")}
+single_blocks.{{s}}.linear1: 9*w w
+single_blocks.{{s}}.linear2: w 4*w
+single_blocks.{{s}}.norm.query_norm.scale = h
+single_blocks.{{s}}.norm.key_norm.scale = h
+final_layer.linear: c w
+final_layer.adaLN_modulation.1: 2*w w
+"""
+
+_SD3_ATTENTION = """
+joint_blocks.%s.qkv: 3*w w +
+joint_blocks.%s.ln_q.weight = h
+joint_blocks.%s.ln_k.weight = h
+"""
+SD35_LARGE = f"""
+pos_embed = 1 m*m w
+x_embedder.proj: w c 2 2 +
+context_embedder: w t +
+t_embedder.mlp.0: w 256 +
+t_embedder.mlp.2: w w +
+y_embedder.mlp.0: w p +
+y_embedder.mlp.2: w w +
+{_SD3_ATTENTION.replace("%s", "{all}.x_block.attn")}
+{_SD3_ATTENTION.replace("%s", "{all}.context_block.attn")}
+joint_blocks.{{all}}.x_block.attn.proj: w w +
+joint_blocks.{{all}}.x_block.mlp.fc1: 4*w w +
+joint_blocks.{{all}}.x_block.mlp.fc2: w 4*w +
+joint_blocks.{{single}}.x_block.adaLN_modulation.1: 6*w w +
+joint_blocks.{{first}}.context_block.attn.proj: w w +
+joint_blocks.{{first}}.context_block.mlp.fc1: 4*w w +
+joint_blocks.{{first}}.context_block.mlp.fc2: w 4*w +
+joint_blocks.{{first}}.context_block.adaLN_modulation.1: 6*w w +
+joint_blocks.{{last}}.context_block.adaLN_modulation.1: 2*w w +
+final_layer.linear: 4*c w +
+final_layer.adaLN_modulation.1: 2*w w +
+"""
+SD35_MEDIUM = f"""
+{SD35_LARGE}
+{_SD3_ATTENTION.replace("%s", "{dual}.x_block.attn2")}
+joint_blocks.{{dual}}.x_block.attn2.proj: w w +
+joint_blocks.{{dual}}.x_block.adaLN_modulation.1: 9*w w +
+"""
+
+QWEN_IMAGE = """
+img_in: w c +
+txt_in: w t +
+txt_norm.weight = t
+time_text_embed.timestep_embedder.linear_1: w 256 +
+time_text_embed.timestep_embedder.linear_2: w w +
+transformer_blocks.{d}.{stream}_mod.1: 6*w w +
+transformer_blocks.{d}.{stream}_mlp.net.0.proj: 4*w w +
+transformer_blocks.{d}.{stream}_mlp.net.2: w 4*w +
+transformer_blocks.{d}.attn.{projection}: w w +
+transformer_blocks.{d}.attn.{norm}.weight = h
+norm_out.linear: 2*w w +
+proj_out: c w +
+"""
+
+
+def numbers(count: int, first: int = 0) -> list[str]:
+    return [str(number) for number in range(first, count)]
+
+
+def z_image_sizes(blocks: int, refiners: int, **sizes) -> dict:
+    noise, context = ([f"{kind}_refiner.{number}" for number in numbers(refiners)] for kind in ("noise", "context"))
+    layers = [f"layers.{number}" for number in numbers(blocks)]
+    return {"refined": layers + noise + context, "modulated": layers + noise, **sizes}
+
+
+def sd3_sizes(blocks: int, dual: int, **sizes) -> dict:
+    every = numbers(blocks)
+    return {
+        "all": every,
+        "dual": every[:dual],
+        "single": every[dual:],
+        "first": every[:-1],
+        "last": every[-1:],
+        **sizes,
+    }
+
+
+def qwen_sizes(blocks: int, **sizes) -> dict:
+    return {
+        "d": numbers(blocks),
+        "stream": ["img", "txt"],
+        "projection": ["to_q", "to_k", "to_v", "to_out.0", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj"],
+        "norm": ["norm_q", "norm_k", "norm_added_q", "norm_added_k"],
+        **sizes,
+    }
+
+
+@dataclass(frozen=True)
+class Original:
+    """One architecture's files. published, tiny: sizes. config: facts of the published configuration. base: makes
+    the other components of a tiny pipeline; `inner_width`: whether diffusers' converter has the published width
+    written into it, so that it takes a tiny model only with that constant exchanged. others: keys of other components
+    in the same file. rounding: nearest where compensation would take long."""
+
+    keys: str
+    published: dict
+    tiny: dict
+    config: dict
+    base: str
+    inner_width: bool = False
+    prefix: str = "model.diffusion_model."
+    others: tuple[str, ...] = ("vae.decoder.conv_in.weight",)
+    rounding: str = "gptq"
+
+    def shapes(self, sizes: dict) -> dict[str, tuple[int, ...]]:
+        """The tensors of a file of these sizes, without prefix."""
+        found = {}
+        for line in filter(None, self.keys.splitlines()):
+            name, layer, shape = re.fullmatch(r"(\S+?)(:| =) (.*)", line).groups()
+            shape, bias = shape.removesuffix(" +"), shape.endswith("+")
+            dimensions = tuple(eval(size, {}, sizes) for size in shape.split())
+            for key in _expanded(name, sizes):
+                if layer == ":":
+                    found |= {f"{key}.weight": dimensions, **({f"{key}.bias": dimensions[:1]} if bias else {})}
+                else:
+                    found[key] = dimensions
+        return found
+
+
+def _expanded(name: str, sizes: dict) -> list[str]:
+    match = re.search(r"\{(\w+)\}", name)
+    if match is None:
+        return [name]
+    return [key for value in sizes[match[1]] for key in _expanded(name.replace(match[0], value), sizes)]
+
+
+_FLUX_TINY = {"w": 64, "h": 32, "c": 16, "o": 16, "t": 32, "d": numbers(1), "s": numbers(2)}
+_FLUX_PUBLISHED = {"w": 3072, "h": 128, "c": 64, "o": 64, "t": 4096, "d": numbers(19), "s": numbers(38)}
+_FLUX_CONFIG = {"num_layers": 19, "num_single_layers": 38, "axes_dims_rope": [16, 56, 56]}
+_KLEIN_TINY = {"w": 64, "h": 32, "c": 16, "t": 48, "d": numbers(1), "s": numbers(2)}
+
+ORIGINALS = {
+    "z-image": Original(
+        Z_IMAGE,
+        published=z_image_sizes(30, 2, w=3840, a=256, c=16, t=2560, h=128, f=10240),
+        tiny=z_image_sizes(1, 1, w=64, a=64, c=8, t=128, h=32, f=170),
+        config={"dim": 3840, "n_layers": 30, "n_heads": 30, "axes_dims": [32, 48, 48]},
+        base="z_image",
+    ),
+    "flux-1-dev": Original(
+        FLUX_DEV,
+        published=_FLUX_PUBLISHED | {"p": 768},
+        tiny=_FLUX_TINY | {"p": 32},
+        config=_FLUX_CONFIG | {"guidance_embeds": True, "pooled_projection_dim": 768},
+        base="flux",
+        inner_width=True,
+    ),
+    "flux-1-schnell": Original(
+        FLUX_SCHNELL,
+        published=_FLUX_PUBLISHED | {"p": 768},
+        tiny=_FLUX_TINY | {"p": 32},
+        config=_FLUX_CONFIG | {"guidance_embeds": False},
+        base="flux",
+        inner_width=True,
+    ),
+    "flux-2-klein-4b": Original(
+        FLUX2_KLEIN,
+        published={"w": 3072, "h": 128, "c": 128, "t": 7680, "d": numbers(5), "s": numbers(20)},
+        tiny=_KLEIN_TINY,
+        config={"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "mlp_ratio": 3.0},
+        base="flux2",
+        prefix="",
+    ),
+    "flux-2-klein-9b": Original(
+        FLUX2_KLEIN,
+        published={"w": 4096, "h": 128, "c": 128, "t": 12288, "d": numbers(8), "s": numbers(24)},
+        tiny=_KLEIN_TINY | {"w": 256, "h": 8, "s": numbers(1)},
+        config={"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+        base="flux2",
+        rounding="nearest",
+    ),
+    "sd-3.5-medium": Original(
+        SD35_MEDIUM,
+        published=sd3_sizes(24, 13, w=1536, h=64, c=16, t=4096, p=2048, m=384),
+        tiny=sd3_sizes(2, 1, w=64, h=32, c=4, t=64, p=64, m=24),
+        config={"num_attention_heads": 24, "dual_attention_layers": list(range(13)), "pos_embed_max_size": 384},
+        base="sd3",
+    ),
+    "sd-3.5-large": Original(
+        SD35_LARGE,
+        published=sd3_sizes(38, 0, w=2432, h=64, c=16, t=4096, p=2048, m=192),
+        tiny=sd3_sizes(2, 0, w=64, h=32, c=4, t=64, p=64, m=24),
+        config={"num_attention_heads": 38, "dual_attention_layers": [], "pos_embed_max_size": 192},
+        base="sd3",
+        prefix="",
+    ),
+    "chroma": Original(
+        CHROMA,
+        published=_FLUX_PUBLISHED | {"a": 5120, "n": numbers(5)},
+        tiny=_FLUX_TINY | {"a": 32, "n": numbers(1)},
+        config=_FLUX_CONFIG | {"approximator_hidden_dim": 5120, "approximator_layers": 5},
+        base="chroma",
+        inner_width=True,
+        prefix="",
+    ),
+    "qwen-image": Original(
+        QWEN_IMAGE,
+        published=qwen_sizes(60, w=3072, h=128, c=64, t=3584),
+        tiny=qwen_sizes(1, w=64, h=32, c=16, t=64),
+        config={"num_layers": 60, "num_attention_heads": 24, "out_channels": 16, "axes_dims_rope": [16, 56, 56]},
+        base="qwen_image",
+    ),
+}
+
+
+def write_tiny(folder: Path, original: Original, seed: int = 0) -> Path:
+    """A file with random weights, in bfloat16. Norms are around one, all else is small."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for key, shape in original.shapes(original.tiny).items():
+        around = 1.0 if len(shape) == 1 and not key.endswith("bias") else 0.0
+        tensors[original.prefix + key] = (around + 0.1 * torch.randn(shape, generator=generator)).to(torch.bfloat16)
+    tensors |= {key: torch.randn(3, 3, generator=generator) for key in original.others}
+    path = folder / "tiny.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def _clip(kind) -> torch.nn.Module:
+    return kind(
+        transformers.CLIPTextConfig(
+            vocab_size=390, hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2,
+            num_attention_heads=2, bos_token_id=388, eos_token_id=389, pad_token_id=387,
+        )
+    )  # fmt: skip
+
+
+def _t5(width: int) -> torch.nn.Module:
+    config = transformers.T5Config(vocab_size=390, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    return transformers.T5EncoderModel(config)
+
+
+def _vae(kind=diffusers.AutoencoderKL, **options) -> torch.nn.Module:
+    blocks = {
+        f"{way}_block_types": [f"{way.title()}{kinds}Block2D"] * 2
+        for way, kinds in [("down", "Encoder"), ("up", "Decoder")]
+    }
+    return kind(**blocks, block_out_channels=[8, 8], norm_num_groups=2, latent_channels=4, sample_size=32, **options)
+
+
+def write_base(folder: Path, name: str) -> Path:
+    """A diffusers folder with all components of a tiny pipeline but the denoiser: random weights, real classes."""
+    demo = Path(resolve("demo").base)
+    if name == "z_image":
+        return demo
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo / "tokenizer")
+    short = transformers.AutoTokenizer.from_pretrained(demo / "tokenizer", model_max_length=77)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    shifted = {"scaling_factor": 1.0, "shift_factor": 0.0}
+    if name == "flux":
+        clip = _clip(transformers.CLIPTextModel)
+        found = {"text_encoder": clip, "tokenizer": short, "text_encoder_2": _t5(32), "tokenizer_2": tokenizer}
+        pipeline, vae = diffusers.FluxPipeline, _vae(**shifted)
+    elif name == "sd3":
+        clips = [_clip(transformers.CLIPTextModelWithProjection) for _ in range(2)]
+        found = {
+            "text_encoder": clips[0],
+            "tokenizer": short,
+            "text_encoder_2": clips[1],
+            "tokenizer_2": short,
+            "text_encoder_3": _t5(64),
+            "tokenizer_3": tokenizer,
+        }
+        pipeline, vae = diffusers.StableDiffusion3Pipeline, _vae(**shifted)
+    elif name == "chroma":
+        pipeline, vae, found = (
+            diffusers.ChromaPipeline,
+            _vae(**shifted),
+            {"text_encoder": _t5(32), "tokenizer": tokenizer},
+        )
+    elif name == "flux2":
+        config = transformers.Qwen3Config(
+            vocab_size=390, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8,
+        )  # fmt: skip
+        found = {"text_encoder": transformers.Qwen3ForCausalLM(config), "tokenizer": tokenizer, "is_distilled": True}
+        pipeline, vae = diffusers.Flux2KleinPipeline, _vae(diffusers.AutoencoderKLFlux2)
+    elif name == "qwen_image":
+        text = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+        vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 16}
+        rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+        config = transformers.Qwen2_5_VLConfig(
+            text_config=text | {"rope_parameters": rope}, vision_config=vision, image_token_id=1, video_token_id=2,
+            vision_start_token_id=3, vision_end_token_id=4,
+        )  # fmt: skip
+        encoder = transformers.Qwen2_5_VLForConditionalGeneration(config)
+        found, pipeline = {"text_encoder": encoder, "tokenizer": tokenizer}, diffusers.QwenImagePipeline
+        vae = diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        )  # fmt: skip
+    pipeline(scheduler=scheduler, vae=vae, transformer=None, **found).save_pretrained(folder)
+    return folder
