@@ -7,6 +7,7 @@ other dimensions, again averaged over calls. A call that holds anything non-fini
 On the way some calls of the whole denoiser are recorded (see `calls.py`), for what is measured afterwards.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,8 +93,24 @@ class Calibration:
     made_by: dict = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what :meth:`save` writes."""
+        return hashlib.sha256(self._encoded()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write `path` (safetensors) and, beside it with the suffix .json, the same without the vectors."""
+        readable = {
+            "made_by": self.made_by,
+            "layers": {
+                name: {"output_variance": s.output_variance, "calls": s.calls, "skipped": s.skipped}
+                for name, s in self.layers.items()
+            },
+        }
+        write_atomically(path.with_suffix(".json"), (json.dumps(readable, indent=2) + "\n").encode())
+        write_atomically(path, self._encoded())
+
+    def _encoded(self) -> bytes:
         tensors = {name: statistics.importance_sum for name, statistics in self.layers.items()}
         numbers = {
             name: {k: v for k, v in vars(statistics).items() if k != "importance_sum"}
@@ -105,15 +122,7 @@ class Calibration:
             descriptions.append(description)
             tensors |= {f"{_CALLS}{i}/{n}": tensor.contiguous() for n, tensor in enumerate(recorded)}
         header = json.dumps({"made_by": self.made_by, "layers": numbers, "calls": descriptions})
-        readable = {
-            "made_by": self.made_by,
-            "layers": {
-                name: {"output_variance": s.output_variance, "calls": s.calls, "skipped": s.skipped}
-                for name, s in self.layers.items()
-            },
-        }
-        write_atomically(path.with_suffix(".json"), (json.dumps(readable, indent=2) + "\n").encode())
-        write_atomically(path, save(tensors, metadata={_SETTINGS: header}))
+        return save(tensors, metadata={_SETTINGS: header})
 
     @classmethod
     def load(cls, path: Path) -> "Calibration":

@@ -487,6 +487,7 @@ def quantize(
     \b
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
+    from .calibrate import Calibration
     from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
@@ -495,7 +496,8 @@ def quantize(
     how = _recipe(options)
     _quiet()
     source = resolve(reference, choose=_chooser(), **options)
-    for path, plan in quantize(source, statistics, _formats(format_), output, how, device, calibration_memory, _say):
+    calibration = Calibration.load(statistics)
+    for path, plan in quantize(source, calibration, _formats(format_), output, how, device, calibration_memory, _say):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
             click.echo(drawing)

@@ -4,15 +4,13 @@ V1 and V2 are made when they are first asked for and kept in the workspace. It h
 published (rounding to nearest), on few calibration pictures. `hswq-hub publish demo` takes its time and does better.
 """
 
-import json
 from pathlib import Path
 
-from hswq_hub.calibrate import calibrate
-from hswq_hub.files import write_atomically
-from hswq_hub.quantize import Decision, Plan, plan_naive, quantize, quantized_name, write_quantized
-from hswq_hub.settings import CalibrationSettings, recipe
+from hswq_hub.publish import calibration_step
+from hswq_hub.quantize import Plan, Quantization, plan_naive, plan_of, quantized_name, write_quantized
+from hswq_hub.settings import CALIBRATION_MEMORY, CalibrationSettings, recipe
 from hswq_hub.sources import Source
-from hswq_hub.targets import replace_folder
+from hswq_hub.steps import Step, make, silent
 from hswq_hub.workspace import Workspace, code_digest
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.formats import Format
@@ -20,7 +18,7 @@ from hswq_runtime.formats import Format
 QUICK = CalibrationSettings(samples=4, steps=9, calls=1, device="cpu")
 """On the CPU everywhere: ZeroGPU has no GPU while the page starts, and the model is tiny."""
 _RECIPE = "hswq"
-_PLANS = "plans.json"
+_NAIVE = "naive.safetensors"
 
 ABOUT = f"""
 ## The bundled demo model
@@ -40,40 +38,39 @@ Licence: Apache-2.0.
 """
 
 
-def quick_files(source: Source) -> Path:
-    """A folder with V1, V2 and the plans of both, made now if it is not in the workspace."""
-    made_from = [code_digest(), _RECIPE, vars(QUICK)]
-    folder = Workspace(source.name, source.sha256).product("page", made_from, "quick")
-    if not folder.exists():
-        replace_folder(folder, lambda target: _fill(source, target))
-    return folder
-
-
-def _fill(source: Source, folder: Path) -> None:
-    made = quantize(source, calibrate(source, QUICK), tuple(Format), folder, recipe(_RECIPE), QUICK.device)
-    plans = [plan for _, plan in made]
-    rows = {plan.version.value: plan.as_rows() for plan in plans}
-    write_atomically(folder / _PLANS, json.dumps(rows).encode())
-
-
 def quick_file(source: Source, version: Format) -> Path:
-    """The quantized file of `version`."""
-    return quick_files(source) / quantized_name(source, version)
+    """The quantized file of `version`, made now if it is not in the workspace."""
+    return _written(source)[version].folder / quantized_name(source, version)
 
 
 def quick_plans(source: Source) -> dict[Format, Plan]:
     """What was decided for each weight."""
-    rows = json.loads((quick_files(source) / _PLANS).read_text(encoding="utf-8"))
-    return {
-        Format(version): Plan(Format(version), _RECIPE, tuple(Decision(**row) for row in decisions))
-        for version, decisions in rows.items()
-    }
+    return {version: plan_of(step) for version, step in _written(source).items()}
 
 
 def naive_file(original: Path, sha256: str) -> Path:
-    """A plain cast of the original, in the workspace, made now if it is not there."""
-    target = Workspace(original.stem, sha256).product("page", [code_digest(), "naive"], "naive.safetensors")
-    if not target.exists():
+    """A plain cast of the original, made now if it is not in the workspace."""
+    workspace = Workspace(original.stem, sha256)
+
+    def cast(product: Path) -> None:
         checkpoint = Checkpoint(original)
-        write_quantized(checkpoint, plan_naive(checkpoint), target, source_sha256=sha256)
-    return target
+        write_quantized(checkpoint, plan_naive(checkpoint), product / _NAIVE, source_sha256=sha256)
+
+    step = Step("page-naive", "quantize", workspace.folder, code_digest(), cast)
+    _make(workspace, [step])
+    return step.folder / _NAIVE
+
+
+def _written(source: Source) -> dict[Format, Step]:
+    """The steps that wrote V1 and V2; they are done."""
+    workspace = Workspace(source.name, source.sha256)
+    gathered = calibration_step(workspace.folder, source, QUICK)
+    how = (tuple(Format), recipe(_RECIPE), QUICK, CALIBRATION_MEMORY)
+    steps, writing = Quantization(workspace.folder, source, gathered, *how).steps()
+    _make(workspace, [gathered, *steps])
+    return writing
+
+
+def _make(workspace: Workspace, steps: list[Step]) -> None:
+    with workspace.locked(silent):
+        make(steps, silent)

@@ -84,7 +84,7 @@ def test_from_the_original_layout_to_a_picture(name, tmp_path, monkeypatch, base
         settings = generation_settings(pipeline, row, steps=1, size=32)
         picture = generate(pipeline, "a red ring", 0, settings)
         config = Checkpoint(file).config
-        plain = open_pipeline(row, reference(row, config, file, original), str(base), torch.device("cpu"))
+        plain = open_pipeline(source.checkpoint, reference(row, config, file, original), str(base), torch.device("cpu"))
         assert torch.equal(picture.latents, generate(plain, "a red ring", 0, settings).latents)
     assert final_latents(pipeline, ["one", "two rings"], [0, 1], settings).shape[0] == 2
 

@@ -38,7 +38,8 @@ def imported(path: Path, package: str):
 def test_imports_point_one_way(package, path):
     for module in imported(path, package):
         top = module.split(".")[0]
-        assert top not in PACKAGES or top in MAY_IMPORT[package], f"{package} must not import {module}"
+        roof = (package, path.name) == ("hswq_hub", "cli.py")
+        assert top not in PACKAGES or top in MAY_IMPORT[package] or roof, f"{package} must not import {module}"
         assert not (package == "hswq_runtime" and top in {"click", "gradio"})
         if path.name != "__main__.py":
             assert not module.startswith("hswq_hub.cli"), "the command line is the roof: nothing imports it"

@@ -13,7 +13,7 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..calibrate import Calibration
-from ..files import atomic_file, file_sha256
+from ..files import atomic_file
 from ..hardware import pick_device
 from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
 from ..settings import recipe as recipe_of
@@ -54,7 +54,7 @@ __all__ = [
 
 def quantize(
     source: Source,
-    statistics: Path,
+    calibration: Calibration,
     versions: Sequence[Format],
     folder: Path,
     recipe: Recipe | None = None,
@@ -64,16 +64,16 @@ def quantize(
 ) -> list[tuple[Path, Plan]]:
     """Write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
 
-    The steps are those of `publish`, from a calibration that was saved as `statistics`; they are kept in the workspace,
-    so that a run that was stopped goes on where it was. `tell`: see `steps.make`.
+    The steps are those of `publish`; they are kept in the workspace, so that a run that was stopped goes on where it
+    was. `tell`: see `steps.make`.
 
     Raises:
-        FormatError: `statistics` is no calibration, or was made from another file.
+        FormatError: the calibration was made from another file.
         DeviceError: CUDA asked for and absent.
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
-    made_by = Calibration.load(statistics).made_by
+    made_by = calibration.made_by
     if made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
@@ -89,9 +89,9 @@ def quantize(
     workspace = Workspace(source.name, source.sha256)
 
     def take(product: Path) -> None:
-        shutil.copyfile(statistics, product / STATISTICS)
+        calibration.save(product / STATISTICS)
 
-    given = Step("statistics", "calibrate", workspace.folder, file_sha256(statistics), take)
+    given = Step("statistics", "calibrate", workspace.folder, calibration.sha256, take)
     steps, writing = Quantization(workspace.folder, source, given, tuple(versions), recipe, how, memory).steps()
     check_disks(open_steps([given, *steps]), {folder: sum(step.work().kept for step in writing.values())})
     with workspace.locked(tell):
