@@ -24,9 +24,9 @@ CONFIG = {
 }
 
 
-def model(seed: int = 0) -> diffusers.ZImageTransformer2DModel:
+def model(seed: int = 0, **changes) -> diffusers.ZImageTransformer2DModel:
     torch.manual_seed(seed)
-    tiny = diffusers.ZImageTransformer2DModel(**CONFIG)
+    tiny = diffusers.ZImageTransformer2DModel(**CONFIG | changes)
     for parameter in tiny.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return tiny.to(torch.bfloat16).eval()
