@@ -147,8 +147,8 @@ def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, ve
 
 def test_a_file_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
     """Read pages belong to the process until their mapping goes, and with them a 12 GB file would."""
-    path, mapped = tmp_path / "large.safetensors", 8 << 20  # the kernel maps up to 2 MiB for a page that is read
-    save_file(tiny.original_layout(tiny.model(dim=384, n_heads=8, n_kv_heads=8, n_layers=24).state_dict()), path)
+    path, mapped = tmp_path / "large.safetensors", 4 << 20  # the kernel maps up to 2 MiB for a page that is read
+    save_file(tiny.original_layout(tiny.model(dim=384, n_heads=8, n_kv_heads=8, n_layers=10).state_dict()), path)
     large = Checkpoint(path)
 
     def resident() -> int:
