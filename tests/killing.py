@@ -89,8 +89,8 @@ def kill(folder: Path) -> None:
         assert end(child(folder, "killed", die_in(name))) == -signal.SIGKILL, name
     assert end(child(folder, "killed", lambda: setattr(module, "fill_folder", die))) == -signal.SIGKILL
     assert end(child(folder, "killed")) == 0
-    again = replace(SETTINGS, formats=SETTINGS.formats[:1])
-    assert end(child(folder, "killed", die_while_renaming, again)) == -signal.SIGKILL
+    other = replace(SETTINGS, recipe=replace(SETTINGS.recipe, budget=0.85))
+    assert end(child(folder, "killed", die_while_renaming, other)) == -signal.SIGKILL
     assert not (folder / "killed/out").exists()
     assert end(child(folder, "killed")) == 0
 
