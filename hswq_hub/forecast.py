@@ -123,11 +123,11 @@ def call_of(checkpoint: Checkpoint, size: int) -> Call:
 
 
 def _tokens(module: str, size: int, levels: int) -> float:
+    if levels == 1:
+        return (size / _TOKEN) ** 2
     block = re.match(r"(down|up|mid)_block(?:s\.(\d+))?", module)
-    if levels == 1 or block is None:
-        return (size / _TOKEN) ** 2 if levels == 1 else (size / _LATENT) ** 2
-    number = int(block[2] or 0)
-    level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]]
+    number = int(block[2] or 0) if block else 0
+    level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]] if block else 0
     return (size / _LATENT / 2**level) ** 2
 
 

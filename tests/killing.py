@@ -1,9 +1,8 @@
-"""Publish a small model in children that are killed; run by test_resume.py in a process of its own.
+"""Publish a small model in children: without harm, killed in every step, and two at once.
 
-    python killing.py FOLDER kill       once without harm, and once killed in every step
-    python killing.py FOLDER together   twice at the same time
+    python killing.py FOLDER
 
-Children are forked, so that torch and diffusers are imported once; nothing is computed before that.
+Run by test_resume.py in a process of its own. Children are forked, so that everything is imported once.
 """
 
 import os
@@ -15,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import tiny
+import torch
 
-import hswq_hub.generate
+from hswq_hub import generate, plots, steps, targets
 from hswq_hub import publish as module
-from hswq_hub import steps, targets
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources import resolve
+from hswq_runtime import load_model
 
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
 NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
@@ -89,8 +89,8 @@ def kill(folder: Path) -> None:
         assert end(child(folder, "killed", die_in(name))) == -signal.SIGKILL, name
     assert end(child(folder, "killed", lambda: setattr(module, "fill_folder", die))) == -signal.SIGKILL
     assert end(child(folder, "killed")) == 0
-    again = replace(SETTINGS, formats=SETTINGS.formats[:1])
-    assert end(child(folder, "killed", die_while_renaming, again)) == -signal.SIGKILL
+    other = replace(SETTINGS, recipe=replace(SETTINGS.recipe, budget=0.85))
+    assert end(child(folder, "killed", die_while_renaming, other)) == -signal.SIGKILL
     assert not (folder / "killed/out").exists()
     assert end(child(folder, "killed")) == 0
 
@@ -101,9 +101,19 @@ def together(folder: Path) -> None:
     assert [end(process) for process in both] == [0, 0]
 
 
+def import_everything(folder: Path) -> None:
+    """What a publish loads on its way, loaded before anything is forked."""
+    source = resolve(str(folder / "tiny.safetensors"), base=resolve("demo").base)
+    denoiser = load_model(source.checkpoint, torch.float32)
+    generate.open_pipeline(source.checkpoint.architecture, denoiser, source.base, torch.device("cpu"))
+    plots.save(plots.error_against_size({"V1": (0.5, 1e-3)}), folder / "plot.png")
+
+
 if __name__ == "__main__":
     # A clock that stands still: times are the one thing that differs from run to run.
-    hswq_hub.generate.time = SimpleNamespace(perf_counter=lambda: 0.0)
+    generate.time = SimpleNamespace(perf_counter=lambda: 0.0)
     place = Path(sys.argv[1])
     tiny.checkpoint(place)
-    {"kill": kill, "together": together}[sys.argv[2]](place)
+    import_everything(place)
+    kill(place)
+    together(place)

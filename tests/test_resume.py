@@ -11,26 +11,23 @@ HERE = Path(__file__).parent
 NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
 
 
-def run(folder: Path, what: str) -> None:
-    path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "runtime"), str(HERE)])
-    result = subprocess.run(
-        [sys.executable, str(HERE / "killing.py"), str(folder), what],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
+    """What killing.py leaves."""
     place = tmp_path_factory.mktemp("killed")
-    run(place, "kill")
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parent / "runtime"), str(HERE)])
+    result = subprocess.run(
+        [sys.executable, str(HERE / "killing.py"), str(place)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
     return place
 
 
@@ -55,9 +52,8 @@ def test_nothing_is_left_of_the_dead(folder):
     assert [str(path) for path in (folder / "killed/home").rglob(".*") if path.name != ".lock"] == []
 
 
-def test_two_at_once_do_the_work_once(tmp_path):
-    run(tmp_path, "together")
-    log = (tmp_path / "together.log").read_text().splitlines()
+def test_two_at_once_do_the_work_once(folder):
+    log = (folder / "together.log").read_text().splitlines()
     assert log.count("another hswq-hub is at work on tiny; waiting for it to end") == 1
     assert log.count("calibrate: begun") == log.count("calibrate: found") == 1
-    assert (tmp_path / "together/out/README.md").is_file()
+    assert (folder / "together/out/README.md").is_file()
