@@ -38,7 +38,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
-JOB_OPTIONS = {"on", "flavor", "timeout", "package", "namespace", "yes"}
+JOB_OPTIONS = {"on", "flavor", "timeout", "package", "namespace", "yes", "dry_run"}
 UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory", *JOB_OPTIONS}
 """Options that are about this machine and not about what comes out."""
 CALIBRATION, EVALUATION, JOB = CalibrationSettings(), EvaluationSettings(), JobSettings()
