@@ -38,7 +38,7 @@ NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 SEED = click.IntRange(0, 2**62)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PRUNE_DAYS = 30.0
-JOB_OPTIONS = {"on", "flavor", "timeout", "package", "namespace", "yes", "dry_run"}
+JOB_OPTIONS = {"on", "flavor", "timeout", "package", "namespace", "yes"}
 UNPUBLISHED_OPTIONS = {"folder", "civitai_endpoint", "verify", "calibration_memory", *JOB_OPTIONS}
 """Options that are about this machine and not about what comes out."""
 CALIBRATION, EVALUATION, JOB = CalibrationSettings(), EvaluationSettings(), JobSettings()
@@ -172,6 +172,10 @@ licence_option = click.option("--licence", metavar="ID", help="Hub licence id of
 pairs_option = click.option(
     "--pairs", type=click.IntRange(1), default=EVALUATION.pairs, show_default=True, help="Pictures to measure on."
 )
+
+
+ABOUT_THE_RUN = {*JOB_OPTIONS, "dry_run"}
+"""Options that neither a job's own command line nor an entry of a list can have."""
 
 
 def _or_as_a_job(command):
@@ -633,7 +637,7 @@ def _portable(context: click.Context) -> tuple:
     given = context.params
     check_portable(given["reference"], given["base"], given["folder"], given.get("repo"))
     reference, need = look_up(given["reference"], given["base"], given["civitai_endpoint"], given["permitted"])
-    return reference, _words(context, reference, JOB_OPTIONS), need
+    return reference, _words(context, reference, ABOUT_THE_RUN), need
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -668,8 +672,8 @@ def _read_entry(options: dict) -> list[str]:
 
     known = {parameter.opts[-1].lstrip("-"): parameter for parameter in publish.params}
     flags = {name: (p.opts[0], *p.secondary_opts) for name, p in known.items() if getattr(p, "is_flag", False)}
-    others = {n: p.opts[0] for n, p in known.items() if n not in flags and p.name not in {"reference", *JOB_OPTIONS}}
-    words = words_of(options, others, {n: o for n, o in flags.items() if known[n].name not in JOB_OPTIONS})
+    others = {n: p.opts[0] for n, p in known.items() if n not in flags and p.name not in {"reference", *ABOUT_THE_RUN}}
+    words = words_of(options, others, {n: o for n, o in flags.items() if known[n].name not in ABOUT_THE_RUN})
     try:
         publish.make_context("publish", list(words))
     except click.UsageError as error:
