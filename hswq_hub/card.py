@@ -90,7 +90,9 @@ class Card:
                 "version": entry.release,
             },
             "command": f"hswq-hub publish {entry.name}",
+            "recipe": {},
             "files": {},
+            "layers": {format.value: [] for format in Format},
             "examples": [],
             CONTENTS: [],
         }

@@ -266,6 +266,10 @@ publish_options = _options(
 )
 
 
+ABOUT_THE_RUN = {*JOB_OPTIONS, "dry_run"}
+"""Options that neither a job's own command line nor an entry of a list can have."""
+
+
 def _or_as_a_job(command):
     """A command that with --on is not run here: the same command line becomes a job, whose logs are followed."""
 
@@ -798,7 +802,7 @@ def _portable(context: click.Context) -> tuple:
     given = context.params
     check_portable(given["reference"], given["base"], given["folder"], given.get("repo"))
     reference, need = look_up(given["reference"], given["base"], given["civitai_endpoint"], given["permitted"])
-    return reference, _words(context, reference, JOB_OPTIONS), need
+    return reference, _words(context, reference, ABOUT_THE_RUN), need
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -833,8 +837,8 @@ def _read_entry(options: dict) -> list[str]:
 
     known = {parameter.opts[-1].lstrip("-"): parameter for parameter in publish.params}
     flags = {name: (p.opts[0], *p.secondary_opts) for name, p in known.items() if getattr(p, "is_flag", False)}
-    others = {n: p.opts[0] for n, p in known.items() if n not in flags and p.name not in {"reference", *JOB_OPTIONS}}
-    words = words_of(options, others, {n: o for n, o in flags.items() if known[n].name not in JOB_OPTIONS})
+    others = {n: p.opts[0] for n, p in known.items() if n not in flags and p.name not in {"reference", *ABOUT_THE_RUN}}
+    words = words_of(options, others, {n: o for n, o in flags.items() if known[n].name not in ABOUT_THE_RUN})
     try:
         publish.make_context("publish", list(words))
     except click.UsageError as error:
