@@ -216,9 +216,12 @@ def test_velocity_is_told_from_noise(keys, metadata, expected):
     assert ARCHITECTURES["sdxl"].scheduler(keys, metadata) == expected
 
 
-def test_another_noise_schedule_is_refused():
+def test_another_noise_schedule_is_refused_before_anything_is_made(full, tmp_path):
+    path, base = full("sdxl")
+    marks = {"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)}
+    save_file(load_file(path) | marks, tmp_path / "edm.safetensors")
     with pytest.raises(UnknownArchitectureError, match="EDM"):
-        ARCHITECTURES["sdxl"].scheduler(["edm_mean", "edm_std"], {})
+        resolve(str(tmp_path / "edm.safetensors"), str(base))
 
 
 def test_a_v_prediction_file_keeps_its_scheduler(tmp_path):

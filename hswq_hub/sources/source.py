@@ -194,6 +194,7 @@ def _checked(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(path)
     checkpoint.require_full_precision()
     checkpoint.check_fits(checkpoint.empty_model())
+    _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint
 
 
