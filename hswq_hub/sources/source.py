@@ -251,6 +251,7 @@ def _checked(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(path)
     checkpoint.require_full_precision()
     checkpoint.empty_model()  # or an error that names what does not fit
+    _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint
 
 

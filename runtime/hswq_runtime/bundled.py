@@ -40,6 +40,7 @@ def _load(checkpoint: Checkpoint, base: Path, name: str, entry, dtype: torch.dty
     library, class_name = entry or (None, None)
     if library not in _LIBRARIES:
         raise ComponentError(f"{base} names no class of diffusers or transformers as its {name}")
+    here = f"the {name} of {checkpoint.path}"
     # diffusers tells SDXL's first text encoder by the second, so it is shown all of them.
     starts = tuple(checkpoint.architecture.bundled.values())
     stored = {key: checkpoint.tensor(key) for key in checkpoint.tensors if key.startswith(starts)}
@@ -53,10 +54,13 @@ def _load(checkpoint: Checkpoint, base: Path, name: str, entry, dtype: torch.dty
             is_pipeline_module=False,
             cached_model_config_path=str(base),
             local_files_only=True,
+            torch_dtype=dtype,
         )
+    except NotImplementedError as error:  # what was not filled is moved
+        raise ComponentError(f"{here} lacks some of its tensors; it does not fit {base}") from error
     except (SingleFileComponentError, KeyError, RuntimeError, TypeError) as error:
-        raise ComponentError(f"the {name} of {checkpoint.path} does not fit {base}: {error}") from error
+        raise ComponentError(f"{here} does not fit {base}: {error}") from error
     missing = [key for key, tensor in component.state_dict().items() if tensor.is_meta]
     if missing:
-        raise ComponentError(f"the {name} of {checkpoint.path} lacks {', '.join(missing)}; it does not fit {base}")
-    return torch.nn.Module.to(component, dtype=dtype)  # diffusers' own warns whatever the model is
+        raise ComponentError(f"{here} lacks {', '.join(missing)}; it does not fit {base}")
+    return component
