@@ -379,7 +379,8 @@ def _introduction(name: str, runs: list[dict]) -> list[str]:
         f"{protocol['settings']['pairs']} captions each that no setting was chosen by, "
         f"{protocol['generation']['size']} pixels, {protocol['generation']['steps']} steps, {protocol['dtype']}, "
         f"{protocol['hardware']}, torch {protocol['versions']['torch']}. Calibration: {runs[0]['samples']} pictures. "
-        f"The default is recipe `measured`: rounding {how.rounding}, keep by {how.keep_by}, budget {runs[0]['budget']:g}. "
+        f"The default is recipe `measured`: rounding {how.rounding}, keep by {how.keep_by}, budget "
+        f"{runs[0]['budget']:g}. "
         "± is the standard deviation over seeds; the worst SSIM is that of all pictures; size is that of the file, as "
         "a share of the original's. Seconds: making the file, calibration apart. INT8 and other tools: simulated.",
     ]
