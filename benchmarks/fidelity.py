@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py make demo --seed 1 --work build/fidelity/demo       for each seed
     python benchmarks/fidelity.py measure demo --seed 1 --work build/fidelity/demo
     python benchmarks/fidelity.py make build/second/demo.safetensors --base build/second/components \\
-        --prompts build/second/prompts --seed 1 --work build/fidelity/second          another model, likewise
+        --prompts build/second/prompts --budget 0.62 --seed 1 --work build/fidelity/second    another model, likewise
     python benchmarks/fidelity.py report build/fidelity/demo build/fidelity/second    -> RESULTS.md, fidelity.png
 
 A seed decides the calibration's noise and, apart from it, that of the evaluation. What is measured on are captions
@@ -55,9 +55,10 @@ LEARNED_STEPS = 500
 """Of its own default of 4000."""
 
 
-def make(source: Source, seed: int, samples: int, work: Path, goals: bool) -> None:
+def make(source: Source, seed: int, samples: int, budget: float | None, work: Path, goals: bool) -> None:
     """The files of one seed, in `work`/files-N; with `goals` only those that the goals compare, in half the time."""
-    variants = _Variants(source, work / f"files-{seed}", CalibrationSettings(samples=samples, seed=10_000 * seed))
+    settings = CalibrationSettings(samples=samples, seed=10_000 * seed)
+    variants = _Variants(source, work / f"files-{seed}", settings, recipe(budget=budget))
     variants.published()
     variants.compensated()
     variants.others({REFERENCE: int8_row})
@@ -82,7 +83,8 @@ def measure(source: Source, seed: int, pairs: int, work: Path) -> None:
         rows.append({"label": v.label, "bytes": made["bytes"], "seconds": made["seconds"], **figures})
     width = source.checkpoint.config["dim"]
     facts = {"protocol": evaluation.protocol, "source": source.path.name, "sha256": source.sha256, "width": width}
-    text = json.dumps({"seed": seed, "samples": state["samples"], **facts, "rows": rows}, indent=2)
+    settings = {name: state[name] for name in ("samples", "budget")}
+    text = json.dumps({"seed": seed, **settings, **facts, "rows": rows}, indent=2)
     (work / f"seed-{seed}.json").write_text(text)
 
 
@@ -101,11 +103,12 @@ def fresh_captions(used: Prompts, count: int, seed: int) -> tuple[str, ...]:
 class _Variants:
     """The files of one seed, and in state.json their sizes and what making each took, calibration apart."""
 
-    def __init__(self, source: Source, folder: Path, settings: CalibrationSettings):
+    def __init__(self, source: Source, folder: Path, settings: CalibrationSettings, default: Recipe):
         self.source, self.checkpoint, self.folder, self.settings = source, source.checkpoint, folder, settings
+        self.default = default
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.json"
-        self._state = {"samples": settings.samples, "variants": {}}
+        self._state = {"samples": settings.samples, "budget": default.budget, "variants": {}}
         if self._path.exists():
             self._state = json.loads(self._path.read_text())
 
@@ -131,27 +134,27 @@ class _Variants:
         self._write("exact search, nothing kept, V2", plan[Format.V2], None, spent)
 
     def nearest(self) -> None:
-        how = recipe(rounding="nearest")
+        how = replace(self.default, rounding="nearest")
         plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
         for version, plan in plans.items():
             self._kept_by_error(f"nearest, kept by error, {version.label}", how, plan, None, spent)
 
     def compensated(self) -> None:
-        how, (plans, rounded, spent) = recipe(), self._compensated("rounded", recipe(), list(Format))
+        how, (plans, rounded, spent) = self.default, self._compensated("rounded", self.default, list(Format))
         for version, plan in plans.items():
             self._write(f"gptq, nothing kept, {version.label}", plan, rounded[version], spent)
             self._kept_by_error(f"default, {version.label}", how, plan, rounded[version], spent)
 
     def folded(self) -> None:
-        how = recipe(rounding="nearest", fold=True)
+        how = replace(self.default, rounding="nearest", fold=True)
         plan, spent = _timed(plan_everything, self.checkpoint, self.calibration, [Format.V1], how)
         self._write("nearest, folded, nothing kept, V1", plan[Format.V1], None, spent)
-        plans, rounded, spent = self._compensated("folded", recipe(fold=True), [Format.V1])
-        label = "default with --fold, V1"
-        self._kept_by_error(label, recipe(fold=True), plans[Format.V1], rounded[Format.V1], spent)
+        how = replace(self.default, fold=True)
+        plans, rounded, spent = self._compensated("folded", how, [Format.V1])
+        self._kept_by_error("default with --fold, V1", how, plans[Format.V1], rounded[Format.V1], spent)
 
     def by_row(self) -> None:
-        plans, rounded, spent = self._compensated("rows", recipe(row_scales=True), [Format.V2])
+        plans, rounded, spent = self._compensated("rows", replace(self.default, row_scales=True), [Format.V2])
         plan = plans[Format.V2]
         for rounding, decided in (("nearest", _with_rounding(plan, "nearest")), ("gptq", plan)):
             self._write(f"{rounding}, a scale a row, nothing kept, V2", decided, rounded[Format.V2], spent)
@@ -376,7 +379,8 @@ def _introduction(name: str, runs: list[dict]) -> list[str]:
         f"{protocol['settings']['pairs']} captions each that no setting was chosen by, "
         f"{protocol['generation']['size']} pixels, {protocol['generation']['steps']} steps, {protocol['dtype']}, "
         f"{protocol['hardware']}, torch {protocol['versions']['torch']}. Calibration: {runs[0]['samples']} pictures. "
-        f"The default is recipe `measured`: rounding {how.rounding}, keep by {how.keep_by}, budget {how.budget:g}. "
+        f"The default is recipe `measured`: rounding {how.rounding}, keep by {how.keep_by}, budget "
+        f"{runs[0]['budget']:g}. "
         "± is the standard deviation over seeds; the worst SSIM is that of all pictures; size is that of the file, as "
         "a share of the original's. Seconds: making the file, calibration apart. INT8 and other tools: simulated.",
     ]
@@ -414,6 +418,7 @@ def main() -> None:
         command.add_argument("--seed", type=int, default=0)
         if name == "make":
             command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
+            command.add_argument("--budget", type=float, help="of the default recipe, where its own cannot be met")
             command.add_argument("--goals", action="store_true", help="only what the goals compare")
         else:
             command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
@@ -425,7 +430,7 @@ def main() -> None:
     if arguments.prompts:
         source = replace(source, prompts=Prompts.read(arguments.prompts))
     if arguments.command == "make":
-        make(source, arguments.seed, arguments.samples, arguments.work, arguments.goals)
+        make(source, arguments.seed, arguments.samples, arguments.budget, arguments.work, arguments.goals)
     else:
         measure(source, arguments.seed, arguments.pairs, arguments.work)
 

@@ -16,6 +16,7 @@ from .calibrate import Calibration
 from .quantize import Decision, Plan, keep
 from .quantize.fold import moved
 from .quantize.plan import unread_plan
+from .quantize.writer import planned_bytes
 from .settings import recipe
 
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
@@ -31,10 +32,13 @@ def save(figure, path: Path) -> Path:
 
 
 def draw_plan(checkpoint: Checkpoint, plan: Plan, file: Path) -> list[Path]:
-    """Sensitivity and weights of one quantized file, drawn beside it; returns the paths."""
+    """Sensitivity and weights of one quantized file, and if errors were measured what keeping more would give, drawn
+    beside it; returns the paths."""
     drawn = [save(sensitivity(plan), file.with_name(f"{file.stem}-{SENSITIVITY}"))]
     if plan.quantized:
         drawn.append(save(weights(checkpoint, plan), file.with_name(f"{file.stem}-{WEIGHTS}")))
+    if any(d.error is not None for d in plan.decisions):
+        drawn.append(save(keeping(checkpoint, plan), file.with_name(f"{file.stem}-{SIZES}")))
     return drawn
 
 
@@ -105,6 +109,29 @@ def error_against_size(points: Mapping[str, tuple[float, float]]):
     axes.margins(x=0.25)
     axes.set_xlabel("size of the file, % of the original")
     axes.set_ylabel("latent MSE against the original")
+    return figure
+
+
+def keeping(checkpoint: Checkpoint, plan: Plan):
+    """The error to be expected against the size of the file, as more and more weights are kept, the largest error per
+    byte first, and where `plan` stopped. Expected is the sum of what each FP8 weight does to the pictures alone."""
+    error = {d.key: d.error for d in plan.decisions if d.error is not None}
+    cost = {key: checkpoint.tensors[key].nbytes - checkpoint.tensors[key].values for key in error}
+    chosen = {d.key for d in plan.kept} & error.keys()
+    whole = sum(info.nbytes for info in checkpoint.tensors.values())
+    here = planned_bytes(checkpoint, plan)
+    sizes, errors = [here - sum(cost[key] for key in chosen)], [sum(error.values())]
+    for key in sorted(error, key=lambda key: error[key] / cost[key], reverse=True)[:-1]:
+        sizes.append(sizes[-1] + cost[key])
+        errors.append(errors[-1] - error[key])
+    figure, axes = _axes(7, 4)
+    axes.plot([100 * size / whole for size in sizes], errors, color=_FP8, linewidth=1)
+    left = sum(error[key] for key in error.keys() - chosen)
+    axes.scatter(100 * here / whole, left, color=_KEPT, s=18, zorder=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("size of the file, % of the original")
+    axes.set_ylabel("sum of the errors of single layers")
+    axes.set_title(f"{plan.version.label}: what keeping more layers would give; red: this file", fontsize=9)
     return figure
 
 

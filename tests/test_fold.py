@@ -15,7 +15,7 @@ from hswq_hub.quantize import check_fold, keep, plan_everything, write_compensat
 from hswq_hub.quantize.fold import find_moves, moved
 from hswq_hub.settings import RoundingSettings, recipe
 from hswq_runtime import Checkpoint, Format, HSWQError, load_model
-from hswq_runtime.errors import FormatError
+from hswq_runtime.errors import AlreadyQuantizedError, FormatError
 from hswq_runtime.formats import Metadata, fold_of
 
 BLOCK = f"{tiny.PREFIX}layers.0."
@@ -54,6 +54,11 @@ def folded(source, calibration, tmp_path_factory):
         save_file(load_file(path), silent, metadata={"hswq_format": "v1"})
         files[name] = path, silent
     return files
+
+
+def test_a_folded_file_is_no_source(folded):
+    with pytest.raises(AlreadyQuantizedError, match="start from the original"):
+        Checkpoint(folded["kept"][0]).require_full_precision()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,7 @@
 """Drawings show what the plan says; comparing shows what two files hold."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -41,6 +43,21 @@ def test_weights_are_drawn_on_the_grid(source):
     for axes in figure.axes:
         assert sum(axes.patches[0].get_data().values) == pytest.approx(1)
         assert len(axes.collections[0].get_segments()) == 126, "all positive values of the grid"
+
+
+def test_what_keeping_gives_is_drawn_from_the_errors_of_the_plan(source):
+    """Errors 3e-3, 2e-3 and 1e-3 on weights of one size: kept are none, one or two of them, and here the first."""
+    all_fp8 = plan_naive(source)
+    three = [d for d in all_fp8.quantized if d.layer.endswith(("w1", "w3"))][:3]
+    errors = dict(zip([d.key for d in three], (3e-3, 2e-3, 1e-3), strict=True))
+    decisions = [replace(d, error=errors.get(d.key)) for d in all_fp8.decisions]
+    decisions = [replace(d, number_format=KEPT, scale=None) if d.error == 3e-3 else d for d in decisions]
+    (axes,) = plots.keeping(source, replace(all_fp8, decisions=tuple(decisions))).axes
+    sizes, left = axes.lines[0].get_data()
+    assert left == pytest.approx([6e-3, 3e-3, 1e-3])
+    whole = sum(info.nbytes for info in source.tensors.values())
+    assert sizes[2] - sizes[1] == pytest.approx(100 * source.tensors[three[1].key].values / whole)
+    assert axes.collections[0].get_offsets().tolist() == [pytest.approx([sizes[1], left[1]])]
 
 
 def test_the_same_drawing_has_the_same_bytes(tmp_path):

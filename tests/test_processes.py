@@ -109,7 +109,7 @@ def test_who_waits_for_a_process_that_is_gone_says_so(hub):
 def test_processes_that_fail_say_why_themselves(hub, capfd):
     assert launch(2, ["calibrate", "demo", "--no-such-option"]) == 2
     said = capfd.readouterr().err
-    assert "No such option: --no-such-option" in said and "Traceback" not in said
+    assert "No such option" in said and "Traceback" not in said
 
 
 def test_processes_are_not_started_twice(hub, monkeypatch):

@@ -396,8 +396,10 @@ class Checkpoint:
         """Check that this is a source one can quantize.
 
         Raises:
-            AlreadyQuantizedError: some of the denoiser's tensors are FP8, integers or another packed type.
+            AlreadyQuantizedError: some of the denoiser's tensors are FP8, integers or another packed type, or folded.
         """
+        if formats.Metadata.FOLD.value in self.metadata:
+            raise AlreadyQuantizedError(f"{self.path} is a folded file; start from the original of the model")
         low = {self.tensors[key].dtype for key in self._denoiser_keys} - formats.FULL_PRECISION
         if low:
             raise AlreadyQuantizedError(
