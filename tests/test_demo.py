@@ -8,12 +8,14 @@ import shutil
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from live_demo import live
@@ -21,6 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hswq_hub import metrics
+from hswq_hub.cli import main as cli
 from hswq_hub.evaluate import Evaluation, evaluate
 from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources import resolve
@@ -28,6 +31,7 @@ from hswq_hub.sources.facts import source_facts
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 from spaces_app import bundled
+from spaces_app.app import main
 from spaces_app.desk import Desk
 from spaces_app.lora import find_lora
 from spaces_app.models import Shelf
@@ -334,3 +338,33 @@ def test_other_repos_only_if_they_are_allowed(tmp_path, monkeypatch):
     assert Shelf(any_repo=True, local=True).model("a/b").title == "demo-hswq"
     with pytest.raises(FormatError, match="nobody/nothing"):
         Shelf(any_repo=True).model("nobody/nothing")
+
+
+def test_the_command_says_what_cannot_be_shown():
+    for reference in ("nowhere", "nobody/nothing", "."):
+        result = CliRunner().invoke(cli, ["demo", reference])
+        assert result.exit_code == 2 and result.stdout == ""
+        assert result.stderr.startswith("Error: ") and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "variables", "local"),
+    [
+        (None, {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        (None, {"GRADIO_SERVER_NAME": "0.0.0.0"}, False),
+        (None, {"GRADIO_SHARE": "True"}, False),
+        (None, {"GRADIO_SHARE": "False"}, True),
+    ],
+    ids=str,
+)
+def test_files_of_this_machine_may_be_named_only_if_nobody_else_can(monkeypatch, host, variables, local):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made, launched = {}, {}
+    page = SimpleNamespace(launch=lambda **options: launched.update(options))
+    monkeypatch.setattr("spaces_app.app.create_demo", lambda references, **options: made.update(options) or page)
+    main(host=host, port=7999)
+    assert made["local"] is local and launched["server_port"] == 7999
+    assert launched["server_name"] == (host or variables.get("GRADIO_SERVER_NAME", "127.0.0.1"))
