@@ -336,7 +336,7 @@ def test_other_repos_only_if_they_are_allowed(tmp_path, monkeypatch):
     with pytest.raises(WishError, match="owner/repo on the Hub"):
         Shelf(any_repo=True).model("a/b")  # a folder of the server that is spelled like a repo
     assert Shelf(any_repo=True, local=True).model("a/b").title == "demo-hswq"
-    with pytest.raises(FormatError, match="nobody/nothing"):
+    with pytest.raises(WishError, match="nobody/nothing cannot be reached"):
         Shelf(any_repo=True).model("nobody/nothing")
 
 
@@ -368,3 +368,36 @@ def test_files_of_this_machine_may_be_named_only_if_nobody_else_can(monkeypatch,
     main(host=host, port=7999)
     assert made["local"] is local and launched["server_port"] == 7999
     assert launched["server_name"] == (host or variables.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+
+
+@pytest.fixture
+def a_strangers_repo(tmp_path, monkeypatch):
+    """Makes the Hub repo "eve/model" of a folder: what would be asked of the Hub is asked of that."""
+
+    def make(folder: Path, size: int = 1000):
+        def get_paths_info(self, repo, names):
+            assert repo == "eve/model" and self.token is False
+            return [SimpleNamespace(path=name, size=size) for name in names if (folder / name).is_file()]
+
+        def located(reference, variant, name, hub):
+            assert reference == "eve/model" and hub.token is False
+            return SimpleNamespace(file=folder / name)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
+        monkeypatch.setattr("spaces_app.models.locate", located)
+        return Shelf(any_repo=True).model("eve/model")
+
+    return make
+
+
+def test_a_strangers_record_cannot_spend_the_operators_tokens(a_strangers_repo, tmp_path):
+    source = source_facts(resolve("demo")) | {"reference": "operator/private/model.safetensors"}
+    model = a_strangers_repo(published(tmp_path / "one", source=source))
+    assert list(model.files) == ["V1", "V2"] and model.base == "eve/model"
+    with pytest.raises(FormatError, match="operator/private"):
+        a_strangers_repo(published(tmp_path / "two", base="operator/private"))
+
+
+def test_a_strangers_repo_cannot_fill_the_disk(a_strangers_repo, tmp_path):
+    with pytest.raises(WishError, match="1000.0 GB of what would be fetched"):
+        a_strangers_repo(published(tmp_path / "one"), size=10**12)
