@@ -168,6 +168,8 @@ def test_a_run_is_cancelled_while_another_visitor_waits(visit):
     second.wait_for_function("/queue: 1/.test(document.querySelector('#status').textContent)")
     page.click("#cancel")
     page.wait_for_selector("#status >> text=Stopped.")
+    page.wait_for_timeout(1000)
+    assert page.inner_text("#status") == "Stopped."
     assert page.is_enabled("#compare") and page.is_disabled("#cancel")
     finished(second, "the second visitor")
     assert page.locator("#strip .tile.done").count() < len(VARIANTS)
