@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from live_demo import live
 from PIL import Image
+from screenshots import CHROMIUM, DESKTOP, FLAGS, PHONE
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-DESKTOP, PHONE = {"width": 1320, "height": 900}, {"width": 390, "height": 844}
 VARIANTS = ["original", "naive FP8", "V1", "V2"]
 SECONDS = 60_000
 
