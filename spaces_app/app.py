@@ -61,7 +61,8 @@ def main(
 ) -> None:
     """Serve the page until it is interrupted. `host` and `port` None: as Gradio's environment variables say."""
     host = host or os.environ.get("GRADIO_SERVER_NAME") or _LOOPBACK[0]
-    local = host in _LOOPBACK and not os.environ.get("GRADIO_SHARE")
+    shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    local = host in _LOOPBACK and not shared
     demo = create_demo(references, original=original, any_repo=any_repo, local=local, device=device, dtype=dtype)
     demo.launch(server_name=host, server_port=port, **launch_options())
 

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
-from huggingface_hub import HfApi
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 
 from hswq_runtime.locate import HubOptions, is_repo_id, locate
 
+from .remote import check_size
 from .wish import WishError
 
 LARGEST = 2 << 30
+"""Bytes of a LoRA that is fetched."""
 _SUFFIX = ".safetensors"
 _FORM = "a LoRA is named as owner/repo/file.safetensors on the Hub"
 
@@ -37,20 +36,9 @@ def find_lora(text: str, *, local: bool) -> Path | None:
     repo, name = "/".join(text.split("/")[:2]), "/".join(text.split("/")[2:])
     if not is_repo_id(repo) or ".." in text.split("/") or not name.endswith(_SUFFIX) or "\\" in text:
         raise WishError(f"{_FORM}, or as a path" if local else _FORM)
-    _check_size(repo, name)
+    check_size(repo, [name], LARGEST)
     # As an address, so that it is never taken for a path of this machine.
     return locate(f"{ENDPOINT}/{repo}/resolve/main/{name}", None, None, HubOptions(token=False)).file
-
-
-def _check_size(repo: str, name: str) -> None:
-    try:
-        found = HfApi(token=False).get_paths_info(repo, [name])
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise WishError(f"the LoRA {repo}/{name} cannot be reached on the Hub; is it public?") from error
-    if not found:
-        raise WishError(f"the Hub repo {repo} has no file {name}")
-    if found[0].size > LARGEST:
-        raise WishError(f"the LoRA has {found[0].size / 1e9:.1f} GB; {LARGEST / 1e9:.1f} GB are the most")
 
 
 @contextmanager

@@ -26,11 +26,19 @@ from hswq_runtime.formats import Format
 from hswq_runtime.locate import HubOptions, is_repo_id, locate
 
 from . import bundled
+from .remote import check_size
 from .wish import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, WishError
 
 _EXAMPLES = 5
 _LARGEST_SIDE = 2048
 _LONGEST_CARD = 60_000
+_LARGEST_TEXT, _LARGEST_WEIGHTS = 64 << 20, 40 << 30
+"""Bytes of a file that is fetched because a visitor named its repo."""
+_WEIGHTS = ".safetensors"
+_VISITORS = HubOptions(token=False)
+"""A visitor's choice is never fetched with the operator's token."""
+_OPEN = 16
+"""Models whose records are held at once."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,10 @@ class Shelf:
         """
         reference = self.references[0] if reference is None else reference
         if reference not in self._open:
-            self._open[reference] = self._opened(reference)
+            model = self._opened(reference)
+            if len(self._open) >= _OPEN:
+                self._open.pop(next(iter(self._open)))
+            self._open[reference] = model
         return self._open[reference]
 
     def _opened(self, reference: str) -> Model:
@@ -89,8 +100,7 @@ class Shelf:
         here = Path(reference).exists()
         if (here and not self._local) or (not here and not is_repo_id(reference)):
             raise WishError("a model is named as owner/repo on the Hub")
-        # A visitor's choice is never fetched with the operator's token.
-        return open_model(reference, hub=HubOptions(token=False))
+        return open_model(reference, hub=_VISITORS)
 
 
 def open_model(reference: str, original: Path | None = None, hub: HubOptions | None = None) -> Model:
@@ -125,7 +135,11 @@ def _bundled() -> Model:
 
 
 def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
+    strange = hub is _VISITORS and not Path(reference).exists()
+
     def file(name: str) -> Path:
+        if strange:
+            check_size(reference, [name], _LARGEST_WEIGHTS if name.endswith(_WEIGHTS) else _LARGEST_TEXT)
         return locate(reference, None, name, hub).file
 
     path = file(RECORD)
@@ -134,10 +148,11 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
         architecture = ARCHITECTURES[record["architecture"]]
         names = {Format(version): _plain_name(facts["file"]) for version, facts in record["files"].items()}
         base = record["base"] or reference
-        if record["base"] is not None and not is_repo_id(record["base"]):
-            raise FormatError(f"the record of {reference} names the base {base!r}, which is no Hub repo")
+        if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
+            raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
         files = {version.label: lambda name=name: file(name) for version, name in sorted(names.items())}
-        files, missing = _with_original(files, record["source"], original)
+        # What a stranger's record calls the original would be fetched with the operator's tokens.
+        files, missing = _with_original(files, {} if strange else record["source"], original)
         return Model(
             reference=reference,
             title=str(record["repo"])[:100],
@@ -159,7 +174,7 @@ def _with_original(files: Mapping, source: Mapping, given: Path | None) -> tuple
     find = _finder(source, given)
     if find is None:
         return dict(files), (
-            "The original is not at hand, so the files are compared with each other: start with --original FILE."
+            "The original is not at hand, so the files are compared with each other; start with --original FILE."
         )
     checked: list[Path] = []
 
@@ -205,7 +220,7 @@ def _plans(record: Mapping) -> dict[Format, Plan]:
 
 
 def _plain_name(name: str) -> str:
-    if Path(name).name != name or not name.endswith(".safetensors"):
+    if Path(name).name != name or not name.endswith(_WEIGHTS):
         raise ValueError(f"{name!r} is no name of a file")
     return name
 

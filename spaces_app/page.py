@@ -30,6 +30,7 @@ class Page:
 
     def __init__(self, desk: Desk):
         self.desk = desk
+        self._cancelled: set[str] = set()
         self.start = desk.shelf.model()
         gr.HTML(
             '<div class="masthead"><h1>HSWQ</h1><p>What FP8 quantization did to the picture: same prompt, same '
@@ -210,8 +211,9 @@ class Page:
 
     # What the events do: each gives a dictionary of components and what they show now.
 
-    def _begin(self) -> dict:
+    def _begin(self, request: gr.Request) -> dict:
         """At once, before the queue: a wish can be cancelled while it waits."""
+        self._cancelled.discard(request.session_hash)
         return {
             self.compare: gr.update(interactive=False),
             self.cancel: gr.update(interactive=True),
@@ -242,15 +244,19 @@ class Page:
             self.status: view.status(text, kind),
         }
 
-    def _failed(self) -> dict:
-        """Gradio itself refused: a full queue, a value that its component does not have."""
+    def _failed(self, request: gr.Request) -> dict:
+        """Gradio itself ended it: it was cancelled, the queue is full, or a component has no such value."""
+        if request.session_hash in self._cancelled:
+            return self._idle("Stopped.")
         return self._idle("The wish was refused: too many are waiting, or a field is out of its bounds.", "error")
 
     def _cancel(self, request: gr.Request) -> dict:
+        self._cancelled.add(request.session_hash)
         self.desk.stop(request.session_hash)
         return self._idle("Stopped.")
 
     def _leave(self, request: gr.Request) -> None:
+        self._cancelled.discard(request.session_hash)
         self.desk.stop(request.session_hash)
 
     def _show(self, runs: list[Run], index: int) -> dict:

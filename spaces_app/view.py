@@ -16,6 +16,16 @@ from .runs import Run, png
 from .studio import Made
 
 _TILE_SIDE = 256
+_HEADINGS = {
+    "": "",
+    "SSIM": "structural similarity to the reference, Gaussian window of 11 × 11; 1 is equal",
+    "PSNR": "of the decoded pictures",
+    "latent MSE": "mean squared difference of the latents before they are decoded",
+    "seconds": "from prompt to picture",
+    "peak memory": "the most in use meanwhile: of the GPU, or of this page's process",
+    "weights": "of the denoiser in memory",
+    "file": "on disk",
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,8 @@ def _closeness(made: Made, reference: str) -> str:
 
 def measures(run: Run, query: str) -> str:
     """The table: how close each variant came, what it cost; and a link that shows the same comparison again."""
-    headings = ("", "SSIM", "PSNR", "latent MSE", "seconds", "peak memory", "weights", "file")
     rows = "".join(_row(made, run.wish.reference) for made in run.made)
-    cells = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
+    cells = "".join(f'<th scope="col" title="{meaning}">{heading}</th>' for heading, meaning in _HEADINGS.items())
     wish = run.wish
     settings = f"seed {wish.seed} · {wish.steps} steps · guidance {wish.guidance:g} · {wish.size} × {wish.size}"
     lora = f" · LoRA {escape(wish.lora)}" if wish.lora else ""

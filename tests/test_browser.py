@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from live_demo import live
 from PIL import Image
+from screenshots import CHROMIUM, DESKTOP, FLAGS, PHONE
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-DESKTOP, PHONE = {"width": 1320, "height": 900}, {"width": 390, "height": 844}
 VARIANTS = ["original", "naive FP8", "V1", "V2"]
 SECONDS = 60_000
 
@@ -168,6 +163,8 @@ def test_a_run_is_cancelled_while_another_visitor_waits(visit):
     second.wait_for_function("/queue: 1/.test(document.querySelector('#status').textContent)")
     page.click("#cancel")
     page.wait_for_selector("#status >> text=Stopped.")
+    page.wait_for_timeout(1000)
+    assert page.inner_text("#status") == "Stopped."
     assert page.is_enabled("#compare") and page.is_disabled("#cancel")
     finished(second, "the second visitor")
     assert page.locator("#strip .tile.done").count() < len(VARIANTS)

@@ -8,12 +8,14 @@ import shutil
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
 import psutil
 import pytest
 import torch
+from click.testing import CliRunner
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from live_demo import live
@@ -21,6 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hswq_hub import metrics
+from hswq_hub.cli import main as cli
 from hswq_hub.evaluate import Evaluation, evaluate
 from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources import resolve
@@ -28,6 +31,7 @@ from hswq_hub.sources.facts import source_facts
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 from spaces_app import bundled
+from spaces_app.app import main
 from spaces_app.desk import Desk
 from spaces_app.lora import find_lora
 from spaces_app.models import Shelf
@@ -332,5 +336,68 @@ def test_other_repos_only_if_they_are_allowed(tmp_path, monkeypatch):
     with pytest.raises(WishError, match="owner/repo on the Hub"):
         Shelf(any_repo=True).model("a/b")  # a folder of the server that is spelled like a repo
     assert Shelf(any_repo=True, local=True).model("a/b").title == "demo-hswq"
-    with pytest.raises(FormatError, match="nobody/nothing"):
+    with pytest.raises(WishError, match="nobody/nothing cannot be reached"):
         Shelf(any_repo=True).model("nobody/nothing")
+
+
+def test_the_command_says_what_cannot_be_shown():
+    for reference in ("nowhere", "nobody/nothing", "."):
+        result = CliRunner().invoke(cli, ["demo", reference])
+        assert result.exit_code == 2 and result.stdout == ""
+        assert result.stderr.startswith("Error: ") and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "variables", "local"),
+    [
+        (None, {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        (None, {"GRADIO_SERVER_NAME": "0.0.0.0"}, False),
+        (None, {"GRADIO_SHARE": "True"}, False),
+        (None, {"GRADIO_SHARE": "False"}, True),
+    ],
+    ids=str,
+)
+def test_files_of_this_machine_may_be_named_only_if_nobody_else_can(monkeypatch, host, variables, local):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made, launched = {}, {}
+    page = SimpleNamespace(launch=lambda **options: launched.update(options))
+    monkeypatch.setattr("spaces_app.app.create_demo", lambda references, **options: made.update(options) or page)
+    main(host=host, port=7999)
+    assert made["local"] is local and launched["server_port"] == 7999
+    assert launched["server_name"] == (host or variables.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+
+
+@pytest.fixture
+def a_strangers_repo(tmp_path, monkeypatch):
+    """Makes the Hub repo "eve/model" of a folder: what would be asked of the Hub is asked of that."""
+
+    def make(folder: Path, size: int = 1000):
+        def get_paths_info(self, repo, names):
+            assert repo == "eve/model" and self.token is False
+            return [SimpleNamespace(path=name, size=size) for name in names if (folder / name).is_file()]
+
+        def located(reference, variant, name, hub):
+            assert reference == "eve/model" and hub.token is False
+            return SimpleNamespace(file=folder / name)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
+        monkeypatch.setattr("spaces_app.models.locate", located)
+        return Shelf(any_repo=True).model("eve/model")
+
+    return make
+
+
+def test_a_strangers_record_cannot_spend_the_operators_tokens(a_strangers_repo, tmp_path):
+    source = source_facts(resolve("demo")) | {"reference": "operator/private/model.safetensors"}
+    model = a_strangers_repo(published(tmp_path / "one", source=source))
+    assert list(model.files) == ["V1", "V2"] and model.base == "eve/model"
+    with pytest.raises(FormatError, match="operator/private"):
+        a_strangers_repo(published(tmp_path / "two", base="operator/private"))
+
+
+def test_a_strangers_repo_cannot_fill_the_disk(a_strangers_repo, tmp_path):
+    with pytest.raises(WishError, match="GB of what would be fetched"):
+        a_strangers_repo(published(tmp_path / "one"), size=10**12)

@@ -26,6 +26,7 @@ class SpacesHub(BaseHTTPRequestHandler):
 
     made: list
     commits: list
+    url: str
     refuse: int | None
 
     def do_GET(self):
@@ -38,7 +39,7 @@ class SpacesHub(BaseHTTPRequestHandler):
             return self._answer({"error": "no"}, self.refuse)
         if self.path == "/api/repos/create":
             self.made.append(json.loads(body))
-            return self._answer({"url": "http://x/spaces/alice/page", "name": "alice/page"})
+            return self._answer({"url": f"{self.url}/spaces/alice/page", "name": "alice/page"})
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             return self._answer(
@@ -46,7 +47,7 @@ class SpacesHub(BaseHTTPRequestHandler):
             )
         if "/commit/" in self.path:
             self.commits.append([json.loads(line) for line in body.splitlines()])
-            return self._answer({"commitUrl": f"http://x/commit/{COMMIT}", "commitOid": COMMIT})
+            return self._answer({"commitUrl": f"{self.url}/spaces/alice/page/commit/{COMMIT}", "commitOid": COMMIT})
         return self._answer({"errors": [], "warnings": []})
 
     def _answer(self, value, status=200):
@@ -63,11 +64,14 @@ class SpacesHub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     kind = type("Hub", (SpacesHub,), {"made": [], "commits": [], "refuse": None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    kind.client = HfApi(endpoint=f"http://127.0.0.1:{server.server_port}", token="hf_secret")
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    kind.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", kind.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    kind.client = HfApi(endpoint=kind.url, token="hf_secret")
     yield kind
     server.shutdown()
     server.server_close()

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
-
-from spaces_app.app import create_demo, launch_options
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = "/usr/bin/chromium"
@@ -29,23 +27,17 @@ SHOTS = {
 _MOST_BYTES = 300_000
 
 
-def open_page(browser, url: str, size: dict, scheme: str, query: str = "") -> Page:
-    """A page of the demo in a window of its own, which has arrived."""
-    page = browser.new_page(viewport=size, color_scheme=scheme, has_touch=size is PHONE)
-    page.goto(f"{url}?__theme={scheme}{query}")
-    page.wait_for_selector("#compare")
-    return page
-
-
 def main(folder: Path) -> None:
+    from spaces_app.app import create_demo, launch_options
+
     folder.mkdir(parents=True, exist_ok=True)
     demo = create_demo()
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options())
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for name, (size, scheme, tab) in SHOTS.items():
-            page = open_page(browser, url, size, scheme, f"&seed=7&prompt={PROMPT.replace(' ', '+')}")
-            page.wait_for_selector("#measures td >> text=reference")
+            page = browser.new_page(viewport=size, color_scheme=scheme)
+            page.goto(f"{url}?__theme={scheme}&seed=7&prompt={PROMPT.replace(' ', '+')}")
             page.wait_for_selector(f"#measures q >> text={PROMPT}", timeout=60_000)
             if tab != "Compare":
                 page.get_by_role("tab", name=tab).click()
