@@ -190,16 +190,27 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
-    # Calls are numbered over all samples; the n-th that this process sees has the number numbers[n].
     numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
     wanted = spread(settings.calls, settings.samples, how.steps)
+    done = 0
+
+    def under_way() -> int:
+        """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
+        return i * how.steps + min(done, how.steps - 1)
+
+    def on_step(_step: int) -> None:
+        nonlocal done
+        done += 1
+        bar.update()
+
     with (
-        record_calls(denoiser, {n for n, number in enumerate(numbers) if number in wanted}) as calls,
+        record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
         progress(total=len(numbers), desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda _: bar.update())
+            done = 0
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step)
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}

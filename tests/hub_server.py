@@ -158,11 +158,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return getattr(content, "sha256", None) or hashlib.sha256(content).hexdigest()
 
 
 def _blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content[:]).hexdigest()
 
 
 def model_info(request: Handler, repo: str, revision: str):

@@ -5,6 +5,7 @@ parameter a stored tensor becomes.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,8 +160,11 @@ class Checkpoint:
                 f"shapes ({type(error).__name__}: {error})"
             ) from error
 
-    def empty_model(self) -> torch.nn.Module:
-        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory."""
+    def empty_model(self, *, constants: bool = True) -> torch.nn.Module:
+        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory.
+
+        constants: with what it computes once and no file holds, such as frequencies; without, it cannot be called.
+        """
         import accelerate
         import diffusers
 
@@ -168,7 +172,7 @@ class Checkpoint:
         if any(count > len(self.tensors) for count in counts):
             raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
         try:
-            with accelerate.init_empty_weights():
+            with accelerate.init_empty_weights(), nullcontext() if constants else torch.device("meta"):
                 return getattr(diffusers, self.architecture.model_class)(**self.config)
         except (AssertionError, ValueError, RuntimeError, TypeError) as error:
             raise FormatError(
@@ -322,7 +326,7 @@ class Checkpoint:
     @cached_property
     def _skeleton(self) -> torch.nn.Module:
         """An empty model to look things up in; found to fit."""
-        model = self.empty_model()
+        model = self.empty_model(constants=False)
         self.check_fits(model)
         return model
 
