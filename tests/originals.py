@@ -153,6 +153,27 @@ norm_out.linear: 2*w w +
 proj_out: c w +
 """
 
+AURA_FLOW = """
+positional_encoding = 1 m w
+register_tokens = 1 8 w
+init_x_linear: w 4*c +
+t_embedder.mlp.0: w 256 +
+t_embedder.mlp.2: w w +
+cond_seq_linear: w t
+double_layers.{d}.attn.{projection}: w w
+double_layers.{d}.mod{stream}.1: 6*w w
+double_layers.{d}.mlp{stream}.c_fc1: f w
+double_layers.{d}.mlp{stream}.c_fc2: f w
+double_layers.{d}.mlp{stream}.c_proj: w f
+single_layers.{s}.attn.{context}: w w
+single_layers.{s}.modCX.1: 6*w w
+single_layers.{s}.mlp.c_fc1: f w
+single_layers.{s}.mlp.c_fc2: f w
+single_layers.{s}.mlp.c_proj: w f
+modF.1: 2*w w
+final_linear: 4*c w
+"""
+
 
 def numbers(count: int, first: int = 0) -> list[str]:
     return [str(number) for number in range(first, count)]
@@ -184,6 +205,12 @@ def qwen_sizes(blocks: int, **sizes) -> dict:
         "norm": ["norm_q", "norm_k", "norm_added_q", "norm_added_k"],
         **sizes,
     }
+
+
+def aura_flow_sizes(double: int, single: int, **sizes) -> dict:
+    context, image = ([f"w{side}{part}" for part in "qkvo"] for side in (1, 2))
+    blocks = {"d": numbers(double), "s": numbers(single)}
+    return blocks | {"projection": context + image, "context": context, "stream": ["X", "C"], **sizes}
 
 
 @dataclass(frozen=True)
@@ -301,6 +328,15 @@ ORIGINALS = {
         config={"num_layers": 60, "num_attention_heads": 24, "out_channels": 16, "axes_dims_rope": [16, 56, 56]},
         base="qwen_image",
     ),
+    "aura-flow": Original(
+        AURA_FLOW,
+        published=aura_flow_sizes(4, 32, w=3072, f=8192, c=4, t=2048, m=1024),
+        tiny=aura_flow_sizes(1, 1, w=256, f=768, c=4, t=32, m=64),
+        config={"num_attention_heads": 12, "attention_head_dim": 256, "pos_embed_max_size": 1024, "in_channels": 4},
+        base="aura_flow",
+        prefix="model.",
+        rounding="nearest",
+    ),
 }
 
 
@@ -398,6 +434,10 @@ def write_base(folder: Path, name: str) -> Path:
             _vae(**shifted),
             {"text_encoder": _t5(32), "tokenizer": tokenizer},
         )
+    elif name == "aura_flow":
+        config = transformers.UMT5Config(vocab_size=390, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        found = {"text_encoder": transformers.UMT5EncoderModel(config), "tokenizer": tokenizer}
+        pipeline, vae = diffusers.AuraFlowPipeline, _vae(**shifted)
     elif name == "flux2":
         config = transformers.Qwen3Config(
             vocab_size=390, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
