@@ -29,7 +29,8 @@ class Inspection:
     without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
     recipe and format -> bytes of the file, at least and at most, None if the recipe's budget is too small for it. Both
-    are empty for a file that is quantized already. operations: of one call of the denoiser, attention left out.
+    are empty for a file that is quantized already. operations: of one call of the denoiser for a picture of `size`
+    pixels a side, attention left out.
     """
 
     file: str
@@ -46,6 +47,7 @@ class Inspection:
     never_quantized: dict[str, str]
     kept: dict[str, str]
     sizes: dict[tuple[str, str], tuple[int, int] | None]
+    size: int
     operations: float
     config: dict
     metadata: dict[str, str]
@@ -93,8 +95,8 @@ class Inspection:
             *_column(
                 "time",
                 [
-                    f"about {_duration(seconds)} to calibrate ({how.samples} pictures of {how.steps} steps on "
-                    f"{describe(device)}), from the number of operations; `publish --dry-run` knows more"
+                    f"about {_duration(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
+                    f"in {how.steps} steps each on {describe(device)}, by the number of operations alone"
                 ],
             ),
         ]
@@ -139,6 +141,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         never_quantized={layer: reason for layer, reason in reasons.items() if reason is not None},
         kept={} if checkpoint.quantized else {recipe.name: _kept(checkpoint, recipe) for recipe in RECIPES.values()},
         sizes={} if checkpoint.quantized else _sizes(checkpoint, RECIPES.values()),
+        size=model.size,
         operations=2.0 * sum(checkpoint.tensors[key].values for key in checkpoint.layers) * (model.size / _TOKEN) ** 2,
         config=checkpoint.config,
         metadata=checkpoint.metadata,
