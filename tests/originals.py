@@ -215,15 +215,16 @@ def aura_flow_sizes(double: int, single: int, **sizes) -> dict:
 
 @dataclass(frozen=True)
 class Original:
-    """One architecture's files. published, tiny: sizes. config: facts of the published configuration. base: makes
-    the other components of a tiny pipeline; `inner_width`: whether diffusers' converter has the published width
-    written into it, so that it takes a tiny model only with that constant exchanged. others: keys of other components
-    in the same file. rounding: nearest where compensation would take long."""
+    """One architecture's files. published, tiny: sizes. config: facts of the published configuration. billions: of
+    parameters, as its makers round them. base: makes the other components of a tiny pipeline. inner_width: whether
+    diffusers' converter has the published width written into it, so that it takes a tiny model only with that constant
+    exchanged. others: keys of other components in the same file. rounding: nearest where compensation takes long."""
 
     keys: str
     published: dict
     tiny: dict
     config: dict
+    billions: float
     base: str
     inner_width: bool = False
     prefix: str = "model.diffusion_model."
@@ -263,6 +264,7 @@ ORIGINALS = {
         published=z_image_sizes(30, 2, w=3840, a=256, c=16, t=2560, h=128, f=10240),
         tiny=z_image_sizes(1, 1, w=64, a=64, c=8, t=128, h=32, f=170),
         config={"dim": 3840, "n_layers": 30, "n_heads": 30, "axes_dims": [32, 48, 48]},
+        billions=6,
         base="z_image",
     ),
     "flux-1-dev": Original(
@@ -270,6 +272,7 @@ ORIGINALS = {
         published=_FLUX_PUBLISHED | {"p": 768},
         tiny=_FLUX_TINY | {"p": 32},
         config=_FLUX_CONFIG | {"guidance_embeds": True, "pooled_projection_dim": 768},
+        billions=12,
         base="flux",
         inner_width=True,
     ),
@@ -278,6 +281,7 @@ ORIGINALS = {
         published=_FLUX_PUBLISHED | {"p": 768},
         tiny=_FLUX_TINY | {"p": 32},
         config=_FLUX_CONFIG | {"guidance_embeds": False},
+        billions=12,
         base="flux",
         inner_width=True,
     ),
@@ -286,6 +290,7 @@ ORIGINALS = {
         published={"w": 3072, "h": 128, "c": 128, "t": 7680, "d": numbers(5), "s": numbers(20)},
         tiny=_KLEIN_TINY,
         config={"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "mlp_ratio": 3.0},
+        billions=4,
         base="flux2",
         prefix="",
     ),
@@ -294,6 +299,7 @@ ORIGINALS = {
         published={"w": 4096, "h": 128, "c": 128, "t": 12288, "d": numbers(8), "s": numbers(24)},
         tiny=_KLEIN_TINY | {"w": 256, "h": 8, "s": numbers(1)},
         config={"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+        billions=9,
         base="flux2",
         rounding="nearest",
     ),
@@ -302,6 +308,7 @@ ORIGINALS = {
         published=sd3_sizes(24, 13, w=1536, h=64, c=16, t=4096, p=2048, m=384),
         tiny=sd3_sizes(2, 1, w=64, h=32, c=4, t=64, p=64, m=24),
         config={"num_attention_heads": 24, "dual_attention_layers": list(range(13)), "pos_embed_max_size": 384},
+        billions=2.5,
         base="sd3",
     ),
     "sd-3.5-large": Original(
@@ -309,6 +316,7 @@ ORIGINALS = {
         published=sd3_sizes(38, 0, w=2432, h=64, c=16, t=4096, p=2048, m=192),
         tiny=sd3_sizes(2, 0, w=64, h=32, c=4, t=64, p=64, m=24),
         config={"num_attention_heads": 38, "dual_attention_layers": [], "pos_embed_max_size": 192},
+        billions=8,
         base="sd3",
         prefix="",
     ),
@@ -317,6 +325,7 @@ ORIGINALS = {
         published=_FLUX_PUBLISHED | {"a": 5120, "n": numbers(5)},
         tiny=_FLUX_TINY | {"a": 32, "n": numbers(1)},
         config=_FLUX_CONFIG | {"approximator_hidden_dim": 5120, "approximator_layers": 5},
+        billions=8.9,
         base="chroma",
         inner_width=True,
         prefix="",
@@ -326,6 +335,7 @@ ORIGINALS = {
         published=qwen_sizes(60, w=3072, h=128, c=64, t=3584),
         tiny=qwen_sizes(1, w=64, h=32, c=16, t=64),
         config={"num_layers": 60, "num_attention_heads": 24, "out_channels": 16, "axes_dims_rope": [16, 56, 56]},
+        billions=20,
         base="qwen_image",
     ),
     "aura-flow": Original(
@@ -333,6 +343,7 @@ ORIGINALS = {
         published=aura_flow_sizes(4, 32, w=3072, f=8192, c=4, t=2048, m=1024),
         tiny=aura_flow_sizes(1, 1, w=256, f=768, c=4, t=32, m=64),
         config={"num_attention_heads": 12, "attention_head_dim": 256, "pos_embed_max_size": 1024, "in_channels": 4},
+        billions=6.8,
         base="aura_flow",
         prefix="model.",
         rounding="nearest",

@@ -2,6 +2,7 @@
 
 import functools
 import types
+from math import prod
 from pathlib import Path
 
 import diffusers
@@ -99,6 +100,7 @@ def test_the_published_model_is_known_from_its_keys_and_shapes(name):
     assert prefix == original.prefix
     assert of_class(family.model_class, config) is row
     assert {name: config[name] for name in original.config} == original.config
+    assert sum(map(prod, shapes.values())) / 1e9 == pytest.approx(original.billions, rel=0.04)
     with torch.device("meta"):
         model = getattr(diffusers, row.model_class)(**config)
     traced = trace(shapes, row.model_class, config)
@@ -152,6 +154,7 @@ def test_a_lora_is_called_one(tmp_path):
     ("name", "change", "sentence"),
     [
         ("flux-1-dev", {"img_in.weight": (3072, 384)}, "given a picture besides the prompt"),
+        ("z-image", {"siglip_embedder.1.weight": (3840, 1152)}, "a Z-Image Omni, which reads pictures"),
         ("flux-1-dev", {"double_blocks.0.img_mod.lin.bias": None}, "missing double_blocks.0.img_mod.lin.bias"),
         ("flux-1-dev", {"stranger.weight": (8, 8)}, "unexpected stranger.weight"),
         ("flux-1-dev", {"single_blocks.1.linear1.weight": (21503, 3072)}, "converter cannot take it apart"),
