@@ -218,7 +218,8 @@ class Original:
     """One architecture's files. published, tiny: sizes. config: facts of the published configuration. billions: of
     parameters, as its makers round them. base: makes the other components of a tiny pipeline. inner_width: whether
     diffusers' converter has the published width written into it, so that it takes a tiny model only with that constant
-    exchanged. others: keys of other components in the same file. rounding: nearest where compensation takes long."""
+    exchanged. others: keys of other components in the same file. rounding: nearest where compensation takes long, or
+    has been seen with another model of the class."""
 
     keys: str
     published: dict
@@ -266,6 +267,7 @@ ORIGINALS = {
         config={"dim": 3840, "n_layers": 30, "n_heads": 30, "axes_dims": [32, 48, 48]},
         billions=6,
         base="z_image",
+        rounding="nearest",
     ),
     "flux-1-dev": Original(
         FLUX_DEV,
@@ -284,6 +286,7 @@ ORIGINALS = {
         billions=12,
         base="flux",
         inner_width=True,
+        rounding="nearest",
     ),
     "flux-2-klein-4b": Original(
         FLUX2_KLEIN,
@@ -319,6 +322,7 @@ ORIGINALS = {
         billions=8,
         base="sd3",
         prefix="",
+        rounding="nearest",
     ),
     "chroma": Original(
         CHROMA,
@@ -329,6 +333,7 @@ ORIGINALS = {
         base="chroma",
         inner_width=True,
         prefix="",
+        rounding="nearest",
     ),
     "qwen-image": Original(
         QWEN_IMAGE,
