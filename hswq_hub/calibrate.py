@@ -200,18 +200,27 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
     wanted = spread(settings.calls, settings.samples, how.steps)
-    recorded = {}
+    done = 0
+
+    def under_way() -> int:
+        """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
+        return i * how.steps + min(done, how.steps - 1)
+
+    def on_step(*_) -> None:
+        nonlocal done
+        done += 1
+        bar.update()
+
     with (
+        record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
         progress(total=len(ours) * how.steps, desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
-            # Each picture anew: some schedulers (PNDM) make a call more than there are steps.
-            steps = [step for step in range(how.steps) if i * how.steps + step in wanted]
-            with record_calls(denoiser, set(steps)) as calls:
-                generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step=lambda *_: bar.update())
-            recorded |= {i * how.steps + step: call for step, call in zip(steps, calls, strict=True)}
-    found = group.gather((layers, recorded))
+            done = 0
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step)
+    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
+    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
     _require_calls(layers)

@@ -5,9 +5,10 @@ measured by replaying these. Arguments are taken as they come, lists and diction
 no architecture needs a line here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import nn
@@ -43,15 +44,26 @@ class Call:
 
 
 @contextmanager
-def record_calls(denoiser: nn.Module, wanted: range | set[int]) -> Iterator[list[Call]]:
-    """While open, keep the calls of `denoiser` whose number, counted from 0, is in `wanted`."""
-    calls, count = [], 0
+def record_calls(
+    denoiser: nn.Module, wanted: range | set[int], number: Callable[[], int] | None = None
+) -> Iterator[list[Call]]:
+    """While open, keep a call of `denoiser` for each number in `wanted`.
+
+    number: tells that of the call under way; None: they are counted, from 0. Several calls may have the same, as those
+    with and without the prompt that make up one step: an even number has the first of them and an odd one the last.
+    """
+    calls, places = [], {}
+    number = number or count().__next__
 
     def before(_module, args, kwargs):
-        nonlocal count
-        if count in wanted:
-            calls.append(Call(*_map(lambda t: t.detach().to("cpu", copy=True), (args, kwargs))))
-        count += 1
+        current = number()
+        if current not in wanted or (current in places and current % 2 == 0):
+            return
+        call = Call(*_map(lambda t: t.detach().to("cpu", copy=True), (args, kwargs)))
+        if current not in places:
+            places[current] = len(calls)
+            calls.append(call)
+        calls[places[current]] = call
 
     handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
     try:
@@ -61,7 +73,7 @@ def record_calls(denoiser: nn.Module, wanted: range | set[int]) -> Iterator[list
 
 
 def spread(wanted: int, samples: int, steps: int) -> set[int]:
-    """Numbers of `wanted` calls (all, if there are no more) of `samples` pictures with `steps` calls each.
+    """Numbers of `wanted` steps (all, if there are no more) of `samples` pictures with `steps` each.
 
     Every picture has its share. Steps follow the golden ratio, which fills them evenly however few there are: a
     fixed stride may fall on the same few steps again and again, and layers that see nothing but the timestep then

@@ -402,30 +402,20 @@ def status(reference, folder, **options):
 
 
 @main.command()
-@click.argument("file", type=EXISTING_FILE)
-def inspect(file):
-    """Say what a checkpoint is, from its header alone.
+@click.argument("reference")
+@click.option("--civitai-endpoint", metavar="URL", help="Where Civitai's API is.  [default: the site named]")
+@device_option
+def inspect(reference, civitai_endpoint, device):
+    """Say what a checkpoint is and what quantizing it would take, from its header alone.
 
     \b
     hswq-hub inspect model.safetensors
+    hswq-hub inspect 'https://civitai.com/models/2242173?modelVersionId=2774410'
     """
     from .inspect import inspect
 
-    found = inspect(file)
-    share = ", ".join(f"{dtype} {values / found.parameters:.0%}" for dtype, values in found.dtypes.items())
-    click.echo(f"{found.file}: {found.architecture}, {found.format}, {found.file_bytes / 1e6:.1f} MB")
-    click.echo(f"  parameters  {found.parameters / 1e6:.1f} million ({share})")
-    click.echo(f"  layers      {found.layers} linear or convolution, {found.quantized_layers} of them FP8")
-    click.echo(f"  prefix      {found.prefix or 'none'}")
-    click.echo("  config      " + ", ".join(f"{name} {value}" for name, value in found.config.items()))
-    if found.bundled:
-        click.echo(f"  holds too   {', '.join(found.bundled)}")
-    if found.scheduler:
-        click.echo("  scheduler   " + ", ".join(f"{name} {value}" for name, value in found.scheduler.items()))
-    for layer, reason in found.never_quantized.items():
-        click.echo(f"  never FP8   {layer}: {reason}")
-    for name, value in found.metadata.items():
-        click.echo(f"  metadata    {name}: {value[:80]}")
+    for line in inspect(reference, civitai_endpoint).lines(device):
+        click.echo(line)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,8 @@ from .settings import DEVICES, DTYPES
 from .workspace import code_digest
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+_TRIAL_SIDE, _TRIAL_SECONDS = 1024, 0.2
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,6 +40,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+@torch.no_grad()
+def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Of a product of matrices, by a trial of a fraction of a second."""
+    square = torch.ones(_TRIAL_SIDE, _TRIAL_SIDE, device=device, dtype=dtype)
+    (square @ square)[0, 0].item()  # what is set up at first use is not to count
+    runs, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < _TRIAL_SECONDS:
+        (square @ square)[0, 0].item()  # which waits for the device
+        runs += 1
+    return runs * 2.0 * _TRIAL_SIDE**3 / passed
 
 
 def describe(device: torch.device) -> str:

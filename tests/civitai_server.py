@@ -97,7 +97,7 @@ class CivitaiServer:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return getattr(self.content, "sha256", None) or hashlib.sha256(self.content).hexdigest()
 
     @property
     def url(self) -> str:
@@ -229,13 +229,14 @@ class Storage(_Handler):
 
     def send_content(self, fault: Fault):
         civitai, content, status, headers = self.civitai, self.civitai.content, 200, {}
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked and not fault.ignore_range and self.headers.get("If-Range", civitai.etag) == civitai.etag:
             begin = int(asked[1])
             if begin >= len(content):
                 return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-            headers = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"}
-            status, content = 206, content[begin:]
+            end = min(int(asked[2] or len(content)), len(content) - 1)
+            headers = {"Content-Range": f"bytes {begin}-{end}/{len(content)}"}
+            status, content = 206, content[begin : end + 1]
         self.send_response(status)
         headers |= {"Content-Length": str(len(content) + fault.length), "ETag": civitai.etag}
         for name, value in {**headers, "Content-Type": "application/octet-stream"}.items():

@@ -5,8 +5,10 @@ A line `name: rows columns` is a layer's weight, with a `+` also its bias; `name
 sizes, products and sums are written out; `{d}` stands for the number of a block.
 """
 
+import json
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import diffusers
@@ -151,6 +153,27 @@ norm_out.linear: 2*w w +
 proj_out: c w +
 """
 
+AURA_FLOW = """
+positional_encoding = 1 m w
+register_tokens = 1 8 w
+init_x_linear: w 4*c +
+t_embedder.mlp.0: w 256 +
+t_embedder.mlp.2: w w +
+cond_seq_linear: w t
+double_layers.{d}.attn.{projection}: w w
+double_layers.{d}.mod{stream}.1: 6*w w
+double_layers.{d}.mlp{stream}.c_fc1: f w
+double_layers.{d}.mlp{stream}.c_fc2: f w
+double_layers.{d}.mlp{stream}.c_proj: w f
+single_layers.{s}.attn.{context}: w w
+single_layers.{s}.modCX.1: 6*w w
+single_layers.{s}.mlp.c_fc1: f w
+single_layers.{s}.mlp.c_fc2: f w
+single_layers.{s}.mlp.c_proj: w f
+modF.1: 2*w w
+final_linear: 4*c w
+"""
+
 
 def numbers(count: int, first: int = 0) -> list[str]:
     return [str(number) for number in range(first, count)]
@@ -184,17 +207,25 @@ def qwen_sizes(blocks: int, **sizes) -> dict:
     }
 
 
+def aura_flow_sizes(double: int, single: int, **sizes) -> dict:
+    context, image = ([f"w{side}{part}" for part in "qkvo"] for side in (1, 2))
+    blocks = {"d": numbers(double), "s": numbers(single)}
+    return blocks | {"projection": context + image, "context": context, "stream": ["X", "C"], **sizes}
+
+
 @dataclass(frozen=True)
 class Original:
-    """One architecture's files. published, tiny: sizes. config: facts of the published configuration. base: makes
-    the other components of a tiny pipeline; `inner_width`: whether diffusers' converter has the published width
-    written into it, so that it takes a tiny model only with that constant exchanged. others: keys of other components
-    in the same file. rounding: nearest where compensation would take long."""
+    """One architecture's files. published, tiny: sizes. config: facts of the published configuration. billions: of
+    parameters, as its makers round them. base: makes the other components of a tiny pipeline. inner_width: whether
+    diffusers' converter has the published width written into it, so that it takes a tiny model only with that constant
+    exchanged. others: keys of other components in the same file. rounding: nearest where compensation takes long, or
+    has been seen with another model of the class."""
 
     keys: str
     published: dict
     tiny: dict
     config: dict
+    billions: float
     base: str
     inner_width: bool = False
     prefix: str = "model.diffusion_model."
@@ -234,13 +265,16 @@ ORIGINALS = {
         published=z_image_sizes(30, 2, w=3840, a=256, c=16, t=2560, h=128, f=10240),
         tiny=z_image_sizes(1, 1, w=64, a=64, c=8, t=128, h=32, f=170),
         config={"dim": 3840, "n_layers": 30, "n_heads": 30, "axes_dims": [32, 48, 48]},
+        billions=6,
         base="z_image",
+        rounding="nearest",
     ),
     "flux-1-dev": Original(
         FLUX_DEV,
         published=_FLUX_PUBLISHED | {"p": 768},
         tiny=_FLUX_TINY | {"p": 32},
         config=_FLUX_CONFIG | {"guidance_embeds": True, "pooled_projection_dim": 768},
+        billions=12,
         base="flux",
         inner_width=True,
     ),
@@ -249,14 +283,17 @@ ORIGINALS = {
         published=_FLUX_PUBLISHED | {"p": 768},
         tiny=_FLUX_TINY | {"p": 32},
         config=_FLUX_CONFIG | {"guidance_embeds": False},
+        billions=12,
         base="flux",
         inner_width=True,
+        rounding="nearest",
     ),
     "flux-2-klein-4b": Original(
         FLUX2_KLEIN,
         published={"w": 3072, "h": 128, "c": 128, "t": 7680, "d": numbers(5), "s": numbers(20)},
         tiny=_KLEIN_TINY,
         config={"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "mlp_ratio": 3.0},
+        billions=4,
         base="flux2",
         prefix="",
     ),
@@ -265,6 +302,7 @@ ORIGINALS = {
         published={"w": 4096, "h": 128, "c": 128, "t": 12288, "d": numbers(8), "s": numbers(24)},
         tiny=_KLEIN_TINY | {"w": 256, "h": 8, "s": numbers(1)},
         config={"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+        billions=9,
         base="flux2",
         rounding="nearest",
     ),
@@ -273,6 +311,7 @@ ORIGINALS = {
         published=sd3_sizes(24, 13, w=1536, h=64, c=16, t=4096, p=2048, m=384),
         tiny=sd3_sizes(2, 1, w=64, h=32, c=4, t=64, p=64, m=24),
         config={"num_attention_heads": 24, "dual_attention_layers": list(range(13)), "pos_embed_max_size": 384},
+        billions=2.5,
         base="sd3",
     ),
     "sd-3.5-large": Original(
@@ -280,26 +319,69 @@ ORIGINALS = {
         published=sd3_sizes(38, 0, w=2432, h=64, c=16, t=4096, p=2048, m=192),
         tiny=sd3_sizes(2, 0, w=64, h=32, c=4, t=64, p=64, m=24),
         config={"num_attention_heads": 38, "dual_attention_layers": [], "pos_embed_max_size": 192},
+        billions=8,
         base="sd3",
         prefix="",
+        rounding="nearest",
     ),
     "chroma": Original(
         CHROMA,
         published=_FLUX_PUBLISHED | {"a": 5120, "n": numbers(5)},
         tiny=_FLUX_TINY | {"a": 32, "n": numbers(1)},
         config=_FLUX_CONFIG | {"approximator_hidden_dim": 5120, "approximator_layers": 5},
+        billions=8.9,
         base="chroma",
         inner_width=True,
         prefix="",
+        rounding="nearest",
     ),
     "qwen-image": Original(
         QWEN_IMAGE,
         published=qwen_sizes(60, w=3072, h=128, c=64, t=3584),
         tiny=qwen_sizes(1, w=64, h=32, c=16, t=64),
         config={"num_layers": 60, "num_attention_heads": 24, "out_channels": 16, "axes_dims_rope": [16, 56, 56]},
+        billions=20,
         base="qwen_image",
     ),
+    "aura-flow": Original(
+        AURA_FLOW,
+        published=aura_flow_sizes(4, 32, w=3072, f=8192, c=4, t=2048, m=1024),
+        tiny=aura_flow_sizes(1, 1, w=256, f=768, c=4, t=32, m=64),
+        config={"num_attention_heads": 12, "attention_head_dim": 256, "pos_embed_max_size": 1024, "in_channels": 4},
+        billions=6.8,
+        base="aura_flow",
+        prefix="model.",
+        rounding="nearest",
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A file of gigabytes as a server holds it: a header, and zeros that take no room. Its digest is anything."""
+
+    header: bytes
+    size: int
+    sha256: str = "5" * 64
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(min(self.size, 1 << 20))  # a client that wants more than that wants too much
+        return self.header[begin:end].ljust(end - begin, b"\0")
+
+
+def hole(shapes: dict[str, tuple[int, ...]], prefix: str = "", dtype: str = "BF16") -> Hole:
+    """A file with these tensors, of two bytes a value."""
+    entries, offset = {}, 0
+    for key, shape in shapes.items():
+        end = offset + 2 * prod(shape)
+        entries[prefix + key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return Hole(len(text).to_bytes(8, "little") + text, 8 + len(text) + offset)
 
 
 def write_tiny(folder: Path, original: Original, seed: int = 0) -> Path:
@@ -368,6 +450,10 @@ def write_base(folder: Path, name: str) -> Path:
             _vae(**shifted),
             {"text_encoder": _t5(32), "tokenizer": tokenizer},
         )
+    elif name == "aura_flow":
+        config = transformers.UMT5Config(vocab_size=390, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        found = {"text_encoder": transformers.UMT5EncoderModel(config), "tokenizer": tokenizer}
+        pipeline, vae = diffusers.AuraFlowPipeline, _vae(**shifted)
     elif name == "flux2":
         config = transformers.Qwen3Config(
             vocab_size=390, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,

@@ -133,7 +133,7 @@ def test_folders_that_are_not_complete_are_refused(shards, harm, error, sentence
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"_class_name": "FluxTransformer2DModel"}, UnknownArchitectureError),
+        ({"_class_name": "LTXVideoTransformer3DModel"}, UnknownArchitectureError),
         ({"_class_name": None}, UnknownArchitectureError),
         ({"n_layers": 2}, FormatError),
         ({"n_heads": "many"}, HSWQError),

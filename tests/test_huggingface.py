@@ -90,9 +90,9 @@ def server(tmp_path_factory, diffusers_files):
             ),
             "alice/no-derivatives": Repo({"my.safetensors": model}, {"license": "cc-by-nc-nd-4.0"}),
             "alice/root": Repo(at_root(diffusers_files)),
-            "alice/flux": Repo(
+            "alice/video": Repo(
                 {
-                    "transformer/config.json": b'{"_class_name": "FluxTransformer2DModel"}',
+                    "transformer/config.json": b'{"_class_name": "LTXVideoTransformer3DModel"}',
                     "transformer/diffusion_pytorch_model.safetensors": b"24 GB",
                 }
             ),
@@ -148,7 +148,7 @@ REFUSED = {
     "nobody/nothing": ("UnknownReferenceError", "no repo nobody/nothing"),
     "alice/pickled": ("UnsuitableSourceError", "no safetensors file"),
     "alice/quantized": ("AlreadyQuantizedError", "quantized already"),
-    "alice/flux": ("UnknownArchitectureError", "FluxTransformer2DModel"),
+    "alice/video": ("UnknownArchitectureError", "LTXVideoTransformer3DModel"),
     "alice/no-derivatives": ("NotPermittedError", "cc-by-nc-nd-4.0 forbids derivatives; if its creator allowed"),
     "alice/hostile": ("FormatError", "h.safetensors has no header"),
     "alice/page": ("UnsuitableSourceError", "not a safetensors file"),
@@ -237,7 +237,7 @@ def test_what_cannot_be_used_is_explained(found, reference):
 def test_what_is_of_no_use_is_told_before_it_is_fetched(server, found):
     quantized = server.repos["alice/quantized"].files["q.safetensors"]
     assert server.fetched("alice/quantized")["q.safetensors"] < len(quantized) / 2
-    assert list(server.fetched("alice/flux")) == ["transformer/config.json"]
+    assert list(server.fetched("alice/video")) == ["transformer/config.json"]
 
 
 def test_a_killed_download_goes_on_where_it_was(server, environment, look_up, tmp_path):

@@ -99,6 +99,14 @@ def test_replay_gives_what_the_call_gave():
     assert torch.equal(calls[0].replay(model)[0], expected)
 
 
+def test_of_a_step_with_two_calls_one_is_recorded_now_the_first_and_now_the_last():
+    layer, numbers = torch.nn.Linear(1, 1), iter([0, 0, 1, 1, 2, 2])
+    with record_calls(layer, {0, 1}, numbers.__next__) as calls:
+        for guided in (0.0, 1.0) * 3:
+            layer(torch.tensor([guided]))
+    assert [call.args[0].item() for call in calls] == [0.0, 1.0]
+
+
 def test_calls_survive_being_saved(tmp_path):
     call = Call(([torch.ones(2), torch.zeros(1)], 3), {"t": torch.arange(2), "more": {"a": None, "b": (True, "x")}})
     Calibration({}, {}, [call]).save(tmp_path / "c.safetensors")

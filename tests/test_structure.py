@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hswq_runtime.architectures import ARCHITECTURES
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {name: ROOT / folder for name, folder in {
     "hswq_runtime": "runtime/hswq_runtime",
@@ -50,6 +52,15 @@ def test_the_format_is_spelled_in_one_module(spelling):
     users = {path.name for _, path in SOURCES if spelling in path.read_text()}
     assert users == {"formats.py"}
     assert not {path.name for _, path in SOURCES if '}.scale"' in path.read_text()}
+
+
+def test_no_code_asks_which_architecture_it_has():
+    rows = [model for row in ARCHITECTURES.values() for model in row.models]
+    names = {name for row in rows for name in (row.name, row.model_class, row.pipeline_class, row.base_repo)}
+    for _, path in SOURCES:
+        if path.parent.name != "architectures":
+            texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not texts & names, path
 
 
 def test_help_needs_neither_torch_nor_diffusers():

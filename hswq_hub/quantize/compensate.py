@@ -87,7 +87,7 @@ def check_memory(checkpoint: Checkpoint, memory: float) -> int:
         HSWQError: one layer's moments alone take more than `memory` GB.
     """
     possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    return sum(1 for _ in in_groups(_modules(checkpoint, checkpoint.empty_model(), possible), memory))
+    return sum(1 for _ in in_groups(_modules(checkpoint, checkpoint.empty_model(constants=False), possible), memory))
 
 
 def _modules(checkpoint: Checkpoint, model: torch.nn.Module, keys: Iterable[str]) -> dict[str, torch.nn.Module]:

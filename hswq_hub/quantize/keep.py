@@ -30,15 +30,15 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
     Raises:
         HSWQError: not even the file with nothing kept is within the budget.
     """
-    cost = {d.key: checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized}
+    cost = _cost(plan, checkpoint)
     if recipe.keep_by == "error":
         measure, worth = "error per byte", {key: errors[key] / cost[key] for key in cost}
     else:
         measure, worth = "sensitivity", {d.key: d.sensitivity for d in plan.quantized}
     ranked = sorted(worth, key=worth.get, reverse=True)
     if recipe.budget is None:
-        keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
-        kept, limit = set(ranked[: round(keep_ratio * len(ranked))]), f"the keep ratio {keep_ratio:g}"
+        share = keep_ratio(checkpoint, recipe)
+        kept, limit = set(ranked[: round(share * len(ranked))]), f"the keep ratio {share:g}"
     else:
         kept, limit = _what_fits(ranked, cost, _room(plan, checkpoint, recipe.budget)), f"the budget {recipe.budget:g}"
     rank = {key: place for place, key in enumerate(ranked, start=1)}
@@ -57,6 +57,31 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
         return replace(decision, number_format=KEPT, reason=reason, row_scales=False, unscaled=False, **nothing)
 
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
+
+
+def size_range(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> tuple[int, int] | None:
+    """Bytes that a file of `version` has at least and at most, as long as the ranking is not known; None if not even
+    the least is within the recipe's budget.
+    """
+    plan = unread_plan(checkpoint, version, recipe)
+    smallest, cost = planned_bytes(checkpoint, plan), sorted(_cost(plan, checkpoint).values())
+    if recipe.budget is None:
+        count = round(keep_ratio(checkpoint, recipe) * len(cost))
+        return smallest + sum(cost[:count]), smallest + sum(cost[len(cost) - count :])
+    try:
+        return smallest, smallest + min(_room(plan, checkpoint, recipe.budget), sum(cost))
+    except HSWQError:
+        return None
+
+
+def _cost(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes that keeping each weight takes more than quantizing it."""
+    return {d.key: checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized}
+
+
+def keep_ratio(checkpoint: Checkpoint, recipe: Recipe) -> float:
+    """The share of layers that a recipe without a budget keeps: its own, or the architecture's."""
+    return checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
 
 
 def check_budget(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> None:

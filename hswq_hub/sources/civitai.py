@@ -20,6 +20,7 @@ from .errors import AccessError, DownloadError, SourceError, UnknownReferenceErr
 from .licence import licence_of_base_model
 from .listing import Listing, Provenance, RemoteFile, plain, safe_name
 from .permissions import Permissions
+from .ranges import fetch_header
 from .reference import CIVITAI_HOSTS, CivitaiRef
 from .web import LOOPBACK, Web
 
@@ -125,9 +126,16 @@ class Civitai:
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:
         """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.download.download`."""
         (file,) = listing.files
-        # `fileId` and never the API's own downloadUrl, which may lead anywhere and answers 404 for some files.
-        url = f"/api/download/models/{listing.version}?fileId={file.id}"
-        return download(self.web, url, file, self.explain, check_header, verify=verify)
+        return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
+
+    def header(self, listing: Listing) -> bytes:
+        """The header of the listed file, and no more of it.
+
+        Raises:
+            SourceError: see :func:`hswq_hub.sources.ranges.fetch_header`.
+        """
+        (file,) = listing.files
+        return fetch_header(self.web, _download_path(listing, file), file, self.explain)
 
     def explain(self, status: int, body: Mapping, at_home: bool) -> SourceError:
         """What an answer that is no file means, and what to do about it."""
@@ -198,6 +206,11 @@ def log_in(token: str, endpoint: str | None = None) -> str:
         raise AccessError(f"tokens are kept for Civitai alone; set CIVITAI_API_TOKEN for each run with {site.web.host}")
     name = site.user()
     return f"logged in to Civitai as {name}; the token is in {store_civitai_token(token)}"
+
+
+def _download_path(listing: Listing, file: RemoteFile) -> str:
+    """By `fileId` and never the API's own downloadUrl, which may lead anywhere and answers 404 for some files."""
+    return f"/api/download/models/{listing.version}?fileId={file.id}"
 
 
 def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:

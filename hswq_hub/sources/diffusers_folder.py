@@ -103,6 +103,15 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         return cache.add(path, f"{name}{WEIGHTS}", digest), digest
 
 
+def joined_header(config: Path, weights: list[Path]) -> bytes:
+    """The header of the file that :func:`join` would make, its eight-byte length included; no weight is read.
+
+    Raises:
+        FormatError: see there.
+    """
+    return _joined(weights, {Metadata.CONFIG.value: _read_config(config)})[0]
+
+
 def architecture_of(config: Path) -> Architecture:
     """The architecture that a config.json is of, before its weights are fetched.
 
@@ -128,6 +137,20 @@ def _read_config(path: Path) -> str:
 
 def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:
     """All tensors of `weights` in their order, behind one header."""
+    header, bodies = _joined(weights, metadata)
+    size = sum(file.stat().st_size - start for file, start in bodies)
+    with atomic_file(path) as out, progress(total=size, desc=f"join {path.name}", unit="B") as bar:
+        out.write(header)
+        for file, start in bodies:
+            with file.open("rb") as body:
+                body.seek(start)
+                while piece := body.read(_COPY):
+                    out.write(piece)
+                    bar.update(len(piece))
+
+
+def _joined(weights: list[Path], metadata: dict[str, str]) -> tuple[bytes, list[tuple[Path, int]]]:
+    """The one header, and of each file where the bytes of its tensors begin."""
     total = len(weights)
     if match := re.search(r"-of-(\d{5})\.", weights[0].name):
         total = int(match[1])
@@ -147,14 +170,7 @@ def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:
         offset += file.stat().st_size - start
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_file(path) as out, progress(total=offset, desc=f"join {path.name}", unit="B") as bar:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for file, start in bodies:
-            with file.open("rb") as body:
-                body.seek(start)
-                while piece := body.read(_COPY):
-                    out.write(piece)
-                    bar.update(len(piece))
+    return len(text).to_bytes(8, "little") + text, bodies
 
 
 def _header(path: Path) -> tuple[int, dict]:

@@ -26,9 +26,9 @@ from .header import CheckHeader, check_as_file
 from .listing import RemoteFile
 from .web import Interrupted, Patience, Web, raise_if_passing, read_json
 
-_LONGEST_HEADER = 100_000_000
+LONGEST_HEADER = 100_000_000
 """What the safetensors library allows."""
-_WEB_PAGES = ("text/", "application/json", "application/xml", "application/xhtml")
+WEB_PAGES = ("text/", "application/json", "application/xml", "application/xhtml")
 _SIZE_TOLERANCE = 2048
 """Civitai lists sizes in rounded kilobytes: that many bytes more or less may be the same file, its digest decides."""
 
@@ -169,7 +169,7 @@ def _transfer(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explai
                 return
             part.start(None)
             raise Interrupted(f"{response.url.host} does not have the rest of what had arrived")
-        is_page = response.headers.get("Content-Type", "").lower().startswith(_WEB_PAGES)
+        is_page = response.headers.get("Content-Type", "").lower().startswith(WEB_PAGES)
         if response.status_code not in (200, 206) or is_page:
             raise explain(response.status_code, read_json(response), at_home)
         if response.status_code == 206:
@@ -216,7 +216,7 @@ def _check_header(part: _Part, file: RemoteFile, check_header: CheckHeader) -> N
         return
     with part.path.open("rb") as begun:
         size = int.from_bytes(begun.read(8), "little")
-        if size > _LONGEST_HEADER or begun.read(1) != b"{":
+        if size > LONGEST_HEADER or begun.read(1) != b"{":
             part.remove()
             raise UnsuitableSourceError(f"{file.name} is not a safetensors file; nothing was kept")
         if part.arrived < 8 + size:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,28 +14,35 @@ CheckHeader = Callable[[Path], object]
 
 
 def check_as_file(header: bytes, name: str, most: int | None, check: CheckHeader) -> None:
-    """Let `check` see a file that begins with `header` (its eight-byte length included) and is a hole otherwise.
+    """Let `check` see a file with this header, see :func:`stand_in`."""
+    with stand_in(header, name, most) as path:
+        check(path)
+
+
+@contextmanager
+def stand_in(header: bytes, name: str, most: int | None = None) -> Iterator[Path]:
+    """A file that begins with `header` (its eight-byte length included) and is a hole otherwise.
 
     most: bytes that the whole file can have, None if nobody knows.
 
     Raises:
         FormatError: it is not such a header, or it is of a longer file.
-        HSWQError: what `check` says, about `name`.
+        HSWQError: what the block says of the file, about `name`.
     """
     size = len(header) + _data_size(header[8:], name)
     if most is not None and size > most:
         raise FormatError(f"{name} has a header that is of a longer file: {size} bytes, but {most} are listed")
     with TemporaryDirectory() as folder:
-        stand_in = Path(folder) / name
-        stand_in.write_bytes(header)
+        path = Path(folder) / name
+        path.write_bytes(header)
         try:
-            os.truncate(stand_in, size)  # a hole takes no room
+            os.truncate(path, size)  # a hole takes no room
         except (OverflowError, OSError):
             raise FormatError(f"{name} has a header that is of no possible file: {size} bytes") from None
         try:
-            check(stand_in)
+            yield path
         except HSWQError as error:
-            raise type(error)(str(error).replace(str(stand_in), name)) from None
+            raise type(error)(str(error).replace(str(path), name)) from None
 
 
 def _data_size(header: bytes, name: str) -> int:

@@ -8,7 +8,7 @@ compare a file with the SHA-256 that the Hub lists. What its cache holds already
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -39,9 +39,10 @@ from .diffusers_folder import (
     architecture_of,
     is_shard,
     join,
+    joined_header,
     weights_of,
 )
-from .download import download
+from .download import Explain, download
 from .errors import (
     AccessError,
     AmbiguousReferenceError,
@@ -50,9 +51,10 @@ from .errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
-from .header import CheckHeader
+from .header import CheckHeader, stand_in
 from .licence import LICENCE_FILE, licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
+from .ranges import fetch_header
 from .reference import HubRef
 from .web import Web
 
@@ -142,11 +144,36 @@ class Hub:
         if len(listing.files) == 1:
             return self._fetch(repo, revision, listing.files[0], check_header, verify)
         config, *weights = listing.files
-        with _explained(repo):
-            config_path = Path(hf_hub_download(repo, config.id, revision=revision))
-        architecture_of(config_path)
+        config_path = self._config(repo, revision, config)
         paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
         return join(config_path, paths, listing.name, verify=verify)
+
+    def header(self, listing: Listing) -> bytes:
+        """The header of the whole model, of shards put together, and no tensor's values.
+
+        Raises:
+            SourceError: see :func:`hswq_hub.sources.ranges.fetch_header`.
+            FormatError: the shards do not belong together.
+        """
+        repo, revision = listing.provenance.repo, listing.version
+        web, explain = self._web(), _explain(repo)
+
+        def of(file: RemoteFile) -> bytes:
+            return fetch_header(web, self._address(repo, revision, file), file, explain)
+
+        if len(listing.files) == 1:
+            return of(listing.files[0])
+        config, *weights = listing.files
+        config_path = self._config(repo, revision, config)
+        with ExitStack() as stack:
+            return joined_header(config_path, [stack.enter_context(stand_in(of(f), f.name)) for f in weights])
+
+    def _config(self, repo: str, revision: str, file: RemoteFile) -> Path:
+        """The configuration of a denoiser that we know."""
+        with _explained(repo):
+            path = Path(hf_hub_download(repo, file.id, revision=revision))
+        architecture_of(path)
+        return path
 
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:
@@ -162,13 +189,14 @@ class Hub:
         """A weight file and its digest, from the client's cache, ours, or the Hub."""
         if found := self._of_client(repo, revision, file, verify):
             return found, file.sha256
-        web = Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
-        url = hf_hub_url(repo, file.id, revision=revision, endpoint=self._api.endpoint)
+        url = self._address(repo, revision, file)
+        return download(self._web(), url, file, _explain(repo), check_header, verify=verify)
 
-        def explain(status: int, body: Mapping, at_home: bool) -> SourceError:
-            return _refusal(repo, status) if at_home else _refusal(repo, 0)
+    def _web(self) -> Web:
+        return Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
 
-        return download(web, url, file, explain, check_header, verify=verify)
+    def _address(self, repo: str, revision: str, file: RemoteFile) -> str:
+        return hf_hub_url(repo, file.id, revision=revision, endpoint=self._api.endpoint)
 
     def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
         """The file in the client's cache, if it is there and is what the Hub lists."""
@@ -263,6 +291,11 @@ def _remote(sibling) -> RemoteFile:
 
 def _any_header(path: Path) -> None:
     """Of a part of a model nothing can be said but that it is a safetensors file."""
+
+
+def _explain(repo: str) -> Explain:
+    """The sentence for an answer that is no file."""
+    return lambda status, _body, at_home: _refusal(repo, status if at_home else 0)
 
 
 def _refusal(repo: str, status: int) -> SourceError:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
+from hswq_runtime.architectures import ARCHITECTURES
+
 LICENCE_FILE = "LICENSE"
 """What the text is called in a published folder."""
 
@@ -30,46 +32,35 @@ class Licence:
         return f"{self.id} ({self.name})" if self.name else self.id
 
 
-_APACHE = Licence("apache-2.0")
 _OPENRAIL_M = Licence("creativeml-openrail-m")
 _OPENRAIL_PLUS = Licence("openrail++")
 _FAIPL = Licence("other", "faipl-1.0-sd", "https://freedevproject.org/faipl-1.0-sd/")
-_FLUX_DEV = Licence(
+_FLUX_2 = Licence(
     "other",
-    "flux-1-dev-non-commercial-license",
-    "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    "flux-non-commercial-license",
+    "https://github.com/black-forest-labs/flux2/blob/main/model_licenses/LICENSE-FLUX-NON-COMMERICAL",
 )
 _SDXL_TURBO = Licence("other", "sai-nc-community", "https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md")
-_PONY_V7 = Licence("other", "pony-v7", "https://purplesmart.ai/license")
 
 _OF_CIVITAI_BASE_MODEL = {
-    **dict.fromkeys(
-        (
-            "ZImageTurbo",
-            "ZImageBase",
-            "Flux.1 S",
-            "Flux.2 Klein 4B",
-            "Flux.2 Klein 4B-base",
-            "Chroma",
-            "Qwen",
-        ),
-        _APACHE,
-    ),
     **dict.fromkeys(("SDXL 1.0", "SDXL Lightning", "SDXL Hyper", "SDXL 1.0 LCM", "Pony"), _OPENRAIL_PLUS),
     **dict.fromkeys(("SD 1.4", "SD 1.5", "SD 1.5 LCM", "SD 1.5 Hyper"), _OPENRAIL_M),
     **dict.fromkeys(("Illustrious", "NoobAI"), _FAIPL),
-    **dict.fromkeys(
-        ("Flux.1 D", "Flux.1 Krea", "Flux.1 Kontext", "Flux.2 D", "Flux.2 Klein 9B", "Flux.2 Klein 9B-base"), _FLUX_DEV
-    ),
+    "Flux.2 D": _FLUX_2,
     "SDXL Turbo": _SDXL_TURBO,
-    "Pony V7": _PONY_V7,
 }
+"""Of those that no row of `ARCHITECTURES` names."""
 
 
 def licence_of_base_model(base_model: str | None) -> Licence | None:
     """The licence of what Civitai calls `base_model`; None where Civitai names none, as for "Other"."""
-    by_name = {name.casefold(): licence for name, licence in _OF_CIVITAI_BASE_MODEL.items()}
-    return by_name.get((base_model or "").casefold())
+    named = _OF_CIVITAI_BASE_MODEL | {
+        name: Licence(model.licence, model.licence_name, model.licence_link)
+        for row in ARCHITECTURES.values()
+        for model in row.models
+        for name in model.host_names
+    }
+    return {name.casefold(): licence for name, licence in named.items()}.get((base_model or "").casefold())
 
 
 def licence_of_card(card: ModelCardData | None) -> Licence | None:

@@ -1,10 +1,9 @@
 """What `resolve` would fetch, found out without fetching it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hswq_runtime.architectures import ARCHITECTURES
+from hswq_runtime.architectures import ARCHITECTURES, base_named
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.pipeline import find_base
 
@@ -69,10 +68,9 @@ def _here(reference: str, base: str | None) -> tuple[str | None, str]:
 
 
 def _base_of(base_model: str | None) -> str | None:
-    """The base repo of the architecture that a host's name of a model begins with, as ZImageTurbo does."""
-    name = re.sub(r"[^a-z]", "", (base_model or "").casefold())
-    rows = (row for row in ARCHITECTURES.values() if name.startswith(re.sub(r"[^a-z]", "", row.title.casefold())))
-    return next((row.base_repo for row in rows), None)
+    """The base repo of the model that a host means by `base_model`."""
+    found = (base_named(row, base_model) for row in ARCHITECTURES.values())
+    return next((base for base in found if base is not None), None)
 
 
 def _size(base: str | None) -> dict:

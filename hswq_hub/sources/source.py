@@ -133,7 +133,7 @@ def locate(reference: str, civitai_endpoint: str | None = None, choose: Choose |
         SourceError: see :func:`resolve`.
     """
     found = parse(reference)
-    host = _host(found, civitai_endpoint, choose)
+    host = host_of(found, civitai_endpoint, choose)
     return host and host.listing(found)
 
 
@@ -175,7 +175,7 @@ def resolve(
         return _demo(base)
     if isinstance(found, LocalRef):
         return _local(found, base, licence, verify)
-    host = _host(found, civitai_endpoint, choose)
+    host = host_of(found, civitai_endpoint, choose)
     listing = host.listing(found)
     listing.check_permitted(permitted)
 
@@ -239,7 +239,7 @@ def _local(reference: LocalRef, base: str | None, licence: str | None, verify: b
     )
 
 
-def _host(reference: ModelRef, civitai_endpoint: str | None, choose: Choose | None) -> Civitai | Hub | None:
+def host_of(reference: ModelRef, civitai_endpoint: str | None, choose: Choose | None) -> Civitai | Hub | None:
     """Who has it: something with `listing(reference)` and `fetch(listing, check_header)`."""
     if isinstance(reference, CivitaiRef):
         return Civitai.of(reference, civitai_endpoint)
@@ -250,7 +250,7 @@ def _checked(path: Path) -> Checkpoint:
     """The checkpoint, if it is one that can be quantized."""
     checkpoint = Checkpoint(path)
     checkpoint.require_full_precision()
-    checkpoint.empty_model()  # or an error that names what does not fit
+    checkpoint.empty_model(constants=False)  # or an error that names what does not fit
     _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint
 

@@ -5,6 +5,7 @@ parameter a stored tensor becomes.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,19 +176,20 @@ class Checkpoint:
                 f"shapes ({type(error).__name__}: {error})"
             ) from error
 
-    def empty_model(self) -> torch.nn.Module:
-        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory. A new
-        one each time, found to fit.
+    def empty_model(self, *, constants: bool = True) -> torch.nn.Module:
+        """The diffusers model of this checkpoint on the meta device: all of its structure, none of its memory. Found to
+        fit.
+
+        constants: with what it computes once and no file holds, such as frequencies; without, it cannot be called.
 
         Raises:
             FormatError: the file does not fit its architecture; what is wrong is named, all of it.
         """
-        _ = self.layers, self._first_parameter  # what is looked up in it, before it is given away: building takes time
-        model = self._skeleton
-        del self._skeleton
+        model = self._build(constants)
+        self.check_fits(model)
         return model
 
-    def _build(self) -> torch.nn.Module:
+    def _build(self, constants: bool) -> torch.nn.Module:
         import accelerate
         import diffusers
         from diffusers.models.modeling_utils import no_init_weights
@@ -196,7 +198,11 @@ class Checkpoint:
         if any(count > len(self.tensors) for count in counts):
             raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
         try:
-            with no_init_weights(), accelerate.init_empty_weights():
+            with (
+                no_init_weights(),
+                accelerate.init_empty_weights(),
+                nullcontext() if constants else torch.device("meta"),
+            ):
                 return getattr(diffusers, self.architecture.model_class)(**self.config)
         except (AssertionError, ValueError, RuntimeError, TypeError) as error:
             raise FormatError(
@@ -367,9 +373,7 @@ class Checkpoint:
     @cached_property
     def _skeleton(self) -> torch.nn.Module:
         """An empty model to look things up in; found to fit."""
-        model = self._build()
-        self.check_fits(model)
-        return model
+        return self.empty_model(constants=False)
 
     @property
     def bundled(self) -> set[str]:

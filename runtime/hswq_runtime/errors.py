@@ -3,7 +3,7 @@
     HSWQError                       base of every error this project raises on purpose
     ├── FormatError                 a file's bytes, keys or shapes are not what they should be
     │   └── AlreadyQuantizedError   a source holds FP8 or integer weights where full precision is needed
-    ├── UnknownArchitectureError    no row of `architectures.py` recognises the keys
+    ├── UnknownArchitectureError    no row of `architectures/` recognises the keys
     ├── ComponentError              a text encoder, VAE, tokenizer or scheduler is missing
     └── DeviceError                 the device asked for is not on this machine
 

@@ -8,6 +8,7 @@ can never be FP8 and why, and the defaults that its model card recommends. To ad
 from collections.abc import Iterable, Mapping
 
 from ..errors import UnknownArchitectureError
+from .aura_flow import AURA_FLOW
 from .chroma import CHROMA
 from .flux import FLUX_DEV, FLUX_SCHNELL
 from .flux2 import FLUX2_KLEIN_4B, FLUX2_KLEIN_9B
@@ -45,6 +46,7 @@ ARCHITECTURES = {
         SD35_LARGE,
         CHROMA,
         QWEN_IMAGE,
+        AURA_FLOW,
     )
 }
 

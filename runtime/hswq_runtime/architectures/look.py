@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterable
 
 from .row import Architecture
 
+_NAMES_OF_DIFFUSERS = ("single_transformer_blocks.", "joint_transformer_blocks.", "all_x_embedder.", "down_blocks.0.")
 _SHOWN = 6
 """Groups of blocks and other tensors that a sentence may hold."""
 
 
 def look(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
-    """One sentence: the blocks and how many of each, tensors that stand alone, and the row that comes nearest.
+    """One sentence: the blocks and how many of each, tensors that stand alone, and the rows that come nearest.
 
     Args:
         tensors: the keys, or what a header says of each (something with a `shape`), by key.
@@ -20,7 +21,10 @@ def look(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Itera
     keys = list(tensors)
     if any(re.search(r"lora_(A|B|up|down)\b|\.lora\.", key) for key in keys):
         return f"{len(keys)} tensors of a LoRA, which is no checkpoint; give the model that it is made for"
-    return f"{len(keys)} tensors{_groups(tensors)}; {_nearest(set(keys), rows, prefixes)}"
+    known = f"{len(keys)} tensors{_groups(tensors)}"
+    if any(key.startswith(_NAMES_OF_DIFFUSERS) for key in keys):
+        return f"{known}; they have diffusers' own names: give the folder that its config.json is in"
+    return f"{known}; {_nearest(set(keys), rows, prefixes)}"
 
 
 def _groups(tensors) -> str:
@@ -43,13 +47,15 @@ def _with_shape(tensors, key: str) -> str:
 
 
 def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
-    def missing(row: Architecture) -> list[str]:
-        return min(([key for key in row.signature if prefix + key not in keys] for prefix in prefixes), key=len)
-
-    nearest = min(rows, key=lambda row: len(missing(row)) / len(row.signature))
-    lacks = missing(nearest)
-    if len(lacks) == len(nearest.signature):
-        like = f"that is like none of those known ({', '.join(row.title for row in rows)})"
+    found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    for row in rows:
+        lacks = min(([key for key in row.signature if prefix + key not in keys] for prefix in prefixes), key=len)
+        if len(lacks) < len(row.signature):
+            found.setdefault(row.signature, (row.title, lacks))
+    fewest = min((len(lacks) for _, lacks in found.values()), default=0)
+    near = [f"{title}, but without {', '.join(lacks)}" for title, lacks in found.values() if len(lacks) == fewest]
+    if near:
+        like = f"most like {'; or '.join(near)}"
     else:
-        like = f"that is most like {nearest.title}, but without {', '.join(lacks)}"
+        like = f"like none of those known ({', '.join(row.title for row in rows)})"
     return f"{like}; a row in hswq_runtime/architectures would make it known, as ARCHITECTURE.md says"

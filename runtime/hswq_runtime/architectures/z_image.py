@@ -1,9 +1,15 @@
 """Z-Image."""
 
+from ..errors import FormatError
 from .row import Architecture, Fold, Shapes, count
 
 
 def _z_image_config(shapes: Shapes) -> dict:
+    if "siglip_embedder.1.weight" in shapes:
+        raise FormatError(
+            "a Z-Image Omni, which reads pictures with an encoder that has not been published; this release knows "
+            "Z-Image and Z-Image Turbo"
+        )
     dim, patch_values = shapes["x_embedder.weight"]
     head_dim = shapes["layers.0.attention.q_norm.weight"][0]
     patch = 2  # the only patch size that the diffusers converter names
