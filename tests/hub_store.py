@@ -24,11 +24,11 @@ def is_large(path: str, content: bytes) -> bool:
 
 
 def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return getattr(content, "sha256", None) or hashlib.sha256(content).hexdigest()
 
 
 def git_blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content[:]).hexdigest()
 
 
 @dataclass
