@@ -66,9 +66,17 @@ def visit(browser, url):
     assert errors == []
 
 
-def compare(page, prompt: str) -> None:
+def ask(page, prompt: str) -> None:
+    """Type a prompt and press the button; two steps are enough to look at."""
+    if not page.is_visible("#steps input[type=number]"):
+        page.click("text=More settings")
+    page.fill("#steps input[type=number]", "2")
     page.fill("#prompt textarea", prompt)
     page.click("#compare")
+
+
+def compare(page, prompt: str) -> None:
+    ask(page, prompt)
     finished(page, prompt)
 
 
@@ -143,10 +151,13 @@ def test_the_slider_moves_and_shows_any_two(visit):
     page.wait_for_selector("text=|original − naive FP8|")
 
 
-def test_a_link_shows_the_same_again(visit):
+def test_earlier_comparisons_are_kept_and_a_link_shows_one_again(visit):
     page = visit()
     compare(page, "a striped yellow star on a 50% black & white background")
-    page.wait_for_url("**/?model=demo&prompt=*")
+    compare(page, "the second of two")
+    page.locator("#runs .thumbnail-item").nth(1).click()
+    finished(page, "a striped yellow star")
+    page.wait_for_url("**/?model=demo&prompt=a+striped*")
     again = visit("&" + page.url.split("?")[1])
     finished(again, "a striped yellow star")
     first, second = tiles(page), tiles(again)
@@ -158,8 +169,7 @@ def test_a_run_is_cancelled_while_another_visitor_waits(visit):
     page, second = visit(), visit()
     page.goto(page.url.split("?")[0] + "?prompt=a+long+one&steps=60&size=96")
     page.wait_for_selector("#strip .tile.working img")
-    second.fill("#prompt textarea", "the second visitor")
-    second.click("#compare")
+    ask(second, "the second visitor")
     second.wait_for_function("/queue: 1/.test(document.querySelector('#status').textContent)")
     page.click("#cancel")
     page.wait_for_selector("#status >> text=Stopped.")
@@ -168,8 +178,6 @@ def test_a_run_is_cancelled_while_another_visitor_waits(visit):
     assert page.is_enabled("#compare") and page.is_disabled("#cancel")
     finished(second, "the second visitor")
     assert page.locator("#strip .tile.done").count() < len(VARIANTS)
-    page.click("text=More settings")
-    page.fill("#steps input[type=number]", "2")
     compare(page, "after all")
 
 
@@ -197,16 +205,6 @@ def test_what_is_wrong_is_said_in_the_page(visit, break_it, sentence):
 def test_a_broken_link_is_said_in_the_page(visit):
     page = visit("&prompt=x&size=1000000")
     page.wait_for_selector("#status .status.error >> text=The size has to be from 32 to 96")
-
-
-def test_earlier_comparisons_are_kept(visit):
-    page = visit()
-    compare(page, "the first of two")
-    compare(page, "the second of two")
-    thumbnails = page.locator("#runs .thumbnail-item")
-    assert thumbnails.count() >= 2
-    thumbnails.nth(1).click()
-    finished(page, "the first of two")
 
 
 def test_layers_and_about(visit):
