@@ -167,7 +167,7 @@ def _complete(folder: Path, repo: str, destination: Destination) -> dict:
     record = read_json(folder / RECORD)
     earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
     mark_lasting(record, earlier, destination.files)
-    completed = {**record, "repo": repo, EARLIER: earlier}
+    completed = {**record, "repo": repo, "quantized_by": destination.account, EARLIER: earlier}
     if completed != record:
         write_atomically(folder / RECORD, (json.dumps(completed, indent=2, allow_nan=False) + "\n").encode())
     write_card(folder)  # also after a run that died between the two

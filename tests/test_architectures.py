@@ -201,7 +201,11 @@ def test_what_a_pipeline_is_called_with_is_in_the_row():
 
 HEADINGS = ("model", "other components from", "licence", "steps", "guidance", "size", "tested")
 EVERYTHING = "published keys and shapes; a tiny model from file to picture"
-OTHERWISE = {"z-image": f"{EVERYTHING}; a trained demo model"}
+OTHERWISE = {
+    "z-image": f"{EVERYTHING}; a trained demo model",
+    "sdxl": f"{EVERYTHING}, full and UNet alone; v-prediction; `--for comfyui`; LoRA",
+    "sd-1.5": f"{EVERYTHING}, full",
+}
 """What is tested of a row beyond, or instead of, what its entry in `ORIGINALS` is for."""
 
 
