@@ -51,6 +51,7 @@ UNPUBLISHED_OPTIONS = {
     *("from_", "redo", "dry_run"),
     *UPLOAD_OPTIONS,
     *JOB_OPTIONS,
+    "space",
 }
 """Options that are about this machine or account and not about what comes out."""
 OPTION_GROUPS = {
@@ -70,7 +71,7 @@ OPTION_GROUPS = {
     "Calibration": ("samples", "steps", "seed"),
     "Measuring": ("pairs", "picture_steps"),
     "Pictures of both": ("guidance", "size"),
-    "Where to": ("folder", *UPLOAD_OPTIONS),
+    "Where to": ("folder", *UPLOAD_OPTIONS, "space"),
     "This machine": ("device", "dtype", "calibration_memory"),
     "Another machine": ("on", "flavor", "timeout", "package", "namespace"),
     "This run": ("from_", "redo", "dry_run", "yes"),
@@ -237,6 +238,7 @@ upload_options = _options(
     click.option("--collection", metavar="SLUG", help="Put the repo into this collection."),
     click.option("--no-verify", "unverified", is_flag=True, help="Compare checksums, but do not load it from the Hub."),
     click.option("--force", is_flag=True, help="Also into a repo that hswq-hub did not make."),
+    click.option("--space", metavar="OWNER/NAME", help="Make or update a Space that shows the model."),
 )
 namespace_option = click.option("--namespace", help="Organisation whose jobs they are.  [default: your account]")
 job_options = _options(
@@ -306,7 +308,7 @@ def main(context):
 @upload_options
 @job_options
 @_or_as_a_job
-def publish(reference, folder, from_, redo, dry_run, yes, **options):
+def publish(reference, folder, from_, redo, dry_run, space, yes, **options):
     """Do it all: a checkpoint in, a folder or a Hub repo out.
 
     The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
@@ -329,10 +331,10 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     from .report import HEADINGS, table, text_table
     from .sources import resolve
 
-    hub, settings, context = _upload_settings(options), _publish_settings(options), click.get_current_context()
+    hub, settings, context = _upload_settings(options, space), _publish_settings(options), click.get_current_context()
     again, choose = _again(from_, redo), _chooser()
     if hub is not None:
-        _agree_to_upload(hub, yes or dry_run)
+        _agree_to_upload(hub, space, yes or dry_run)
     _quiet()
 
     def command(source):
@@ -355,6 +357,7 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
     click.echo(f"\n{verdict}\n\n{published.folder}/")
     if published.uploaded is not None:
         _say_uploaded(published.uploaded)
+        _deploy(space, hub)
 
 
 @main.command()
@@ -362,7 +365,7 @@ def publish(reference, folder, from_, redo, dry_run, yes, **options):
 @click.option("--repo", metavar="OWNER/NAME", required=True, help="Hub repo to upload to.")
 @upload_options
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def upload(folder, yes, **options):
+def upload(folder, space, yes, **options):
     """Upload a folder that `publish` made, in one commit, and check what arrived.
 
     A repo that is not there is made; one that hswq-hub made is updated, and its card keeps the figures of earlier
@@ -373,10 +376,11 @@ def upload(folder, yes, **options):
     """
     from .upload import upload
 
-    hub = _upload_settings(options)
-    _agree_to_upload(hub, yes)
+    hub = _upload_settings(options, space)
+    _agree_to_upload(hub, space, yes)
     _quiet()
     _say_uploaded(upload(folder, hub))
+    _deploy(space, hub)
 
 
 @main.command(cls=_Grouped)
@@ -910,25 +914,42 @@ def _agree_to_work(outlook) -> None:
         click.confirm(f"This will take {roughly(outlook.seconds)}. Go on?", default=True, abort=True, err=True)
 
 
-def _upload_settings(options: dict) -> UploadSettings | None:
+def _upload_settings(options: dict, space: str | None) -> UploadSettings | None:
     """Where to upload to, if that was asked for; its options are taken out of `options`."""
     found = {name: options.pop(name) for name in UPLOAD_OPTIONS}
     verify = not found.pop("unverified")
     if found["repo"] is not None:
+        if space and (found["create_pr"] or found["revision"]):
+            raise click.UsageError("a Space shows what is on main; leave out --space, or --pr and --revision")
         return UploadSettings(verify=verify, **found)
     context = click.get_current_context()
-    if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in UPLOAD_OPTIONS):
+    if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in (*UPLOAD_OPTIONS, "space")):
         raise click.UsageError("these options are about an upload; say where to with --repo OWNER/NAME")
     return None
 
 
-def _agree_to_upload(hub: UploadSettings, yes: bool) -> None:
+def _agree_to_upload(hub: UploadSettings, space: str | None, yes: bool) -> None:
     """Check that the upload can work, and on a terminal ask whether it is meant."""
     from .destination import check_upload
+    from .space import check_space
 
     destination = check_upload(hub)
+    if space:
+        check_space(space)
     if _chooser() and not yes:
-        click.confirm(f"Upload to {destination.summary}?", default=True, abort=True, err=True)
+        shown = f", shown by the Space {space}" if space else ""
+        click.confirm(f"Upload to {destination.summary}{shown}?", default=True, abort=True, err=True)
+
+
+def _deploy(space: str | None, hub: UploadSettings) -> None:
+    """Make the Space that was asked for, of the page that this command line can show as well."""
+    from importlib.resources import files
+
+    from .space import deploy_space
+
+    if space:
+        page = Path(str(files("spaces_app")))
+        click.echo(f"space     {deploy_space(space, hub.repo, page, private=hub.private)}")
 
 
 def _say_uploaded(uploaded) -> None:

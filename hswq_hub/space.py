@@ -21,6 +21,9 @@ import hswq_runtime
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.locate import is_repo_id
 
+from .account import check_account
+from .hub import explained
+
 README, REQUIREMENTS, MODELS, APP = "README.md", "requirements.txt", "models.txt", "app.py"
 _EXTRA = "demo"
 _BUILT_IN = ("gradio",)
@@ -31,6 +34,20 @@ _TORCH = "torch>=2.8,<2.12"
 
 class SpaceError(HSWQError):
     """The Space cannot be made or filled."""
+
+
+def check_space(space: str) -> None:
+    """Check, before anything costs time, that the account may make or update `space`.
+
+    Raises:
+        SpaceError: it is no name of a Space.
+        AccountError: no token, or one that may not write there.
+        UploadError: the Hub cannot be reached.
+    """
+    if not is_repo_id(space):
+        raise SpaceError(f"{space!r} is not spelled like owner/name")
+    with explained(space):
+        check_account(space.split("/")[0])
 
 
 def deploy_space(space: str, repo: str, app: Path, *, private: bool | None = None, client: HfApi | None = None) -> str:

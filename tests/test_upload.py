@@ -289,8 +289,12 @@ def test_xet_commits_survive_a_lost_answer(hub, folder, monkeypatch, tmp_path):
     ],
     ids=str,
 )
-def test_what_does_not_pass_is_one_sentence(hub, folder, answer, headers, sentence, caplog):
-    caplog.set_level("INFO")  # below that the wire is logged, on which this Hub itself says the token
+def test_what_does_not_pass_is_one_sentence(hub, folder, answer, headers, sentence, monkeypatch):
+    # On the wire this Hub itself says the token, and what is on the wire is for DEBUG.
+    monkeypatch.setattr(logging.getLogger("httpcore2"), "disabled", True)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("httpcore2"):
+            monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     hub.fail("POST", "/api/repos/create", answer, times=99, headers=headers)
     with pytest.raises(UploadError, match=sentence):
         upload(folder, UNCHECKED)
@@ -583,3 +587,23 @@ def test_upload_options_without_a_repo_are_a_mistake():
     for option in (["--pr"], ["--private"], ["--no-gated"], ["--no-verify"], ["--collection", "alice/x"]):
         result = run("publish", "nothing-here", *option)
         assert result.exit_code == 2 and "--repo" in result.output
+
+
+def test_a_space_for_what_was_uploaded(hub, folder, monkeypatch):
+    deployed = []
+    monkeypatch.setattr(
+        "hswq_hub.space.deploy_space", lambda *found, **how: deployed.append((*found, how)) or "address"
+    )
+    words = ["upload", str(folder), "--repo", REPO, "--no-verify", "--private", "--space"]
+    result = CliRunner().invoke(main, [*words, "alice/demo"], catch_exceptions=False)
+    assert result.exit_code == 0 and "space     address" in result.output
+    ((space, repo, page, how),) = deployed
+    assert (space, repo, how) == ("alice/demo", REPO, {"private": True}) and (page / "app.py").is_file()
+    for wrong, said in [
+        (["bob/demo"], "alice is not a member of bob"),
+        (["demo"], "not spelled like owner/name"),
+        (["alice/demo", "--pr"], "leave out --space"),
+    ]:
+        result = CliRunner().invoke(main, [*words, *wrong])
+        assert result.exit_code == 2 and said in result.output
+    assert len(deployed) == 1
