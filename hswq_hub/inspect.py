@@ -67,13 +67,15 @@ class Inspection:
             *_column("parameters", [f"{_millions(self.parameters)} in the denoiser ({self._precision()})"]),
             *_column("parts", (f"{part}: {_millions(values)}" for part, values in self.parts.items())),
             *_column("layers", [f"{self.layers} linear or convolution, {self.quantized_layers} of them FP8"]),
+            *(_column("holds too", [", ".join(self.bundled)]) if self.bundled else ()),
+            *(_column("scheduler", [_settings(self.scheduler)]) if self.scheduler else ()),
             *_column("never FP8", (f"{layer}: {reason}" for layer, reason in self.never_quantized.items())),
             *_column("kept", (f"recipe {recipe}: {what}" for recipe, what in self.kept.items())),
             *_column("prefix", [self.prefix or "none"]),
             *_column("licence", [f"{self.licence}, of the original that this architecture is from"]),
             *_column("sizes", (_size_line(*item) for item in self.sizes.items())),
             *(self._cost_lines(device) if self.sizes else ()),
-            *_column("config", [", ".join(f"{name} {value}" for name, value in self.config.items())]),
+            *_column("config", [_settings(self.config)]),
             *_column("metadata", (f"{name}: {value[:80]}" for name, value in self.metadata.items())),
         ]
         # A stranger's header is not to write to the terminal what it likes.
@@ -199,6 +201,10 @@ def _size_line(what: tuple[str, str], size: tuple[int, int] | None) -> str:
 
 def _column(name: str, lines: Iterable[str]) -> list[str]:
     return [f"  {name if i == 0 else '':<12}{line}" for i, line in enumerate(lines)]
+
+
+def _settings(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _duration(seconds: float) -> str:

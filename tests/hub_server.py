@@ -277,7 +277,7 @@ def resolve(request: Handler, repo: str, revision: str, path: str):
 def storage(request: Handler, repo: str, path: str, commit: str):
     if "Authorization" in request.headers:
         return request.send(400, b"Missing x-amz-content-sha256")
-    content = bytes(request.hub.repos[repo].snapshots[commit][path])
+    content = request.hub.repos[repo].snapshots[commit][path]
     if path in request.hub.corrupt:
         content = content[:-1] + bytes([content[-1] ^ 1])
     send_content(request, content, {"ETag": '"storage"'})

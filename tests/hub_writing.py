@@ -318,6 +318,7 @@ def check_card(text: str) -> list[str]:
         )
 
     check("license", lambda value: value in LICENCES, "must be one of the known licences")
+    check("license", lambda value: value != "other" or "license_name" in card, 'other needs "license_name"')
     check("license_name", lambda _: card.get("license") == "other", 'is only allowed when "license" is other')
     check("license_name", lambda value: re.fullmatch(r"[a-z0-9.+-]+", value), "must be lower case with hyphens")
     check("tags", strings, "must be a list of strings")

@@ -105,7 +105,7 @@ def import_everything(folder: Path) -> None:
     """What a publish loads on its way, loaded before anything is forked."""
     source = resolve(str(folder / "tiny.safetensors"), base=resolve("demo").base)
     denoiser = load_model(source.checkpoint, torch.float32)
-    generate.open_pipeline(source.checkpoint.architecture, denoiser, source.base, torch.device("cpu"))
+    generate.open_pipeline(source.checkpoint, denoiser, source.base, torch.device("cpu"))
     plots.save(plots.error_against_size({"V1": (0.5, 1e-3)}), folder / "plot.png")
 
 

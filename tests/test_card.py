@@ -1,15 +1,12 @@
 """The card: what the Hub accepts, what a stranger reads, and nothing that nobody measured."""
 
-import json
 import re
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
-import huggingface_hub
 import pytest
 import yaml
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
@@ -22,77 +19,14 @@ from hswq_runtime.errors import FormatError
 
 SHOWN = Path(__file__).parents[1] / "model_cards/demo-hswq"
 ENTRY = next(iter(catalog().values()))
-LICENCES = {"apache-2.0", "mit", "openrail", "openrail++", "creativeml-openrail-m", "agpl-3.0", "unknown", "other"}
-
-
-def problems(content: str) -> list[str]:
-    """What the Hub's documentation of a model card's metadata does not allow in `content`."""
-    data = yaml.safe_load(content.split("---\n")[1])
-    found = []
-    if "license" in data and data["license"] not in LICENCES and not data["license"].startswith("cc"):
-        found.append("license is not one of the ids")
-    if {"license_name", "license_link"} & data.keys() and data.get("license") != "other":
-        found.append("license_name and license_link go with other")
-    if data.get("license") == "other" and not {"license_name", "license_link"} <= data.keys():
-        found.append("other needs license_name and license_link")
-    bases = data.get("base_model", [])
-    if not isinstance(bases, list) or not all(re.fullmatch(r"[\w.-]+/[\w.-]+", base) for base in bases):
-        found.append("base_model is a list of repos")
-    if ("base_model_relation" in data) != bool(bases) or data.get("base_model_relation", "quantized") != "quantized":
-        found.append("base_model_relation goes with base_model")
-    if data.get("library_name") != "diffusers" or data.get("pipeline_tag") != "text-to-image":
-        found.append("library_name, pipeline_tag")
-    if not data["tags"] or not all(isinstance(tag, str) for tag in data["tags"]):
-        found.append("tags are words")
-    for example in data.get("widget", []):
-        if not isinstance(example["text"], str) or not example["output"]["url"]:
-            found.append("a widget has text and output.url")
-    if "thumbnail" in data and not data["thumbnail"].startswith("https://"):
-        found.append("thumbnail is an address")
-    for model in data.get("model-index", []):
-        for result in model["results"]:
-            numbers = [metric["value"] for metric in result["metrics"] if metric["type"]]
-            if not (model["name"] and result["task"]["type"] and result["dataset"]["type"] and numbers):
-                found.append("model-index lacks a name, task, dataset or metric")
-            if not all(isinstance(number, float) and 0 <= number <= 1 for number in numbers):
-                found.append("SSIM is a number")
-    unknown = data.keys() - {
-        "base_model", "base_model_relation", "library_name", "license", "license_link", "license_name", "model-index",
-        "pipeline_tag", "quantized_by", "tags", "thumbnail", "widget",
-    }  # fmt: skip
-    return found + [f"{name} is no field of a model card" for name in unknown]
-
-
-class ValidateYaml(BaseHTTPRequestHandler):
-    """POST /api/validate-yaml, as the client calls it."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/api/validate-yaml" and asked["repoType"] == "model"
-        errors = [{"message": message} for message in problems(asked["content"])]
-        body = json.dumps({"errors": errors, "warnings": []}).encode()
-        self.send_response(400 if errors else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     """The real client asks this server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ValidateYaml)
-    server.daemon_threads = True
-    Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    huggingface_hub.close_session()
-    yield server
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
+    with HubServer() as server:
+        server.adopt(monkeypatch, tmp_path / "hf")
+        yield server
 
 
 def demo() -> Card:

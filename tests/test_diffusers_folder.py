@@ -90,7 +90,7 @@ def test_the_card_says_which_names_the_tensors_have(folder, tmp_path):
     record = json.loads((tmp_path / "out/hswq.json").read_text())
     for source, said in ((resolve("demo"), False), (resolve(str(folder)), True)):
         (tmp_path / "out/hswq.json").write_text(json.dumps(record | {"source": source_facts(source)}))
-        assert ("names of diffusers' own parameters" in Card.from_folder(tmp_path / "out").render()) is said
+        assert ("names of diffusers' parameters" in Card.from_folder(tmp_path / "out").render()) is said
 
 
 def test_its_own_folder_is_the_base(folder):

@@ -382,5 +382,5 @@ def test_a_card_names_the_repo_that_was_quantized(tmp_path):
     data = yaml.safe_load(front)
     assert data["base_model"] == ["alice/single"] and data["base_model_relation"] == "quantized"
     assert (data["license_name"], data["license_link"]) == ("my-licence-1.0", "LICENSE")
-    assert "- Creator: [alice](https://huggingface.co/alice)\n- Licence: [`my-licence-1.0`](LICENSE)." in body
+    assert "- creator: [alice](https://huggingface.co/alice)\n- licence: [`my-licence-1.0`](LICENSE)\n" in body
     assert record["source"]["gated"] == "auto", "for whoever uploads it"

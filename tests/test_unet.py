@@ -380,7 +380,7 @@ def test_publish_measures_and_says_who_reads_what(full, tmp_path):
     settings = PublishSettings(
         formats=(Format.V2,),
         recipe=replace(
-            recipe(rounding="nearest", reader=Reader.COMFYUI), measurement=ErrorSettings(samples=1, steps=1)
+            recipe(rounding="nearest", reader=Reader.COMFYUI, budget=0.6), measurement=ErrorSettings(samples=1, steps=1)
         ),
         calibration=CALIBRATION,
         evaluation=EvaluationSettings(pairs=1, steps=2),
@@ -393,7 +393,7 @@ def test_publish_measures_and_says_who_reads_what(full, tmp_path):
     assert all(row["error"] > 0 for row in convolutions)
     card = (folder / "README.md").read_text()
     assert "convolutions are plain FP8" in card and "`models/checkpoints/`" in card
-    assert "not for ComfyUI" not in card
+    assert "no scale of a convolution" not in card
     pipe = HSWQPipeline.from_pretrained(folder, dtype=torch.float32)
     assert pipe("a cat", **SMALL).images.std() > 0
     for row in record["layers"]["v2"]:
@@ -401,7 +401,7 @@ def test_publish_measures_and_says_who_reads_what(full, tmp_path):
     record["recipe"]["reader"] = "hswq"
     (folder / "hswq.json").write_text(json.dumps(record))
     lines = write_card(folder).read_text().splitlines()
-    assert "not for ComfyUI" in next(line for line in lines if "-v2.safetensors`" in line)
+    assert "none here: it reads no scale of a convolution" in next(line for line in lines if "| ComfyUI |" in line)
 
 
 def test_recorded_calls_are_those_that_were_chosen_whatever_the_scheduler_adds(full):
