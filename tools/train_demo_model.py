@@ -18,6 +18,10 @@ named `cooldown` in --work starts the final decay of the learning rate at once.
 On two CPU cores that takes about an hour, if nothing else runs on them and memory that was freed is kept for the next
 step (glibc gives it back each time): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
 
+Another model, of another size, to try recipes on; the finished stages of the demo model in --work serve it as well:
+
+    python tools/train_demo_model.py --heads 3 --layers 3 --steps 800 --batch 16 --out build/second --work WORK
+
 Every stage starts from the same seed, so that a continued run draws the same numbers; another processor or
 number of threads sums in another order and gives a model like it, not the same bytes. The committed model is one run
 of this script on one core, continued once: its first 1,600 steps had --steps 1600, that is a faster decay, the others up
