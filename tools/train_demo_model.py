@@ -24,8 +24,8 @@ Another model, of another size, to try recipes on; the finished stages of the de
 
 Every stage starts from the same seed, so that a continued run draws the same numbers; another processor or
 number of threads sums in another order and gives a model like it, not the same bytes. The committed model is one run
-of this script on one core, continued once: its first 1,600 steps had --steps 1600, that is a faster decay, the others up
-to 2,699 had --steps 3170.
+of this script on one core, continued once: its first 1,600 steps had --steps 1600, that is a faster decay, the others
+up to 2,699 had --steps 3170.
 """
 
 import argparse
