@@ -6,6 +6,7 @@ processes. Only the first writes anything.
 
 import logging
 import os
+import signal
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
@@ -103,10 +104,14 @@ def launch(count: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "hswq_hub", *arguments)
     except ChildFailedError as error:
-        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
-        if not killed:
-            return max(failure.exitcode for failure in error.failures.values())
-        rank, failure = next(iter(killed.items()))
+        failures = error.failures
+        said = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
+        killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
+        # With SIGTERM the launcher itself stops those that are left when one has failed.
+        killed.sort(key=lambda rank: failures[rank].exitcode == -signal.SIGTERM)
+        if said and (not killed or failures[killed[0]].exitcode == -signal.SIGTERM):
+            return max(said)
+        rank, failure = killed[0], failures[killed[0]]
         raise HSWQError(
             f"process {rank + 1} of {count} was killed ({failure.signal_name()}; the system does that when memory runs "
             "out), so the others were stopped; nothing that was saved before is lost, run this again"

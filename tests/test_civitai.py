@@ -766,7 +766,7 @@ def test_publish_from_a_reference_with_a_token_in_it(tmp_path, monkeypatch):
             assert secret.encode() not in published and secret not in result.output
     card = (tmp_path / "out/README.md").read_text()
     assert f"hswq-hub publish {REFERENCE} --base components" in card
-    assert "Creator: [alice\\_01](https://civitai.com/user/alice_01)" in card
+    assert "creator: [alice\\_01](https://civitai.com/user/alice_01)" in card
     assert (tmp_path / "out/darkBeast-hswq-v2.safetensors").is_file()
 
 
