@@ -67,7 +67,7 @@ class Card:
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             evaluation = Evaluation.load(folder / METRICS)
-            architecture = ARCHITECTURES[record["architecture"]]
+            architecture = ARCHITECTURES[record["architecture"]].with_base(record["base"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
         files = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))

@@ -21,6 +21,7 @@ from torch import nn
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.formats import layer_of
 
+from .generate import default_size
 from .settings import PublishSettings
 from .sources import Source
 from .sources.diffusers_folder import CONFIG
@@ -57,7 +58,7 @@ class Forecast:
 
     def __init__(self, source: Source, settings: PublishSettings, place: Path):
         self._checkpoint, self._how, self._place = source.checkpoint, settings.calibration, place
-        self._size = default_size(source)
+        self._size = usual_size(source)
         made = (made for made in _records(place) if not made.work.calls or made.work.device == self._how.device)
         self._made = sorted(made, key=lambda made: -made.finished)
 
@@ -95,13 +96,11 @@ class Forecast:
         return disk_rate(self._place)
 
 
-def default_size(source: Source) -> int:
-    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the usual."""
-    size = source.checkpoint.architecture.size
+def usual_size(source: Source) -> int:
+    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the architecture's."""
     config = Path(source.base) / "vae" / CONFIG
-    return (
-        min(size, json.loads(config.read_text(encoding="utf-8")).get("sample_size", size)) if config.is_file() else size
-    )
+    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return default_size(source.architecture, known)
 
 
 def call_of(checkpoint: Checkpoint, size: int) -> Call:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from pathlib import Path
 
 import psutil
@@ -14,8 +13,6 @@ from .settings import DEVICES, DTYPES
 from .workspace import code_digest
 
 _CGROUP = Path("/sys/fs/cgroup")
-
-_TRIAL_SIDE, _TRIAL_SECONDS = 1024, 0.2
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,18 +39,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-@torch.no_grad()
-def operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a product of matrices, by a trial of a fraction of a second."""
-    square = torch.ones(_TRIAL_SIDE, _TRIAL_SIDE, device=device, dtype=dtype)
-    (square @ square)[0, 0].item()  # what is set up at first use is not to count
-    runs, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < _TRIAL_SECONDS:
-        (square @ square)[0, 0].item()  # which waits for the device
-        runs += 1
-    return runs * 2.0 * _TRIAL_SIDE**3 / passed
-
-
 def describe(device: torch.device) -> str:
     """What a person would call the hardware: "NVIDIA H200", or the CPU's name and cores."""
     if device.type == "cuda":
@@ -65,12 +50,24 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken: of the device, or of this machine as far as its container lets us."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
+    free, (limit, used) = psutil.virtual_memory().available, map(_of_container, ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(limit - used, 0))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device; or memory and swap of this machine, or what its container may have of it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    whole, limit = psutil.virtual_memory().total + psutil.swap_memory().total, _of_container("memory.max")
+    return whole if limit is None else min(whole, limit)
+
+
+def _of_container(name: str) -> int | None:
+    """Bytes that the container of this process has or uses; None without one, or without a limit ("max")."""
     try:
-        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such container, or no limit ("max")
-        return free
-    return min(free, max(limit - used, 0))
+        return int((_CGROUP / name).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 class PeakMemory:

@@ -10,15 +10,14 @@ from hswq_runtime.architectures import base_named
 from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.formats import Format, Metadata
 
-from .hardware import describe, operations_per_second, pick_device, pick_dtype
+from .forecast import Call, call_of, layer_rate
+from .hardware import describe, pick_device, pick_dtype
+from .progress import roughly
 from .quantize.keep import keep_ratio, size_range
 from .report import megabytes
 from .settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe
 from .sources.listing import Listing
 from .sources.peek import peek
-
-_TOKEN = 16
-"""Pixels a side of what a transformer sees as one token: 8 of a latent value, 2 x 2 values a patch."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Inspection:
     without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
     recipe and format -> bytes of the file, at least and at most, None if the recipe's budget is too small for it. Both
-    are empty for a file that is quantized already. operations: of one call of the denoiser for a picture of `size`
-    pixels a side, attention left out. bundled: the components
-    that the file holds besides the denoiser. scheduler: what it says of its scheduler's configuration.
+    are empty for a file that is quantized already. call: of the denoiser, for a picture of `size` pixels a side.
+    bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
+    configuration.
     """
 
     file: str
@@ -49,7 +48,7 @@ class Inspection:
     kept: dict[str, str]
     sizes: dict[tuple[str, str], tuple[int, int] | None]
     size: int
-    operations: float
+    call: Call
     config: dict
     bundled: list[str]
     scheduler: dict
@@ -88,7 +87,7 @@ class Inspection:
         """What quantizing takes on a device: memory for the denoiser, time for the calibration."""
         device = pick_device(name)
         dtype, how = pick_dtype("auto", device), CalibrationSettings()
-        seconds = how.samples * how.steps * self.operations / operations_per_second(device, dtype)
+        seconds = how.samples * how.steps * self.call.flops / layer_rate(self.call, device.type, dtype)
         return [
             *_column(
                 "memory",
@@ -100,8 +99,8 @@ class Inspection:
             *_column(
                 "time",
                 [
-                    f"about {_duration(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
-                    f"in {how.steps} steps each on {describe(device)}, by the number of operations alone"
+                    f"{roughly(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
+                    f"in {how.steps} steps each on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]
@@ -147,7 +146,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         kept={} if checkpoint.quantized else {recipe.name: _kept(checkpoint, recipe) for recipe in RECIPES.values()},
         sizes={} if checkpoint.quantized else _sizes(checkpoint, RECIPES.values()),
         size=model.size,
-        operations=2.0 * sum(checkpoint.tensors[key].values for key in checkpoint.layers) * (model.size / _TOKEN) ** 2,
+        call=call_of(checkpoint, model.size),
         config=checkpoint.config,
         bundled=sorted(checkpoint.bundled),
         scheduler=checkpoint.scheduler,
@@ -205,10 +204,6 @@ def _column(name: str, lines: Iterable[str]) -> list[str]:
 
 def _settings(values: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
 
 
 def _millions(values: int) -> str:

@@ -3,21 +3,19 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors import safe_open
 
 from hswq_runtime.errors import DeviceError
 
 from .components import local_files
+from .hardware import free_memory, total_memory
 from .report import megabytes
 from .settings import PublishSettings
 from .sources import Source
 from .sources.diffusers_folder import WEIGHTS
 
 _WORD, _GB = torch.float32.itemsize, 1e9
-_CONTAINER = Path("/sys/fs/cgroup/memory.max")
-"""Of a process within a container: its bound in bytes, or "max"."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,14 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     if settings.recipe.rounding == "gptq":
         inputs = (info.values // info.shape[0] for info in map(checkpoint.tensors.get, checkpoint.layers))
         moments = int(min(settings.calibration_memory * _GB, sum(_WORD * n * n for n in inputs)))
-    cpu = Memory("machine", denoiser, components, 0, psutil.virtual_memory().available, _machine_total())
+    cpu = _on("machine", torch.device("cpu"), denoiser, components)
     if how.device != "cuda":
         return [replace(cpu, moments=moments)]
-    free, total = torch.cuda.mem_get_info()
-    return [Memory("GPU", denoiser, components, moments, free, total), cpu]
+    return [replace(_on("GPU", torch.device("cuda"), denoiser, components), moments=moments), cpu]
 
 
-def _machine_total() -> int:
-    """Memory and swap of this machine, or what a container may have of it."""
-    whole = psutil.virtual_memory().total + psutil.swap_memory().total
-    limit = _CONTAINER.read_text().strip() if _CONTAINER.is_file() else ""
-    return min(whole, int(limit)) if limit.isdecimal() else whole
+def _on(name: str, device: torch.device, denoiser: int, components: int | None) -> Memory:
+    return Memory(name, denoiser, components, 0, free_memory(device), total_memory(device))
 
 
 def _values(path: Path) -> int:

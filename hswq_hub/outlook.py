@@ -73,10 +73,9 @@ class Outlook:
 
     def lines(self) -> list[str]:
         """The plan, as people read it on a terminal."""
-        checkpoint = self.source.checkpoint
-        parameters = sum(info.values for info in checkpoint.denoiser_tensors.values())
+        parameters = sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
         disks = disk_needs(self.open, arriving_bytes(self.source) if self.arriving else {})
-        facts = [("model", f"{checkpoint.architecture.title}, {parameters / 1e6:.1f} million parameters")]
+        facts = [("model", f"{self.source.architecture.title}, {parameters / 1e6:.1f} million parameters")]
         facts += [("disk", f"{megabytes(n)} at most, {megabytes(_free(place))} free") for place, n in disks.items()]
         facts += [("memory", memory.line) for memory in memory_of(self.source, self.settings)]
         if self.open:

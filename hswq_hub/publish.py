@@ -141,7 +141,7 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
         save_evaluation(evaluate(source, paths, settings), product)
 
     def work() -> Work:
-        steps = settings.steps or source.checkpoint.architecture.steps
+        steps = settings.steps or source.architecture.steps
         return Work((1 + len(files)) * settings.pairs * steps, settings.device, settings.size)
 
     return Step("evaluate", "evaluate", place, made_from, make, tuple(files.values()), work)
@@ -180,7 +180,7 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     """The settings with everything that was left open decided, as it will be recorded."""
     recipe = settings.recipe
     if recipe.keep_ratio is None and recipe.budget is None:
-        recipe = replace(recipe, keep_ratio=source.checkpoint.architecture.keep_ratio)
+        recipe = replace(recipe, keep_ratio=source.architecture.keep_ratio)
 
     def decide(part):
         device = pick_device(part.device)

@@ -114,7 +114,7 @@ def _bundled() -> Model:
     import diffusers
 
     source = resolve(DEMO)
-    architecture = source.checkpoint.architecture
+    architecture = source.architecture
     vae = diffusers.AutoencoderKL.load_config(source.base, subfolder="vae")
     files: dict[str, Callable[[], Path]] = {
         ORIGINAL: lambda: source.path,

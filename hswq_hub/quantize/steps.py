@@ -130,7 +130,7 @@ class Quantization:
             _write_json(folder / _ERRORS, measure_errors(self.source, plan, codes, self.how, settings))
 
         def work() -> Work:
-            architecture = self.source.checkpoint.architecture
+            architecture = self.source.architecture
             weights = len(unread_plan(self.source.checkpoint, version, self.recipe).quantized)
             calls = settings.samples * (settings.steps or architecture.steps) * (weights + 1)
             return Work(calls, self.how.device, self.how.size)
