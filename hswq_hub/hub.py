@@ -89,6 +89,13 @@ def is_conflict(error: Exception) -> bool:
     return _status(_cause(error)) == 412
 
 
+def said(error: BaseException) -> str:
+    """What the Hub says, in brackets; a token that it quotes is left out."""
+    words = plain(getattr(error, "server_message", None))
+    token = get_token()
+    return f" ({words.replace(token, '…') if token else words})" if words else ""
+
+
 @contextmanager
 def explained(repo: str) -> Iterator[None]:
     """Every way in which the Hub's client fails on `repo`, as a sentence and what to do; none of them holds a token."""
@@ -104,7 +111,7 @@ def explained(repo: str) -> Iterator[None]:
 
 
 def _explain(error: Exception, repo: str) -> UploadError | None:
-    status, said = _status(error), _said(error)
+    status, told = _status(error), said(error)
     if isinstance(error, HFValidationError):
         return UploadError(f"{repo} is no name of a Hub repo: owner/name is")
     if isinstance(error, RevisionNotFoundError):
@@ -116,7 +123,7 @@ def _explain(error: Exception, repo: str) -> UploadError | None:
     if isinstance(error, RepositoryNotFoundError):
         return AccountError(f"the Hub has no repo {repo} that the token may see; check the name, or `hf auth login`")
     if status == 403:
-        return AccountError(f"the token may not do this on {repo}{said}; make one that may at {site()}/settings/tokens")
+        return AccountError(f"the token may not do this on {repo}{told}; make one that may at {site()}/settings/tokens")
     if status == 412:
         return UploadError(f"somebody else keeps committing to {repo}; run the same command again")
     if status == 429:
@@ -126,7 +133,7 @@ def _explain(error: Exception, repo: str) -> UploadError | None:
     if status is not None and status >= 500:
         return UploadError(f"the Hub answers {status} for {repo}; run the same command again later")
     if status is not None:
-        return UploadError(f"the Hub refuses (answer {status}) what is to be done on {repo}{said}")
+        return UploadError(f"the Hub refuses (answer {status}) what is to be done on {repo}{told}")
     if isinstance(error, OfflineModeIsEnabled):
         return UploadError("the Hub cannot be reached while HF_HUB_OFFLINE is set; unset it")
     if isinstance(error, ConnectionError) and "xet" in str(error):
@@ -159,13 +166,6 @@ def _status(error: BaseException) -> int | None:
 def _at_home(error: HfHubHTTPError) -> bool:
     """Whether the Hub itself answered, and not a storage whose signed address may have expired."""
     return urlsplit(str(error.response.url)).netloc == urlsplit(site()).netloc
-
-
-def _said(error: BaseException) -> str:
-    """What the Hub says, in brackets; a token that it quotes is left out."""
-    said = plain(getattr(error, "server_message", None))
-    token = get_token()
-    return f" ({said.replace(token, '…') if token else said})" if said else ""
 
 
 def _wait(error: Exception, attempt: int) -> float | None:

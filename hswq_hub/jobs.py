@@ -16,16 +16,16 @@ from json import loads
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, constants, get_token
+from huggingface_hub import JobHardwareInfo, JobInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from hswq_runtime.errors import HSWQError
 
 from . import __version__
+from .hub import api, said, site
 from .report import megabytes
 from .settings import JobSettings
 from .sources.credentials import TOKEN_VARIABLE, civitai_token
-from .sources.listing import plain
 from .sources.preview import preview
 from .sources.reference import CivitaiRef, LocalRef, parse
 
@@ -34,7 +34,6 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """uv, git and Python; the GPU's driver is the host's, the rest of CUDA comes with torch."""
 PYTHON = "3.12"
 HUB_TOKEN = "HF_TOKEN"
-_SITE = "https://huggingface.co"
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 SUCCEEDED = "COMPLETED"
 HEADINGS = ("job", "model", "stage", "flavour", "ran for", "created")
@@ -113,7 +112,7 @@ class Jobs:
     """
 
     def __init__(self, namespace: str | None = None):
-        self._api = HfApi(library_name=PACKAGE, library_version=__version__)
+        self._api = api()
         self._token = get_token()
         if not self._token:
             raise JobError(
@@ -183,28 +182,11 @@ class Jobs:
         try:
             yield
         except HfHubHTTPError as error:
-            raise JobError(self._sentence(error, what)) from None
+            raise JobError(_sentence(error, what)) from None
         except OfflineModeIsEnabled:
             raise JobError("jobs are not started or seen while HF_HUB_OFFLINE is set; unset it") from None
         except (httpx2.HTTPError, ConnectionError) as error:
-            raise JobError(f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}); try again") from None
-
-    def _sentence(self, error: HfHubHTTPError, what: str) -> str:
-        said = plain(error.server_message)
-        said = f" ({said.replace(self._token, '…')})" if said else ""
-        match error.response.status_code:
-            case 401:
-                return "Hugging Face does not accept the token (expired or revoked?); run `hf auth login` again"
-            case 402:
-                return (
-                    f"Hugging Face asks for credit before it starts a job{said}; add some at {_SITE}/settings/billing"
-                )
-            case 403:
-                return f"the token may not do this with {what}{said}; make one that may at {_SITE}/settings/tokens"
-            case 404:
-                return f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
-            case status:
-                return f"Hugging Face answers {status} for {what}{said}; try again later"
+            raise JobError(f"{site()} cannot be reached ({type(error).__name__}); try again") from None
 
 
 def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
@@ -321,6 +303,23 @@ def split_id(job: str) -> tuple[str | None, str]:
     if not re.fullmatch(r"[\w.-]+", id) or (namespace and not re.fullmatch(r"[\w.-]+", namespace)):
         raise JobError(f"{job!r} is no id of a job; `hswq-hub jobs` lists them")
     return namespace or None, id
+
+
+def _sentence(error: HfHubHTTPError, what: str) -> str:
+    match error.response.status_code:
+        case 401:
+            return "Hugging Face does not accept the token (expired or revoked?); run `hf auth login` again"
+        case 402:
+            return (
+                f"Hugging Face asks for credit before it starts a job{said(error)}; add some at "
+                f"{site()}/settings/billing"
+            )
+        case 403:
+            return f"the token may not do this with {what}{said(error)}; make one that may at {site()}/settings/tokens"
+        case 404:
+            return f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
+        case status:
+            return f"Hugging Face answers {status} for {what}{said(error)}; try again later"
 
 
 def _label(text: str) -> str:

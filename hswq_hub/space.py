@@ -22,7 +22,7 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.locate import is_repo_id
 
 from .account import check_account
-from .hub import explained
+from .hub import api, explained
 
 README, REQUIREMENTS, MODELS, APP = "README.md", "requirements.txt", "models.txt", "app.py"
 _EXTRA = "demo"
@@ -64,7 +64,7 @@ def deploy_space(space: str, repo: str, app: Path, *, private: bool | None = Non
     for name in (space, repo):
         if not is_repo_id(name):
             raise SpaceError(f"{name!r} is not spelled like owner/name")
-    client = client or HfApi(library_name="hswq-hub")
+    client = client or api()
     with tempfile.TemporaryDirectory(prefix="hswq-space-") as scratch:
         folder = Path(scratch)
         fill_space(folder, repo, app)
