@@ -1,21 +1,14 @@
 """Chroma: FLUX.1 [schnell] with its modulation layers replaced by one small network."""
 
-from .flux import rotary_axes
-from .row import Architecture, Shapes, count
+from .flux import block_config, head_dim, rotary_axes
+from .row import Architecture, Shapes
 
 
 def _chroma_config(shapes: Shapes) -> dict:
-    width, channels = shapes["img_in.weight"]
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     hidden, approximator_channels = shapes["distilled_guidance_layer.in_proj.weight"]
     return {
-        "in_channels": channels,
-        "num_layers": count(shapes, "double_blocks"),
-        "num_single_layers": count(shapes, "single_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
-        "axes_dims_rope": rotary_axes(head),
+        **block_config(shapes),
+        "axes_dims_rope": rotary_axes(head_dim(shapes)),
         "approximator_num_channels": approximator_channels,
         "approximator_hidden_dim": hidden,
         "approximator_layers": len([key for key in shapes if key.startswith("distilled_guidance_layer.norms.")]),

@@ -15,8 +15,26 @@ def rotary_axes(head: int) -> list[int]:
     return [head // 8, head * 7 // 16, head * 7 // 16]
 
 
-def _flux_config(shapes: Shapes) -> dict:
+def head_dim(shapes: Shapes) -> int:
+    """Channels of an attention head."""
+    return shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+
+
+def block_config(shapes: Shapes) -> dict:
+    """What all models with double and single blocks say of them, and of what goes in."""
     width, channels = shapes["img_in.weight"]
+    return {
+        "in_channels": channels,
+        "num_layers": count(shapes, "double_blocks"),
+        "num_single_layers": count(shapes, "single_blocks"),
+        "attention_head_dim": head_dim(shapes),
+        "num_attention_heads": width // head_dim(shapes),
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+    }
+
+
+def _flux_config(shapes: Shapes) -> dict:
+    channels = shapes["img_in.weight"][1]
     out_channels = shapes["final_layer.linear.weight"][0]
     if channels != out_channels:
         raise FormatError(
@@ -24,17 +42,11 @@ def _flux_config(shapes: Shapes) -> dict:
             f"{out_channels}: Fill, Canny or Depth), which this release does not quantize, because it calibrates with "
             "prompts alone"
         )
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     return {
-        "in_channels": channels,
-        "num_layers": count(shapes, "double_blocks"),
-        "num_single_layers": count(shapes, "single_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
+        **block_config(shapes),
         "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
-        "axes_dims_rope": rotary_axes(head),
+        "axes_dims_rope": rotary_axes(head_dim(shapes)),
     }
 
 

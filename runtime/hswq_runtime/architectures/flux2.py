@@ -2,24 +2,19 @@
 
 from collections.abc import Mapping
 
-from .row import Architecture, Shapes, count
+from .flux import block_config, head_dim
+from .row import Architecture, Shapes
 
 
 def _flux2_config(shapes: Shapes) -> dict:
-    width, channels = shapes["img_in.weight"]
-    head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    mlp_width, width = shapes["double_blocks.0.img_mlp.2.weight"][1], shapes["img_in.weight"][0]
     return {
-        "in_channels": channels,
-        "num_layers": count(shapes, "double_blocks"),
-        "num_single_layers": count(shapes, "single_blocks"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
+        **block_config(shapes),
         "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
-        "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+        "mlp_ratio": mlp_width / width,
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         # Four rotary axes share a head equally.
-        "axes_dims_rope": [head // 4] * 4,
+        "axes_dims_rope": [head_dim(shapes) // 4] * 4,
     }
 
 
