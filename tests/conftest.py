@@ -18,6 +18,21 @@ def own_home(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One workspace for what the tests of a module share."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSWQ_HOME", str(home))
+        yield home
+
+
+@pytest.fixture
+def shared_home(own_home, home, monkeypatch):
+    """That workspace for a test as well, in place of a fresh one."""
+    monkeypatch.setenv("HSWQ_HOME", str(home))
+
+
 class Stream:
     """What is asked of a stream; on the CPU everything has happened when the call returns."""
 

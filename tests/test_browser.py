@@ -9,29 +9,16 @@ from live_demo import live
 from PIL import Image
 from screenshots import CHROMIUM, DESKTOP, FLAGS, PHONE
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("shared_home")]
 
 VARIANTS = ["original", "naive FP8", "V1", "V2"]
 SECONDS = 60_000
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def own_home(home, monkeypatch):
-    """One workspace for this module: the quick files are made once."""
-    monkeypatch.setenv("HSWQ_HOME", str(home))
-
-
-@pytest.fixture(scope="module")
 def url(home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HSWQ_HOME", str(home))
-        with live() as address:
-            yield address
+    with live() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -38,27 +38,15 @@ from spaces_app.models import Shelf
 from spaces_app.studio import Made, Note, Step, Stopped, Studio
 from spaces_app.wish import WishError, checked, usual
 
+pytestmark = pytest.mark.usefixtures("shared_home")
 PROMPT = "a large red ring at the left on a blue background"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def own_home(home, monkeypatch):
-    """One workspace for this module: the quick files are made once."""
-    monkeypatch.setenv("HSWQ_HOME", str(home))
-
-
-@pytest.fixture(scope="module")
 def url(home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HSWQ_HOME", str(home))
-        with live() as address:
-            Client(address, verbose=False).predict(PROMPT, steps=1, api_name="/compare")
-            yield address
+    with live() as address:
+        Client(address, verbose=False).predict(PROMPT, steps=1, api_name="/compare")
+        yield address
 
 
 @pytest.fixture(scope="module")

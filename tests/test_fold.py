@@ -8,8 +8,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.calibrate import Calibration, monitor
-from hswq_hub.calls import record_calls
+from hswq_hub.calibrate import Calibration
 from hswq_hub.compare import compare
 from hswq_hub.quantize import check_fold, keep, plan_everything, write_compensated, write_quantized
 from hswq_hub.quantize.fold import find_moves, moved
@@ -35,10 +34,7 @@ def source(tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def calibration(source) -> Calibration:
-    model = load_model(source, torch.float32)
-    with monitor(model) as layers, record_calls(model, {0}) as calls:
-        tiny.run(model)
-    return Calibration(layers, {"dtype": "float32"}, calls)
+    return tiny.calibration(source)
 
 
 @pytest.fixture(scope="module")

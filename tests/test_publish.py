@@ -23,6 +23,7 @@ from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_b
 from hswq_runtime.errors import ComponentError, FormatError, HSWQError
 from hswq_runtime.fp8 import FP8
 
+pytestmark = pytest.mark.usefixtures("shared_home")
 ROOT = Path(__file__).parents[1]
 QUICK = PublishSettings(
     recipe=replace(recipe(), measurement=ErrorSettings(samples=1, steps=1)),
@@ -38,22 +39,9 @@ FAST = PublishSettings(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def shared_home(home, monkeypatch):
-    """One workspace for this module: the demo is calibrated once."""
-    monkeypatch.setenv("HSWQ_HOME", str(home))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory, home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HSWQ_HOME", str(home))
-        target = tmp_path_factory.mktemp("published") / "demo-hswq"
-        publish(resolve("demo"), target, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
+    target = tmp_path_factory.mktemp("published") / "demo-hswq"
+    publish(resolve("demo"), target, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     return target
 
 

@@ -38,27 +38,15 @@ QUICK = PublishSettings(
     evaluation=EvaluationSettings(pairs=2, steps=1),
 )
 OPTIONS = ["--recipe", "hswq", "--samples", "1", "--steps", "1", "--pairs", "2", "--picture-steps", "1"]
+pytestmark = pytest.mark.usefixtures("shared_home")
 REPO = "alice/demo-hswq"
 UNCHECKED = UploadSettings(REPO, verify=False)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def shared_home(home, monkeypatch):
-    """One workspace for this module: the demo is calibrated once."""
-    monkeypatch.setenv("HSWQ_HOME", str(home))
-
-
-@pytest.fixture(scope="module")
 def published(home, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HSWQ_HOME", str(home))
-        target = tmp_path_factory.mktemp("published") / "demo-hswq"
-        publish(resolve("demo"), target, QUICK, command="hswq-hub publish demo")
+    target = tmp_path_factory.mktemp("published") / "demo-hswq"
+    publish(resolve("demo"), target, QUICK, command="hswq-hub publish demo")
     return target
 
 

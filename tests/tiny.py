@@ -8,7 +8,10 @@ import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
+from hswq_hub.calibrate import Calibration, monitor
+from hswq_hub.calls import record_calls
 from hswq_hub.sources import resolve
+from hswq_runtime import Checkpoint, load_model
 
 PREFIX = "model.diffusion_model."
 CONFIG = {
@@ -94,6 +97,14 @@ STYLES = (
     "cast",
 )
 """Ways in which files out there hold FP8, see :func:`quantized`."""
+
+
+def calibration(checkpoint: Checkpoint) -> Calibration:
+    """Of one call, which is recorded."""
+    denoiser = load_model(checkpoint, torch.float32)
+    with monitor(denoiser) as layers, record_calls(denoiser, {0}) as calls:
+        run(denoiser)
+    return Calibration(layers, {"dtype": "float32"}, calls)
 
 
 def quantized(folder: Path, style: str, prefix: str = PREFIX, change=None) -> Path:
