@@ -63,6 +63,7 @@ def make(source: Source, seed: int, samples: int, budget: float | None, work: Pa
     variants.compensated()
     variants.others({REFERENCE: int8_row})
     if not goals:
+        variants.gptq()
         variants.folded()
         variants.nearest()
         variants.by_row()
@@ -142,8 +143,15 @@ class _Variants:
     def compensated(self) -> None:
         how, (plans, rounded, spent) = self.default, self._compensated("rounded", self.default, list(Format))
         for version, plan in plans.items():
-            self._write(f"gptq, nothing kept, {version.label}", plan, rounded[version], spent)
+            self._write(f"{how.rounding}, nothing kept, {version.label}", plan, rounded[version], spent)
             self._kept_by_error(f"default, {version.label}", how, plan, rounded[version], spent)
+
+    def gptq(self) -> None:
+        how = replace(self.default, rounding="gptq")
+        plans, rounded, spent = self._compensated("gptq", how, list(Format))
+        for version, plan in plans.items():
+            self._write(f"gptq, nothing kept, {version.label}", plan, rounded[version], spent)
+            self._kept_by_error(f"gptq, kept by error, {version.label}", how, plan, rounded[version], spent)
 
     def folded(self) -> None:
         how = replace(self.default, rounding="nearest", fold=True)
@@ -156,7 +164,7 @@ class _Variants:
     def by_row(self) -> None:
         plans, rounded, spent = self._compensated("rows", replace(self.default, row_scales=True), [Format.V2])
         plan = plans[Format.V2]
-        for rounding, decided in (("nearest", _with_rounding(plan, "nearest")), ("gptq", plan)):
+        for rounding, decided in (("nearest", _with_rounding(plan, "nearest")), (plan.quantized[0].rounding, plan)):
             self._write(f"{rounding}, a scale a row, nothing kept, V2", decided, rounded[Format.V2], spent)
 
     def others(self, ways: dict[str, Callable]) -> None:
@@ -176,7 +184,7 @@ class _Variants:
         plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, versions, how)
         paths = {version: self.folder / f"{name}-{version.value}.safetensors" for version in versions}
         if name not in self._state.get("seconds", {}) or not all(path.exists() for path in paths.values()):
-            arguments = self.checkpoint, self.calibration, plans, paths, how.compensation
+            arguments = self.checkpoint, self.calibration, plans, paths, how.rounding, how.compensation
             _, more = _timed(write_compensated, *arguments, source_sha256=self.source.sha256)
             self._state["seconds"] = self._state.get("seconds", {}) | {name: more}
             self._save()

@@ -25,11 +25,13 @@ class Call:
     args: tuple
     kwargs: dict
 
-    @torch.no_grad()
-    def replay(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> list[torch.Tensor]:
-        """Call `denoiser` with them on `device`: all tensors of its output, in order."""
+    def replay(
+        self, denoiser: nn.Module, device: torch.device | str = "cpu", *, derivable: bool = False
+    ) -> list[torch.Tensor]:
+        """Call `denoiser` with them on `device`: all tensors of its output, in order. derivable: by autograd."""
         args, kwargs = _map(lambda t: t.to(device), (self.args, self.kwargs))
-        return list(_tensors(denoiser(*args, **kwargs)))
+        with torch.set_grad_enabled(derivable):
+            return list(_tensors(denoiser(*args, **kwargs)))
 
     def flatten(self) -> tuple[object, list[torch.Tensor]]:
         """Something that JSON can hold, and the tensors that it refers to by number."""

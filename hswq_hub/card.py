@@ -20,6 +20,7 @@ from .history import EARLIER
 from .plots import SENSITIVITY, SIZES, WEIGHTS
 from .quantize import Decision
 from .report import HEADINGS, comparisons, earlier_table, megabytes, pair_table, protocol_table, share, table
+from .settings import COMPENSATED
 from .sources.catalog import Entry, catalog, entry_of
 from .sources.errors import UnknownReferenceError
 from .sources.licence import LICENCE_FILE, Licence
@@ -243,7 +244,7 @@ class Card:
         The ratio is None unless a range was searched for rounding to nearest.
         """
         decisions = [Decision(**row) for row in self.record["layers"].get(Format.V1.value, [])]
-        if any(d.rounding == "gptq" for d in decisions):
+        if any(d.rounding in COMPENSATED for d in decisions):
             return {"label": Format.V1.label, "ratio": None, "kept": []}
         ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum]
         kept = [d.layer for d in decisions if not d.quantized and d.sensitivity is not None and "rank" in d.reason]

@@ -28,9 +28,9 @@ class Inspection:
     without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
     recipe and format -> bytes of the file, at least and at most, None if the recipe's budget is too small for it. Both
-    are empty for a file that is quantized already. call: of the denoiser, for a picture of `size` pixels a side.
-    bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
-    configuration.
+    are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser, for
+    such a picture. bundled: the components that the file holds besides the denoiser. scheduler: what it says of its
+    scheduler's configuration.
     """
 
     file: str
@@ -48,6 +48,7 @@ class Inspection:
     kept: dict[str, str]
     sizes: dict[tuple[str, str], tuple[int, int] | None]
     size: int
+    steps: int
     call: Call
     config: dict
     bundled: list[str]
@@ -87,7 +88,7 @@ class Inspection:
         """What quantizing takes on a device: memory for the denoiser, time for the calibration."""
         device = pick_device(name)
         dtype, how = pick_dtype("auto", device), CalibrationSettings()
-        seconds = how.samples * how.steps * self.call.flops / layer_rate(self.call, device.type, dtype)
+        seconds = how.samples * self.steps * self.call.flops / layer_rate(self.call, device.type, dtype)
         return [
             *_column(
                 "memory",
@@ -100,7 +101,7 @@ class Inspection:
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
-                    f"in {how.steps} steps each on {describe(device)}, an estimate from a short trial"
+                    f"in {self.steps} steps each on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]
@@ -146,6 +147,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         kept={} if checkpoint.quantized else {recipe.name: _kept(checkpoint, recipe) for recipe in RECIPES.values()},
         sizes={} if checkpoint.quantized else _sizes(checkpoint, RECIPES.values()),
         size=model.size,
+        steps=model.steps,
         call=call_of(checkpoint, model.size),
         config=checkpoint.config,
         bundled=sorted(checkpoint.bundled),

@@ -10,12 +10,13 @@ from hswq_runtime.errors import DeviceError
 
 from .components import local_files
 from .hardware import free_memory, total_memory
+from .quantize import all_moment_bytes
 from .report import megabytes
-from .settings import PublishSettings
+from .settings import COMPENSATED, PublishSettings
 from .sources import Source
 from .sources.diffusers_folder import WEIGHTS
 
-_WORD, _GB = torch.float32.itemsize, 1e9
+_GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
     components = None if source.hub_base else word * sum(_values(path) for path in local_files(source))
     moments = 0
-    if settings.recipe.rounding == "gptq":
-        inputs = (info.values // info.shape[0] for info in map(checkpoint.tensors.get, checkpoint.layers))
-        moments = int(min(settings.calibration_memory * _GB, sum(_WORD * n * n for n in inputs)))
+    rounding = settings.recipe.rounding
+    if rounding in COMPENSATED:
+        moments = int(min(settings.calibration_memory * _GB, all_moment_bytes(checkpoint, rounding)))
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
     if how.device != "cuda":
         return [replace(cpu, moments=moments)]

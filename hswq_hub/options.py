@@ -120,8 +120,7 @@ calibration_options = _options(
         "--steps",
         type=click.IntRange(1),
         default=CALIBRATION.steps,
-        show_default=True,
-        help="Denoising steps of a calibration picture.",
+        help="Denoising steps of a calibration picture.  [default: the model's]",
     ),
     click.option("--seed", type=SEED, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
 )
@@ -136,7 +135,8 @@ recipe_options = _options(
     click.option(
         "--rounding",
         type=click.Choice(ROUNDINGS),
-        help="gptq: what changes the layer's outputs least. nearest: each weight by itself.  [default: the recipe's]",
+        help="kfac: what changes the model's output least. gptq: a layer's outputs. nearest: each weight by itself.  "
+        "[default: the recipe's]",
     ),
     click.option(
         "--keep-by",
@@ -180,7 +180,7 @@ recipe_options = _options(
         type=click.FloatRange(0, min_open=True),
         default=CALIBRATION_MEMORY,
         show_default=True,
-        help="GB that second moments (gptq) may take at once.",
+        help="GB that second moments (kfac, gptq) may take at once.",
     ),
     click.option(
         "--format",

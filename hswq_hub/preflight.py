@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .memory import memory_of
 from .quantize import check_budget, check_fold, check_memory
-from .settings import PublishSettings
+from .settings import COMPENSATED, PublishSettings
 from .sources import Source, cache
 from .steps import Step, Tell, check_disks, open_steps, silent
 from .targets import check_target
@@ -35,8 +35,8 @@ def preflight(
     check_fold(source.checkpoint, settings.formats, settings.recipe)
     for version in settings.formats:
         check_budget(source.checkpoint, version, settings.recipe)
-    if settings.recipe.rounding == "gptq":
-        check_memory(source.checkpoint, settings.calibration_memory)
+    if settings.recipe.rounding in COMPENSATED:
+        check_memory(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
     check_disks(open_steps(steps, again), arriving_bytes(source) if arriving else {})
     for memory in memory_of(source, settings):
         memory.check()

@@ -9,7 +9,8 @@ from hswq_runtime.formats import Format, Reader
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ROUNDINGS = ("gptq", "nearest")
+ROUNDINGS = ("kfac", "gptq", "nearest")
+COMPENSATED = ("kfac", "gptq")
 KEEP_BY = ("error", "variance")
 CALIBRATION_MEMORY = 8.0
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
@@ -20,12 +21,12 @@ STAGES = ("calibrate", "quantize", "evaluate", "folder")
 class CalibrationSettings:
     """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first.
 
-    `calls`: of the denoiser's calls, how many are recorded to be replayed later. `guidance` (scale) and `size`
+    `calls`: of the denoiser's calls, how many are recorded to be replayed later. `steps`, `guidance` (scale) and `size`
     (pixels a side) None: the model's defaults.
     """
 
-    samples: int = 32
-    steps: int = 25
+    samples: int = 128
+    steps: int | None = None
     calls: int = 128
     seed: int = 0
     guidance: float | None = None
@@ -53,10 +54,12 @@ SEARCHES = {"histogram": SearchSettings(), "exact": SearchSettings(bins=None), "
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """Compensated rounding: damping as a share of the mean second moment, sweeps of descent at most, and how many
-    rows of input count in one call of a layer, evenly spread; more cost time and change little."""
+    """Compensated rounding: damping of the inputs' second moments as a share of their mean, and of the outputs' (kfac);
+    sweeps of descent at most (gptq); and how many rows of input count in one call of a layer, evenly spread: more cost
+    time and change little."""
 
     damping: float = 0.003
+    output_damping: float = 0.03
     sweeps: int = 3
     tokens: int = 1024
 
@@ -110,7 +113,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("measured", rounding="gptq", keep_by="error", budget=0.56),
+        Recipe("measured", rounding="kfac", keep_by="error", budget=0.56),
         Recipe("hswq", rounding="nearest", keep_by="variance", search=SEARCHES["histogram"]),
     )
 }

@@ -5,7 +5,10 @@ import itertools
 import pytest
 import torch
 
-from hswq_hub.quantize.gptq import compensated, compensated_layer, output_error
+from hswq_hub.quantize.compensate import compensated_layer
+from hswq_hub.quantize.gptq import compensated, output_error
+from hswq_hub.quantize.moments import Moments
+from hswq_hub.settings import RoundingSettings
 from hswq_runtime.fp8 import dequantize, grid, quantize
 
 
@@ -113,7 +116,8 @@ def test_groups_of_a_convolution_are_rounded_by_their_own_inputs(kind):
     other = case(1, n=36)[1]
     scale = scale_of(weight, kind)
     shaped = None if scale is None else scale.reshape(-1, 1, 1, 1)
-    found = compensated_layer(convolution, torch.stack([moment, other]), shaped, damping=0.01, sweeps=1)
+    moments = Moments(torch.stack([moment, other]), ((0, 4), (1, 4)))
+    found = compensated_layer(convolution, moments, shaped, RoundingSettings(damping=0.01, sweeps=1))
     assert found.shape == convolution.shape
     for rows, h in ((slice(0, 4), moment), (slice(4, 8), other)):
         part = scale[rows] if kind == "rows" else scale

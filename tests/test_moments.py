@@ -9,7 +9,7 @@ from torch import nn
 
 from hswq_hub.calibrate import Calibration
 from hswq_hub.calls import Call, record_calls, spread
-from hswq_hub.quantize.moments import in_groups, moment_bytes, second_moments
+from hswq_hub.quantize.moments import Layer, Rows, in_groups, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.errors import HSWQError
 
@@ -27,7 +27,11 @@ class Only(nn.Module):
 
 def moments_of(layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     model = Only(layer)
-    return second_moments(model, {"layer": layer}, [Call((x,), {}) for x in inputs], "cpu")["layer"]
+    return second_moments(model, {"layer": whole(layer)}, [Call((x,), {}) for x in inputs], "cpu")["layer"].inputs
+
+
+def whole(module: nn.Module) -> Layer:
+    return Layer((Rows(module, 0, 0, len(module.weight)),))
 
 
 def test_linear():
@@ -72,7 +76,7 @@ def test_tokens_beyond_the_bound_are_thinned_evenly():
 def test_calls_that_are_not_finite_are_left_out():
     x = torch.ones(1, 2)
     assert moments_of(nn.Linear(2, 1), x, x * float("nan")).tolist() == [[[1, 1], [1, 1]]]
-    with pytest.raises(HSWQError, match="no finite input was seen of layer"):
+    with pytest.raises(HSWQError, match="nothing finite was seen of layer"):
         moments_of(nn.Linear(2, 1), x * float("inf"))
 
 
@@ -82,12 +86,13 @@ def test_a_calibration_without_calls_says_so():
 
 
 def test_groups_fit_the_memory_and_hold_everything_in_order():
-    modules = {str(i): nn.Linear(n, 1) for i, n in enumerate([10, 10, 20, 5, 20])}
-    groups = list(in_groups(modules, memory=2e-6))
+    layers = {str(i): whole(nn.Linear(n, 1)) for i, n in enumerate([10, 10, 20, 5, 20])}
+    groups = list(in_groups(layers, memory=2e-6))
     assert [list(group) for group in groups] == [["0", "1"], ["2", "3"], ["4"]]
-    assert all(sum(map(moment_bytes, group.values())) <= 2000 for group in groups)
+    assert all(sum(layer.moment_bytes(False) for layer in group.values()) <= 2000 for group in groups)
+    assert whole(nn.Linear(10, 3)).moment_bytes(True) == 4 * (100 + 9)
     with pytest.raises(HSWQError, match=r"of 2 alone .* --calibration-memory"):
-        list(in_groups(modules, memory=1e-6))
+        list(in_groups(layers, memory=1e-6))
 
 
 def test_replay_gives_what_the_call_gave():

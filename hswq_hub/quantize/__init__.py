@@ -1,6 +1,6 @@
 """From a full-precision checkpoint and its statistics to HSWQ files.
 
-search (ranges) · fold · compensate (moments, gptq) · measure (errors) · keep · writer; steps puts them in order
+search (ranges) · fold · compensate (moments; kfac or gptq) · measure (errors) · keep · writer; steps puts them in order
 """
 
 import shutil
@@ -21,7 +21,7 @@ from ..sources import Source
 from ..steps import Step, Tell, check_disks, make, open_steps, silent
 from ..targets import check_replaceable
 from ..workspace import Workspace
-from .compensate import check_memory, write_compensated
+from .compensate import all_moment_bytes, check_memory, write_compensated
 from .fold import check_fold
 from .keep import check_budget, keep
 from .measure import measure_errors
@@ -34,6 +34,7 @@ __all__ = [
     "Decision",
     "Plan",
     "Quantization",
+    "all_moment_bytes",
     "check_budget",
     "check_fold",
     "check_memory",

@@ -38,7 +38,7 @@ def compensated(
     of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
     """
     w = weight.to(torch.float64)
-    h = _damped(moment.to(w.device, torch.float64), damping)
+    h = damped(moment.to(w.device, torch.float64), damping)
     order = h.diagonal().argsort(descending=True, stable=True)
     w, h = w[:, order], h[order][:, order]
     codes = _feedback(w, h, scale)
@@ -50,54 +50,34 @@ def compensated(
     return result
 
 
-def compensated_layer(
-    weight: torch.Tensor, moment: torch.Tensor, scale: torch.Tensor | None, *, damping: float, sweeps: int
-) -> torch.Tensor:
-    """Like :func:`compensated` for a stored weight [out, n] or [out, in / groups, kH, kW].
-
-    moment: [groups, n, n], where n counts all that one row of the weight reads. The rows of group g see its g-th.
-    scale: None, one value, or one a row in a shape that broadcasts against `weight`.
-    """
-    rows = weight.reshape(len(weight), -1)
-    scale = None if scale is None else scale.reshape(-1, 1).expand(len(rows), 1)
-    step = len(rows) // len(moment)
-    parts = [
-        compensated(
-            rows[i * step : (i + 1) * step],
-            part,
-            None if scale is None else scale[i * step : (i + 1) * step],
-            damping=damping,
-            sweeps=sweeps,
-        )
-        for i, part in enumerate(moment)
-    ]
-    return torch.cat([part.view(torch.uint8) for part in parts]).view(FP8).reshape(weight.shape)
-
-
 def output_error(weight: torch.Tensor, codes: torch.Tensor, moment: torch.Tensor, scale: torch.Tensor | None = None):
     """Σ_rows d H dᵀ in float64: what :func:`compensated` makes small. `weight`, `codes`: [out, n]; `moment`: [n, n]."""
     difference = dequantize(codes, scale, torch.float32).double() - weight.double()
     return ((difference @ moment.double()) * difference).sum().item()
 
 
-def _damped(h: torch.Tensor, damping: float) -> torch.Tensor:
+def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
+    """A second moment [n, n] that can be factored: `damping` times the mean of its diagonal is added to that."""
     mean = h.diagonal().mean()
     if mean <= 0:  # nothing ever came in: any rounding is as good, and that to nearest is what identity gives
         return torch.eye(len(h), dtype=h.dtype, device=h.device)
     return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * mean)
 
 
-def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of a [out, 1] float64 column, and the values they stand for."""
+def upper_factor(h: torch.Tensor) -> torch.Tensor:
+    """R, upper triangular, with h = R Rᵀ: Cholesky's of `h` with rows and columns reversed."""
+    return torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
+
+
+def round_to_grid(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of float64 values, such as a column [out, 1], and the values that they stand for."""
     codes = quantize(column, scale)
     return codes, dequantize(codes, scale, torch.float32).double()
 
 
 def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     n = len(h)
-    # Cholesky of H with rows and columns reversed gives the upper triangular R without ever inverting H.
-    r = torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
-    u = torch.linalg.solve_triangular(r, torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
+    u = torch.linalg.solve_triangular(upper_factor(h), torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
     w = w.clone()
     codes = torch.empty(w.shape, dtype=FP8, device=w.device)
     for start in range(0, n, _BLOCK):
@@ -106,7 +86,7 @@ def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> t
         for i in range(stop - start):
             j = start + i
             column = block[:, i : i + 1]
-            codes[:, j : j + 1], value = _round(column, scale)
+            codes[:, j : j + 1], value = round_to_grid(column, scale)
             lost[:, i : i + 1] = (column - value) / u[j, j]
             block[:, i + 1 :] -= lost[:, i : i + 1] * u[j, j + 1 : stop]
         w[:, stop:] -= lost @ u[start:stop, stop:]
@@ -123,7 +103,7 @@ def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.T
         for i in range(stop - start):
             j = start + i
             best = w[:, j : j + 1] + d[:, j : j + 1] - pull[:, i : i + 1] / h[j, j]
-            code, value = _round(best, scale)
+            code, value = round_to_grid(best, scale)
             step = value - w[:, j : j + 1] - d[:, j : j + 1]
             if step.any():
                 changed = True

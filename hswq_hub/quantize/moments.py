@@ -1,29 +1,104 @@
-"""Second moments E[xxᵀ] of what layers are given, gathered by replaying recorded calls.
+"""Second moments of what layers are given, and of what becomes of their outputs, gathered by replaying recorded calls.
 
-A layer with n inputs has n² of them, which for a model of 6 billion parameters is more than the model itself. So
-layers are taken in groups that fit a bound on memory, and the recorded calls are replayed once for each group.
+With y = W x, and g the derivative by y of something the model ends in, a change D of W changes that by Σ_t gₜᵀ D xₜ
+over all tokens t. Its square, expected, is what rounding should make small (see `kfac.py`). It takes
+
+    inputs   E[xxᵀ], or with outputs E[|g|² xxᵀ]: tokens count by how much they matter
+    outputs  E[ggᵀ], where g is that of Σ v · output with v drawn from a normal distribution, for each call anew:
+             then E[ggᵀ] is JᵀJ, J the derivative of the model's output (Hutchinson's estimator)
+
+A layer with n inputs and m outputs has n² + m² of them, which for a model of 6 billion parameters is more than the
+model itself. So layers are taken in groups that fit a bound on memory, and the calls are replayed once for each group.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hswq_runtime.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import layer_of
 
 from ..calls import Call
 from ..progress import progress
 from ..settings import RoundingSettings
 
 _WORD, _GB = torch.float32.itemsize, 1e9
+_TOGETHER = 4096
+"""Rows that at most have second moments of outputs with each other."""
 
 
-def moment_shape(module: nn.Module) -> tuple[int, int, int]:
-    """[groups, n, n]: n is the length of a row of the weight, as a convolution's group sees it unfolded."""
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    n = module.weight[0].numel()
-    return groups, n, n
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a stored weight: `count` outputs of `module`, from `start` on in one group (of a
+    convolution)."""
+
+    module: nn.Module
+    group: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A stored weight and the modules that compute with it, all of which are given the same: the first speaks for them.
+
+    rows: all of the weight's, in its order.
+    """
+
+    rows: tuple[Rows, ...]
+
+    @property
+    def inputs_shape(self) -> tuple[int, int, int]:
+        """[groups, n, n]: n is the length of a row of the weight, as a convolution's group sees it unfolded."""
+        module = self.rows[0].module
+        n = module.weight[0].numel()
+        return _groups(module), n, n
+
+    def moment_bytes(self, outputs: bool) -> int:
+        """Memory that its second moments take."""
+        values = torch.Size(self.inputs_shape).numel()
+        return _WORD * (values + (sum(rows.count**2 for rows in self.rows) if outputs else 0))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one layer. inputs: float32 [groups, n, n], of any positive multiple. rows: the layer's, as runs of (group,
+    count). outputs: float32 [count, count] for each of these, of any positive multiple; None: rows do not matter to
+    each other."""
+
+    inputs: torch.Tensor
+    rows: tuple[tuple[int, int], ...]
+    outputs: tuple[torch.Tensor, ...] | None = None
+
+
+def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> dict[str, Layer]:
+    """By key what computes with each stored weight, in `model`, a denoiser made from `checkpoint`."""
+    return {key: Layer(tuple(_rows_of(checkpoint, model, key))) for key in keys}
+
+
+def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Rows]:
+    runs = []
+    for name in checkpoint.modules[key]:
+        start = 0
+        for piece in checkpoint.parameters[name]:
+            count = piece.stop - piece.start
+            if piece.key == key:
+                runs.append((piece.start, model.get_submodule(layer_of(name)), start, count))
+            start += count
+    for _, module, start, count in sorted(runs, key=lambda run: run[0]):
+        in_group = len(module.weight) // _groups(module)
+        while count:
+            taken = min(count, in_group - start % in_group, _TOGETHER)
+            yield Rows(module, start // in_group, start % in_group, taken)
+            start, count = start + taken, count - taken
+
+
+def _groups(module: nn.Module) -> int:
+    return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
 def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -44,6 +119,18 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Te
     return _thin(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1), tokens).float()
 
 
+def gradient_rows(module: nn.Module, gradients: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Derivatives by the outputs, in the order of :func:`layer_rows`: float32 [groups, tokens, outputs of a group].
+
+    `gradients`: [..., m] of a linear layer; [B, C, H, W] of a convolution.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return _thin(gradients.reshape(1, -1, gradients.shape[-1]), tokens).float()
+    batch = len(gradients)
+    grouped = gradients.reshape(batch, module.groups, len(module.weight) // module.groups, -1)
+    return _thin(grouped.permute(1, 0, 3, 2).flatten(1, 2), tokens).float()
+
+
 def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
     """[groups, tokens, n] -> at most `wanted` of the tokens, evenly spread."""
     count = rows.shape[1]
@@ -54,59 +141,145 @@ def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
 
 def second_moments(
     model: nn.Module,
-    modules: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     calls: Sequence[Call],
     device: torch.device | str,
     tokens: int = RoundingSettings().tokens,
-) -> dict[str, torch.Tensor]:
-    """E[xxᵀ] of each of `modules` (parts of `model`, by any name): float32 [groups, n, n] on `device`.
+    *,
+    outputs: bool = False,
+) -> dict[str, Moments]:
+    """The second moments of each of `layers` (of `model`, by any name), on `device`.
 
-    `model` has to be on `device`. Of one call of a layer at most `tokens` rows of input count; a call whose inputs are
-    not finite is left out.
+    `model` has to be on `device`. Of one call of a layer at most `tokens` rows of input count; a call whose values are
+    not finite is left out. outputs: those of outputs as well, for which every replay goes backwards too.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
     """
     if not calls:
         raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
-    sums = {name: torch.zeros(moment_shape(m), dtype=torch.float32, device=device) for name, m in modules.items()}
-    rows = dict.fromkeys(modules, 0)
-
-    def hook(module, inputs, _output, name):
-        x = layer_rows(module, inputs[0].detach(), tokens)
-        if x.isfinite().all():
-            sums[name].baddbmm_(x.transpose(1, 2), x)
-            rows[name] += x.shape[1]
-
-    hooks = [
-        module.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)) for name, module in modules.items()
-    ]
+    gather = _Both(layers, device, tokens) if outputs else _Inputs(layers, device, tokens)
+    handles = [module.register_forward_hook(gather.after) for module in gather.modules]
     try:
-        for call in progress(calls, desc="second moments", unit="call"):
-            call.replay(model, device)
+        for number, call in enumerate(progress(calls, desc="second moments", unit="call")):
+            gather.replay(call, model, device, number)
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
-    silent = [name for name, count in rows.items() if count == 0]
-    if silent:
-        raise HSWQError(f"no finite input was seen of {', '.join(silent)}; try --dtype float32")
-    return {name: total / rows[name] for name, total in sums.items()}
+    if silent := gather.silent():
+        raise HSWQError(f"nothing finite was seen of {', '.join(silent)}; try --dtype float32")
+    return {name: gather.moments(name) for name in layers}
 
 
-def moment_bytes(module: nn.Module) -> int:
-    """Memory that the second moments of `module` take."""
-    return torch.Size(moment_shape(module)).numel() * _WORD
+class _Inputs:
+    """Sums over the inputs of layers."""
+
+    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
+        self._layers, self._tokens = layers, tokens
+        self._sums = {
+            name: torch.zeros(layer.inputs_shape, dtype=torch.float32, device=device) for name, layer in layers.items()
+        }
+        self._count = dict.fromkeys(layers, 0)
+        self._behind: dict[nn.Module, list[str]] = {}
+        for name, layer in layers.items():
+            for module in self._speakers(layer):
+                self._behind.setdefault(module, []).append(name)
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        return self._behind
+
+    def _speakers(self, layer: Layer) -> list[nn.Module]:
+        return [layer.rows[0].module]
+
+    def replay(self, call: Call, model: nn.Module, device: torch.device | str, _number: int) -> None:
+        call.replay(model, device)
+
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        x = layer_rows(module, inputs[0].detach(), self._tokens)
+        if x.isfinite().all():
+            for name in self._behind[module]:
+                self._sums[name].baddbmm_(x.transpose(1, 2), x)
+                self._count[name] += x.shape[1]
+
+    def silent(self) -> list[str]:
+        return [name for name, count in self._count.items() if count == 0]
+
+    def moments(self, name: str) -> Moments:
+        inputs = self._sums[name] / max(self._count[name], 1)
+        groups, in_group = len(inputs), sum(rows.count for rows in self._layers[name].rows) // len(inputs)
+        return Moments(inputs, tuple((group, in_group) for group in range(groups)))
 
 
-def in_groups(modules: Mapping[str, nn.Module], memory: float) -> Iterable[dict[str, nn.Module]]:
-    """`modules` in their order, cut into groups whose second moments take at most `memory` GB.
+class _Both(_Inputs):
+    """Sums over the inputs of layers and over the derivatives by their outputs.
+
+    A layer whose output does not matter to the model's has sums of zero.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
+        super().__init__(layers, device, tokens)
+        self._outputs = {
+            name: tuple(torch.zeros(r.count, r.count, dtype=torch.float32, device=device) for r in layer.rows)
+            for name, layer in layers.items()
+        }
+        self._finite, self._spoilt = set(), set()
+        self._start = torch.zeros((), device=device, requires_grad=True)
+
+    def _speakers(self, layer: Layer) -> list[nn.Module]:
+        return list(dict.fromkeys(rows.module for rows in layer.rows))
+
+    def replay(self, call: Call, model: nn.Module, device: torch.device | str, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        ends = [t for t in call.replay(model, device, derivable=True) if t.requires_grad]
+        if ends:
+            probes = (torch.randn(end.shape, generator=generator).to(device) for end in ends)
+            sum((end.float() * probe).sum() for end, probe in zip(ends, probes, strict=True)).backward()
+
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = layer_rows(module, inputs[0].detach(), self._tokens)
+        if not x.isfinite().all() or not torch.is_grad_enabled():
+            return output
+        self._finite.add(module)
+        if not output.requires_grad:  # nothing that needs a derivative led here
+            output = output + self._start.to(output.dtype)
+        output.register_hook(lambda gradients: self._add(module, x, gradients))
+        return output
+
+    def _add(self, module: nn.Module, x: torch.Tensor, gradients: torch.Tensor) -> None:
+        g = gradient_rows(module, gradients, self._tokens)
+        if not g.isfinite().all():
+            self._spoilt.add(module)
+            return
+        for name in self._behind[module]:
+            weight = torch.zeros(x.shape[:2], device=x.device)
+            for rows, total in zip(self._layers[name].rows, self._outputs[name], strict=True):
+                if rows.module is module:
+                    part = g[rows.group, :, rows.start : rows.start + rows.count]
+                    total.addmm_(part.T, part)
+                    weight[rows.group] += part.square().sum(dim=1)
+            self._sums[name].baddbmm_((x * weight.unsqueeze(2)).transpose(1, 2), x)
+            self._count[name] += x.shape[1]
+
+    def silent(self) -> list[str]:
+        heard = self._finite - self._spoilt
+        return [name for name in super().silent() if heard.isdisjoint(self._speakers(self._layers[name]))]
+
+    def moments(self, name: str) -> Moments:
+        count = max(self._count[name], 1)
+        rows = tuple((rows.group, rows.count) for rows in self._layers[name].rows)
+        return Moments(self._sums[name] / count, rows, tuple(total / count for total in self._outputs[name]))
+
+
+def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = False) -> Iterable[dict[str, Layer]]:
+    """`layers` in their order, cut into groups whose second moments take at most `memory` GB.
 
     Raises:
         HSWQError: one of them alone takes more.
     """
     group, taken = {}, 0
-    for name, module in modules.items():
-        size = moment_bytes(module)
+    for name, layer in layers.items():
+        size = layer.moment_bytes(outputs)
         if size > memory * _GB:
             raise HSWQError(
                 f"the second moments of {name} alone take {size / _GB:.2g} GB; raise --calibration-memory to that"
@@ -114,7 +287,7 @@ def in_groups(modules: Mapping[str, nn.Module], memory: float) -> Iterable[dict[
         if taken + size > memory * _GB:
             yield group
             group, taken = {}, 0
-        group[name] = module
+        group[name] = layer
         taken += size
     if group:
         yield group

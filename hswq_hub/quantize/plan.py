@@ -32,8 +32,8 @@ NAIVE = "naive"
 class Decision:
     """What happens to one stored weight.
 
-    number_format: KEPT or FP8. rounding: "nearest" or "gptq". sensitivity: the layer's output variance. error: mean
-    squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
+    number_format: KEPT or FP8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance. error:
+    mean squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
     range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
     has one (row_scales). None where nothing was measured. fold: what its rows are multiplied with before that, kept or
     not, see `fold.py`; maximum, amax and scale are of the weight that is. unscaled: a file with scales has

@@ -17,11 +17,11 @@ from ..calibrate import Calibration
 from ..components import base_identity
 from ..files import write_atomically
 from ..hardware import maker
-from ..settings import RECIPES, CalibrationSettings, Recipe
+from ..settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ..sources import Source
 from ..steps import Step, Work
 from ..workspace import code_digest
-from .compensate import check_memory, write_compensated
+from .compensate import check_memory, knows_outputs, replay_cost, write_compensated
 from .keep import keep, largest_bytes
 from .measure import measure_errors
 from .plan import Decision, Plan, plan_everything, plan_naive, unread_plan
@@ -51,7 +51,7 @@ class Quantization:
     def steps(self) -> tuple[list[Step], dict[Format, Step]]:
         """All steps in order, and of each format the one that writes its file."""
         search = self._search()
-        before = [search, *([self._round(search)] if self.recipe.rounding == "gptq" else [])]
+        before = [search, *([self._round(search)] if self.recipe.rounding in COMPENSATED else [])]
         steps, writing = list(before), {}
         for version in self.formats:
             inputs = list(before)
@@ -84,7 +84,7 @@ class Quantization:
 
     def _round(self, search: Step) -> Step:
         """All weights of each format with compensated rounding, in one file."""
-        settings, checkpoint = self.recipe.compensation, self.source.checkpoint
+        settings, rounding, checkpoint = self.recipe.compensation, self.recipe.rounding, self.source.checkpoint
 
         def make(folder: Path) -> None:
             write_compensated(
@@ -92,6 +92,7 @@ class Quantization:
                 self._calibration(),
                 self._plans(search),
                 {version: folder / _rounded_name(version) for version in self.formats},
+                rounding,
                 settings,
                 source_sha256=self.source.sha256,
                 memory=self.memory,
@@ -101,9 +102,9 @@ class Quantization:
         def work() -> Work:
             plan = unread_plan(checkpoint, self.formats[0], self.recipe)
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
-            recorded = min(self.how.calls, self.how.samples * self.how.steps)
+            recorded = min(self.how.calls, self.how.samples * (self.how.steps or self.source.architecture.steps))
             return Work(
-                calls=recorded * check_memory(checkpoint, self.memory),
+                calls=recorded * check_memory(checkpoint, rounding, self.memory) * replay_cost(rounding),
                 device=self.how.device,
                 size=self.how.size,
                 flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
@@ -114,9 +115,12 @@ class Quantization:
         return self._step("round", [maker(self.how.device), asdict(settings)], make, work, [self.statistics, search])
 
     def _rounding_flops(self, key: str) -> float:
-        """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep."""
+        """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
+        outputs' a second factor and feedback."""
         info = self.source.checkpoint.tensors[key]
         rows, n = info.shape[0], info.values // info.shape[0]
+        if knows_outputs(self.recipe.rounding):
+            return n**3 + rows**3 + 2.0 * rows * n * (n + rows)
         return n**3 + 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
 
     def _measure(self, version: Format, before: list[Step]) -> Step:
