@@ -1,10 +1,16 @@
 """The dual monitor against cases computed by hand."""
 
+import re
+from itertools import product
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import hswq_hub
 from hswq_hub.calibrate import Calibration, LayerStatistics, monitor
+from hswq_hub.sources.source import Prompts
 from hswq_runtime.errors import FormatError
 
 
@@ -82,3 +88,21 @@ def test_other_files_are_no_calibration(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(FormatError, match="not a calibration file"):
         Calibration.load(path)
+
+
+PROMPTS = Path(hswq_hub.__file__).parent
+
+
+@pytest.mark.parametrize("folder", [PROMPTS / "prompts", PROMPTS / "demo_model" / "prompts"], ids=["general", "demo"])
+def test_what_calibrates_is_not_what_measures(folder):
+    prompts = Prompts.read(folder)
+    assert [len({*prompts.calibration}), len({*prompts.evaluation})] == [128, 16]
+    assert not {*prompts.calibration} & {*prompts.evaluation}
+
+
+def test_no_general_prompt_resembles_one_that_measures():
+    """Captions of the demo model resemble each other, as the pictures do that they describe."""
+    prompts = Prompts.read(PROMPTS / "prompts")
+    for one, other in product(prompts.calibration, prompts.evaluation):
+        mine, theirs = ({*re.findall(r"\w{4,}", prompt.lower())} for prompt in (one, other))
+        assert len(mine & theirs) <= len(theirs) / 2, f"{one!r} is close to {other!r}"

@@ -54,6 +54,7 @@ TEXT_STEPS = 1000
 NOISE_SHIFT = 3.0
 COARSE_WEIGHT = 1.0
 CAPTION_DIM = 128
+CALIBRATION_PROMPTS, EVALUATION_PROMPTS = 128, 16
 MAX_CAPTION_TOKENS = 32  # the transformer pads captions to multiples of 32
 HEAD_DIM = 48
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -513,12 +514,17 @@ def write_components(folder, vae, tokenizer, text_encoder):
 
 
 def write_prompts(folder, seed):
-    """Captions of pictures outside the training set; no caption is used twice."""
-    _, captions = demo_pictures.draw_many(96, seed + 1)
-    captions = list(dict.fromkeys(captions))
-    folder.mkdir()
-    (folder / "calibration.txt").write_text("\n".join(captions[:32]) + "\n")
-    (folder / "evaluation.txt").write_text("\n".join(captions[32:48]) + "\n")
+    """Captions of pictures outside the training set; no caption is used twice.
+
+    The evaluation's were drawn after the first 32 and stay what they were, however many calibrate.
+    """
+    _, captions = demo_pictures.draw_many(2 * (CALIBRATION_PROMPTS + EVALUATION_PROMPTS), seed + 1)
+    captions = list(dict.fromkeys(captions))[: CALIBRATION_PROMPTS + EVALUATION_PROMPTS]
+    evaluation = captions[32 : 32 + EVALUATION_PROMPTS]
+    calibration = [caption for caption in captions if caption not in evaluation]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "calibration.txt").write_text("\n".join(calibration) + "\n")
+    (folder / "evaluation.txt").write_text("\n".join(evaluation) + "\n")
 
 
 def export(training, out, vae, tokenizer, seed):
@@ -555,6 +561,7 @@ def parse_arguments():
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--only-prompts", action="store_true", help="write the captions to --out and stop")
     args = parser.parse_args()
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -563,6 +570,9 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    if args.only_prompts:
+        write_prompts(args.out / "prompts", args.seed)
+        return
     args.work.mkdir(parents=True, exist_ok=True)
     data = cached(args.work / "pictures.pt", args.seed, lambda: draw_pictures(args.seed))
     print("pictures ready", flush=True)
