@@ -59,7 +59,7 @@ class RoundingSettings:
     time and change little."""
 
     damping: float = 0.003
-    output_damping: float = 0.03
+    output_damping: float = 0.1
     sweeps: int = 3
     tokens: int = 1024
 

@@ -230,7 +230,7 @@ class Original:
     inner_width: bool = False
     prefix: str = "model.diffusion_model."
     others: tuple[str, ...] = ("vae.decoder.conv_in.weight",)
-    rounding: str = "gptq"
+    rounding: str = "kfac"
 
     def shapes(self, sizes: dict) -> dict[str, tuple[int, ...]]:
         """The tensors of a file of these sizes, without prefix."""

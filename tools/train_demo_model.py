@@ -20,7 +20,7 @@ step (glibc gives it back each time): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_T
 
 Another model, of another size, to try recipes on; the finished stages of the demo model in --work serve it as well:
 
-    python tools/train_demo_model.py --heads 3 --layers 3 --steps 800 --batch 16 --out build/second --work WORK
+    python tools/train_demo_model.py --heads 3 --layers 3 --steps 1500 --batch 16 --out build/second --work WORK
 
 Every stage starts from the same seed, so that a continued run draws the same numbers; another processor or
 number of threads sums in another order and gives a model like it, not the same bytes. The committed model is one run
