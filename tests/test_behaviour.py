@@ -4,15 +4,16 @@ import copy
 import pickle
 
 import pytest
+import test_lora
 import tiny
 import torch
 from accelerate import cpu_offload, dispatch_model
 from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
 
-from hswq_hub.sources import resolve
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
 from hswq_runtime.quantizer import HSWQQuantizer
@@ -148,27 +149,39 @@ def test_a_device_map_onto_the_disk_is_refused_before_it_writes_nonsense(model, 
         )
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return tiny.published_demo(tmp_path_factory.mktemp("published"))
+
+
+def picture(pipe):
+    assert fp8_layers(pipe.transformer)
+    arguments = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
+    return pipe("a ring", generator=torch.Generator().manual_seed(0), **arguments).images
+
+
 @pytest.mark.parametrize("device_map", ["cpu", "balanced"])
-def test_a_pipeline_with_a_device_map(device_map):
-    demo = resolve("demo")
+def test_a_pipeline_with_a_device_map(published, device_map):
     if device_map == "balanced" and not torch.cuda.is_available():
         pytest.skip("balancing needs an accelerator")
-    pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32, device_map=device_map)
-    assert pipe("a ring", height=32, width=32, num_inference_steps=1, guidance_scale=0.0, output_type="np").images.any()
+    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float32, device_map=device_map)
+    expected = picture(HSWQPipeline.from_pretrained(published, dtype=torch.float32))
+    assert abs(picture(pipe) - expected).max() < 1e-3
 
 
-@pytest.mark.cuda
-@CUDA
-@pytest.mark.parametrize("method", ["to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offloading_a_pipeline_on_cuda(method):
-    demo = resolve("demo")
-    arguments = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
-    images = []
-    for way in ("to", method):
-        pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32)
-        pipe.to("cuda") if way == "to" else getattr(pipe, way)()
-        images.append(pipe("a ring", generator=torch.Generator().manual_seed(0), **arguments).images)
-    assert abs(images[0] - images[1]).max() < 1e-3
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, CUDA])])
+def test_moving_and_offloading_a_pipeline(published, device):
+    """On the CPU every hook does what it does beside a GPU, but for the copying."""
+    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float32)
+    expected = picture(pipe)
+    assert abs(picture(pipe.to(device)) - expected).max() < 1e-3
+    pipe.to("cpu")
+    pipe.enable_model_cpu_offload(device=device)
+    assert abs(picture(pipe) - expected).max() < 1e-3
+    if device == "cuda":  # from the CPU to the CPU accelerate does it for a model, not for diffusers' pipelines
+        pipe.enable_sequential_cpu_offload(device=device)
+        assert abs(picture(pipe) - expected).max() < 1e-3
+        assert fp8_layers(pipe.transformer)[0].weight.is_meta, "nothing stays on the device"
 
 
 # --- Dtypes -------------------------------------------------------------------------------------------
@@ -258,6 +271,31 @@ def test_the_blocks_compile_without_graph_breaks(compiler, model):
     assert torch.allclose(tiny.run(model), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("how", ["exact", "fp8_matmul", "lora"])
+def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
+    """Once it has run, see the next test; for a UNet, from the first call on: `test_unet.py`."""
+    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=how == "fp8_matmul")
+    if how == "lora":
+        test_lora.pipeline(model).load_lora_weights(test_lora.diffusers_layout())
+    expected, counter = tiny.run(model), CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    assert torch.equal(tiny.run(compiled), expected)
+    assert counter.frame_count == 1
+
+
+def test_in_its_first_call_the_whole_model_breaks_where_the_plain_one_does(compiler, tmp_path):
+    """diffusers' Z-Image computes its frequencies then, `with torch.device("cpu")`, which torch cannot compile."""
+    found = []
+    for dequantize in (False, True):
+        model = load_model(tiny.quantized(tmp_path, "v2"), torch.float32, dequantize=dequantize)
+        with torch.no_grad():
+            explained = torch._dynamo.explain(model)(**tiny.inputs())
+        found.append((explained.graph_count, {reason.user_stack[-1].name for reason in explained.break_reasons}))
+    ours, plain = found
+    assert ours == plain
+    assert ours[1] <= {"precompute_freqs_cis"}
+
+
 @STYLES
 def test_compiled_the_weight_is_expanded_by_operations_that_fuse(compiler, tmp_path, style):
     """Only elementwise ones stand between the FP8 weight and the product: a compiler makes them one kernel, whose only
@@ -310,14 +348,19 @@ def test_sensitive_layers_and_odd_shapes_stay_exact(model):
     assert set_fp8_matmul(odd) == 0
 
 
-def test_a_pipeline_can_be_told_to(tmp_path):
-    demo = resolve("demo")
-    path = tmp_path / "demo.safetensors"
-    tensors = load_file(demo.path)
-    cast = {k: t.to(torch.float8_e4m3fn) if ".feed_forward." in k else t for k, t in tensors.items()}
-    save_file(cast, path)
-    pipe = HSWQPipeline.from_pretrained(path, base=demo.base, dtype=torch.float32, fp8_matmul=True)
-    assert all(layer.fp8_matmul for layer in fp8_layers(pipe.transformer))
+def test_pipelines_and_diffusers_own_classes_can_be_told_to(published, tmp_path):
+    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float32, fp8_matmul=True)
+    pipe.save_pretrained(tmp_path / "saved")
+    told, untold = (HSWQPipeline.from_pretrained(tmp_path / "saved", fp8_matmul=told) for told in (True, False))
+    single = ZImageTransformer2DModel.from_single_file(
+        str(published / "demo-hswq-v1.safetensors"),
+        config=str(tmp_path / "saved/transformer"),
+        quantization_config=HSWQConfig(fp8_matmul=True),
+    )
+    models = (pipe.transformer, told.transformer, single, untold.transformer)
+    counts = [sum(layer.fp8_matmul for layer in fp8_layers(model)) for model in models]
+    assert counts[0] == counts[1] == counts[2] > 0
+    assert counts[3] == 0, "it is not a property of the files"
 
 
 def test_old_hardware_is_refused_with_a_sentence(model, monkeypatch):

@@ -62,6 +62,52 @@ def test_full_precision_has_no_fp8_layers_and_is_not_quantized(tmp_path):
     assert not getattr(loaded, "is_quantized", False)
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+WHATEVER_IT_IS_IN = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def filled(dtype):
+    """Values for the tiny model that need all bits of `dtype`."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {name: tensor.shape for name, tensor in tiny.model().state_dict().items()}
+    return {name: (torch.randn(shape, generator=generator) * 0.05).to(dtype) for name, shape in shapes.items()}
+
+
+@WHATEVER_IT_IS_IN
+def test_full_precision_is_computed_in_its_own_dtype_or_in_the_one_asked_for(tmp_path, dtype):
+    state = filled(dtype)
+    path = tiny.checkpoint(tmp_path, change=lambda tensors: tensors.update(tiny.original_layout(state)))
+    for asked in (None, *DTYPES):
+        loaded = load_model(path, asked)
+        assert loaded.dtype == (asked or dtype)
+        assert tiny.same_bytes(loaded.state_dict(), {name: t.to(asked or dtype) for name, t in state.items()})
+
+
+@WHATEVER_IT_IS_IN
+def test_what_is_beside_fp8_may_have_any_dtype_and_gives_the_model_its_own(tmp_path, dtype):
+    known, rest = load_model(tiny.quantized(tmp_path, "v2")).state_dict(), filled(dtype)
+
+    def exchange(tensors):
+        stored = tiny.original_layout(rest)
+        tensors.update({key: stored[key] for key, tensor in tensors.items() if tensor.dtype == torch.bfloat16})
+
+    (tmp_path / "other").mkdir()
+    path = tiny.quantized(tmp_path / "other", "v2", change=exchange)
+    for asked in (None, *DTYPES):
+        loaded, into = load_model(path, asked), asked or dtype
+        assert loaded.dtype == loaded.layers[0].feed_forward.w1.compute_dtype == into
+        fp8 = {name: t for name, t in known.items() if t.dtype == torch.float8_e4m3fn or name.endswith(".scale")}
+        assert len(fp8) > 20
+        assert tiny.same_bytes(loaded.state_dict(), {name: t.to(into) for name, t in rest.items()} | fp8)
+
+
+def test_of_several_dtypes_that_of_most_values_is_the_model_s(tmp_path):
+    def mix(tensors):
+        tensors.update({key: t.float() if t.ndim < 2 else t.half() for key, t in tensors.items()})
+
+    assert load_model(tiny.checkpoint(tmp_path, change=mix)).dtype == torch.float16
+
+
 def test_the_name_of_a_file_says_nothing(tmp_path):
     misnamed = tiny.quantized(tmp_path, "v2").rename(tmp_path / "model-v1-bf16.safetensors")
     assert load_model(misnamed, torch.float32).get_submodule(W1.removesuffix(".weight")).scale is not None

@@ -8,7 +8,6 @@ from diffusers import ZImagePipeline
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
-from hswq_hub.sources import resolve
 from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul
 from hswq_runtime.lora import HSWQLoraLinear
 
@@ -331,8 +330,8 @@ def test_training_a_lora_on_a_frozen_quantized_base(tmp_path):
 
 
 def test_a_lora_changes_the_picture_of_a_published_model(tmp_path):
-    demo = resolve("demo")
-    pipe = HSWQPipeline.from_pretrained(demo.path, base=demo.base, dtype=torch.float32)
+    pipe = HSWQPipeline.from_pretrained(tiny.published_demo(tmp_path / "published"), dtype=torch.float32)
+    assert isinstance(pipe.transformer.layers[0].feed_forward.w1, HSWQLinear)
     arguments = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
     before = pipe("a red ring", generator=torch.Generator().manual_seed(0), **arguments).images
     torch.manual_seed(0)

@@ -91,6 +91,20 @@ def test_a_lora_in_the_folder_is_not_taken_for_a_model(base):
     assert HSWQPipeline.from_pretrained(base, dtype=torch.float32).transformer.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_plain_file_in_any_dtype_is_a_pipeline_in_it(tmp_path, dtype):
+    path = tmp_path / "plain.safetensors"
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(DEMO.path).items()}, path)
+    pipe = HSWQPipeline.from_pretrained(path, base=DEMO.base)
+    assert {pipe.dtype, *(part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder))} == {dtype}
+    assert tiny.same_bytes(pipe.transformer.state_dict(), load_model(DEMO.path, dtype).state_dict())
+    small = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "np"}
+    assert pipe("a ring", **small).images.any()
+    other = HSWQPipeline.from_pretrained(path, base=DEMO.base, dtype=torch.bfloat16)
+    expected = {name: tensor.to(torch.bfloat16) for name, tensor in pipe.transformer.state_dict().items()}
+    assert tiny.same_bytes(other.transformer.state_dict(), expected)
+
+
 def test_pad_tokens_are_read_with_and_without_a_leading_dimension(tmp_path):
     tensors = load_file(DEMO.path)
     key = "model.diffusion_model.x_pad_token"

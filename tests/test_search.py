@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hswq_hub.quantize.search import Histogram, search_amax, search_error, weighted_histogram, weighted_values
+from hswq_hub.quantize.search import (
+    Histogram,
+    largest,
+    search_amax,
+    search_error,
+    weighted_histogram,
+    weighted_values,
+)
 from hswq_hub.settings import SearchSettings
 from hswq_runtime.fp8 import FP8_MAX, grid
 
@@ -59,6 +66,28 @@ def test_the_exact_error_is_the_sum_over_all_weights(dtype, scaled):
         expected = ((rounded - magnitude) ** 2 * mass).sum()
         found = search_error(weighted_values(values, importance), torch.tensor([delta]), scaled)
         assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_counting_in_another_order_gives_the_same_bits(dtype, monkeypatch):
+    """As it happens on a GPU."""
+    values, importance = weight()
+    values, importance, order = values.to(dtype), importance.double().sqrt(), torch.randperm(64)
+    mass = weighted_histogram(values, importance, 4096).mass
+    monkeypatch.setattr("hswq_hub.quantize.search._IN_CACHE", 96)
+    assert torch.equal(weighted_histogram(values[order], importance, 4096).mass, mass)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_maximum_counts_though_its_channel_carries_nothing(dtype):
+    values, importance = torch.tensor([[0.5, 1.0]], dtype=dtype), torch.tensor([1.0, 0.0])
+    assert weighted_values(values, importance).maximum == weighted_histogram(values, importance, 8).maximum == 1
+
+
+def test_the_largest_of_all_and_whether_all_are_finite():
+    assert [largest(torch.tensor(values)) for values in ([-3.0, 2.0], [1.0, 2.0], [-1.0, -2.0], [0.0])] == [3, 2, 2, 0]
+    assert largest(torch.tensor([1.0, float("-inf")])) == float("inf")
+    assert np.isnan(largest(torch.tensor([float("nan"), 1.0]).bfloat16()))
 
 
 def test_values_of_too_many_float32_weights_are_a_histogram(monkeypatch):

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch._dynamo.testing import CompileCounter
 
 from hswq_hub.calibrate import calibrate
 from hswq_hub.card import write_card
@@ -268,6 +269,15 @@ def test_the_loaded_model_equals_the_dequantized_reference(full, quantized, kind
     assert np.array_equal(ours, pipe("a cat", generator=torch.manual_seed(1), **SMALL).images)
     original = tiny_unet.run(tiny_unet.unet(kind).float(), kind)
     assert 0 < (tiny_unet.run(plain, kind) - original).norm() < 0.2 * original.norm()
+
+
+def test_it_compiles_into_one_graph(quantized):
+    torch._dynamo.reset()
+    model = load_model(quantized("sd-1.5", Format.V2), torch.float32)
+    counter = CompileCounter()
+    found = tiny_unet.run(torch.compile(model, fullgraph=True, backend=counter), "sd-1.5")
+    assert counter.frame_count == 1
+    assert torch.equal(found, tiny_unet.run(model, "sd-1.5"))
 
 
 @pytest.mark.parametrize("version", list(Format))

@@ -94,8 +94,7 @@ def codes_of(
 def round_to_nearest(weight: torch.Tensor, decision: Decision, version: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8 codes of `weight`, folded already, clipped at the decision's amax; and the scale to multiply them with."""
     scale = decision.scale_tensor(weight)
-    clipped = weight.to(torch.float32).clamp(-decision.amax, decision.amax)
-    return quantize(clipped, scale if version.scaled else None), scale
+    return quantize(weight, scale if version.scaled else None, decision.amax), scale
 
 
 class QuantizedFile:

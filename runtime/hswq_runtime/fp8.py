@@ -7,6 +7,7 @@ here are read from torch, none is typed in. `torch` saturates nothing: 449 would
 """
 
 import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -30,14 +31,27 @@ def saturating_cast(values: torch.Tensor) -> torch.Tensor:
     return values.clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
 
-def quantize(weight: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+def quantize(weight: torch.Tensor, scale: torch.Tensor | None = None, amax: float | None = None) -> torch.Tensor:
     """FP8 codes `q` such that `q · scale ≈ weight`.
 
     `weight`: any shape and float dtype. `scale`: None (1), or float32 with one value, or with one for each
-    row (index of the first dimension). The division is made in float32, whatever the dtype of `weight`.
+    row (index of the first dimension). `amax`: what lies beyond ±amax becomes what ±amax becomes. All is computed
+    in float32, whatever the dtype of `weight`.
     """
-    values = weight.to(torch.float32)
-    return saturating_cast(values if scale is None else values / _by_row(scale, weight))
+    factors = None if scale is None else _by_row(scale, weight)
+    if not weight.is_cpu or weight.numel() <= _PIECE:
+        return _quantize(weight.to(torch.float32), factors, amax)
+    codes = torch.empty(weight.shape, dtype=FP8, device="cpu")
+    for here in _pieces(weight):
+        several = factors is not None and len(factors) > 1
+        codes[here] = _quantize(weight[here].to(torch.float32), factors[here] if several else factors, amax)
+    return codes
+
+
+def _quantize(values: torch.Tensor, scale: torch.Tensor | None, amax: float | None) -> torch.Tensor:
+    if amax is not None:
+        values = values.clamp(-amax, amax)
+    return saturating_cast(values if scale is None else values / scale)
 
 
 def dequantize(
@@ -113,7 +127,13 @@ _BIAS = 2.0**120
 _WIDE = torch.float32, torch.int32, 20, 0x87F00000 - (1 << 32)
 _HALF = torch.bfloat16, torch.int16, 4, 0x87F0 - (1 << 16)
 _PIECE = 1 << 18
-"""Values expanded at once: few enough to stay in the cache."""
+"""Values expanded or rounded at once: few enough to stay in the cache."""
+
+
+def _pieces(values: torch.Tensor) -> Iterator[slice]:
+    rows = max(1, _PIECE // max(1, values[:1].numel()))
+    for start in range(0, len(values), rows):
+        yield slice(start, start + rows)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
@@ -130,10 +150,8 @@ def _dequantize_on_cpu(weight: torch.Tensor, scale: torch.Tensor | None, result:
     """The same to the bit (NaN aside), three times as fast as torch's cast from FP8, which is not vectorized."""
     dtype = result.dtype
     exact, integer, shift, mask = _HALF if scale is None and dtype == torch.bfloat16 else _WIDE
-    rows = max(1, _PIECE // max(1, weight[:1].numel()))
     factors = None if scale is None else _by_row(scale, weight).expand(len(weight), *[1] * (weight.ndim - 1))
-    for start in range(0, len(weight), rows):
-        here = slice(start, start + rows)
+    for here in _pieces(weight):
         values = result[here] if dtype == exact else torch.empty(result[here].shape, dtype=exact, device="cpu")
         bits = values.view(integer)
         bits.copy_(weight[here].view(torch.int8))
