@@ -88,7 +88,8 @@ class Inspection:
         """What quantizing takes on a device: memory for the denoiser, time for the calibration."""
         device = pick_device(name)
         dtype, how = pick_dtype("auto", device), CalibrationSettings()
-        seconds = how.samples * self.steps * self.call.flops / layer_rate(self.call, device.type, dtype)
+        steps = how.steps_of(self.steps)
+        seconds = how.samples * steps * self.call.flops / layer_rate(self.call, device.type, dtype)
         return [
             *_column(
                 "memory",
@@ -101,7 +102,7 @@ class Inspection:
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
-                    f"in {self.steps} steps each on {describe(device)}, an estimate from a short trial"
+                    f"in {steps} steps each on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]

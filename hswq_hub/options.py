@@ -120,7 +120,7 @@ calibration_options = _options(
         "--steps",
         type=click.IntRange(1),
         default=CALIBRATION.steps,
-        help="Denoising steps of a calibration picture.  [default: the model's]",
+        help="Denoising steps of a calibration picture.  [default: the model's, 25 at most]",
     ),
     click.option("--seed", type=SEED, default=CALIBRATION.seed, show_default=True, help="Seed of the first one."),
 )

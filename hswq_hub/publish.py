@@ -127,7 +127,7 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         calibrate(source, settings).save(product / STATISTICS)
 
     def work() -> Work:
-        return Work(settings.samples * (settings.steps or source.architecture.steps), settings.device, settings.size)
+        return Work(settings.samples * settings.steps_of(source.architecture.steps), settings.device, settings.size)
 
     return Step("calibrate", "calibrate", place, made_from, make, work=work)
 

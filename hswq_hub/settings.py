@@ -13,6 +13,7 @@ ROUNDINGS = ("kfac", "gptq", "nearest")
 COMPENSATED = ("kfac", "gptq")
 KEEP_BY = ("error", "variance")
 CALIBRATION_MEMORY = 8.0
+_STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
 
@@ -21,8 +22,8 @@ STAGES = ("calibrate", "quantize", "evaluate", "folder")
 class CalibrationSettings:
     """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first.
 
-    `calls`: of the denoiser's calls, how many are recorded to be replayed later. `steps`, `guidance` (scale) and `size`
-    (pixels a side) None: the model's defaults.
+    `calls`: of the denoiser's calls, how many are recorded to be replayed later. `steps` None: the model's own, 25 at
+    most, as published. `guidance` (scale) and `size` (pixels a side) None: the model's.
     """
 
     samples: int = 128
@@ -33,6 +34,10 @@ class CalibrationSettings:
     size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+
+    def steps_of(self, own: int) -> int:
+        """Denoising steps of a picture, for a model whose pictures are made in `own`."""
+        return self.steps or min(own, _STEPS)
 
 
 @dataclass(frozen=True)

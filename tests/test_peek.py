@@ -119,7 +119,7 @@ def test_the_command_says_what_it_is_and_what_it_would_take(tmp_path):
         "recipe measured: what costs the pictures most, until the denoiser takes 56%",
         "layers, those whose outputs vary most",
         "stabilityai-ai-community",
-        "to calibrate with 32 pictures of 1024 pixels a side in 25 steps",
+        "to calibrate with 128 pictures of 1024 pixels a side in 25 steps",
         "GB for the denoiser",
     ):
         assert expected in result.output, result.output

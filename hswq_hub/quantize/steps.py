@@ -102,7 +102,7 @@ class Quantization:
         def work() -> Work:
             plan = unread_plan(checkpoint, self.formats[0], self.recipe)
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
-            recorded = min(self.how.calls, self.how.samples * (self.how.steps or self.source.architecture.steps))
+            recorded = min(self.how.calls, self.how.samples * self.how.steps_of(self.source.architecture.steps))
             return Work(
                 calls=recorded * check_memory(checkpoint, rounding, self.memory) * replay_cost(rounding),
                 device=self.how.device,
