@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py make demo --seed 1 --work build/fidelity/demo       for each seed
     python benchmarks/fidelity.py measure demo --seed 1 --work build/fidelity/demo
     python benchmarks/fidelity.py make build/second/demo.safetensors --base build/second/components \\
-        --prompts build/second/prompts --budget 0.62 --seed 1 --work build/fidelity/second    another model, likewise
+        --prompts build/second/prompts --budget 0.59 --seed 1 --work build/fidelity/second    another model, likewise
     python benchmarks/fidelity.py report build/fidelity/demo build/fidelity/second    -> RESULTS.md, fidelity.png
 
 A seed decides the calibration's noise and, apart from it, that of the evaluation. What is measured on are captions

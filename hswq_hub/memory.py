@@ -10,19 +10,17 @@ from hswq_runtime.errors import DeviceError
 
 from .components import local_files
 from .hardware import free_memory, total_memory
-from .quantize import all_moment_bytes
+from .quantize import rounding_bytes
 from .report import megabytes
 from .settings import COMPENSATED, PublishSettings
 from .sources import Source
 from .sources.diffusers_folder import WEIGHTS
 
-_GB = 1e9
-
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on `device`: the denoiser, the other components (None: they are in a Hub repo), and the second moments that
-    compensated rounding holds beside the denoiser; what of its memory is free, and the whole."""
+    """Bytes on `device`: the denoiser, the other components (None: they are in a Hub repo), and the second moments and
+    all else that compensated rounding holds beside the denoiser; what of its memory is free, and the whole."""
 
     device: str
     denoiser: int
@@ -77,7 +75,7 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     moments = 0
     rounding = settings.recipe.rounding
     if rounding in COMPENSATED:
-        moments = int(min(settings.calibration_memory * _GB, all_moment_bytes(checkpoint, rounding)))
+        moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
     if how.device != "cuda":
         return [replace(cpu, moments=moments)]

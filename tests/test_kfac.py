@@ -1,5 +1,6 @@
 """Rounding that knows a layer's outputs, and the moments that it needs, against slow ways and small cases."""
 
+import psutil
 import pytest
 import tiny
 import torch
@@ -7,8 +8,9 @@ from test_gptq import case, scale_of
 from torch import nn
 
 from hswq_hub.calls import Call, record_calls
+from hswq_hub.hardware import PeakMemory
 from hswq_hub.quantize import kfac
-from hswq_hub.quantize.compensate import compensated_layer
+from hswq_hub.quantize.compensate import _working_bytes, compensated_layer
 from hswq_hub.quantize.gptq import compensated
 from hswq_hub.quantize.kfac import compensated_both_ways, curved_error
 from hswq_hub.quantize.moments import Layer, Moments, Rows, layers_of, second_moments
@@ -213,6 +215,19 @@ def test_rows_beyond_what_fits_together_are_cut(monkeypatch, tmp_path):
     key = next(key for key in checkpoint.layers if key.endswith("layers.0.attention.qkv.weight"))
     rows = layers_of(checkpoint, checkpoint.empty_model(constants=False), [key])[key].rows
     assert [(r.start, r.count) for r in rows] == [(0, 40), (40, 40), (80, 16)] * 3
+
+
+@pytest.mark.parametrize("outputs", [False, True], ids=["gptq", "kfac"])
+def test_what_rounding_works_with_is_what_was_foretold(outputs):
+    module = nn.Linear(2048, 256, bias=False).requires_grad_(False)
+    layer = Layer((Rows(module, 0, 0, 256),))
+    x, g = torch.randn(4096, 2048), torch.randn(4096, 256)
+    moments = Moments((x.T @ x).unsqueeze(0), ((0, 256),), (g.T @ g,) if outputs else None)
+    before = psutil.Process().memory_info().rss
+    with PeakMemory(torch.device("cpu")) as peak:
+        compensated_layer(module.weight, moments, None, RoundingSettings(sweeps=1))
+    foretold = _working_bytes(layer, outputs)
+    assert 0.6 * foretold < peak.bytes - before < 1.1 * foretold
 
 
 @pytest.mark.cuda

@@ -21,7 +21,7 @@ from ..sources import Source
 from ..steps import Step, Tell, check_disks, make, open_steps, silent
 from ..targets import check_replaceable
 from ..workspace import Workspace
-from .compensate import all_moment_bytes, check_memory, write_compensated
+from .compensate import check_memory, rounding_bytes, write_compensated
 from .fold import check_fold
 from .keep import check_budget, keep
 from .measure import measure_errors
@@ -34,7 +34,6 @@ __all__ = [
     "Decision",
     "Plan",
     "Quantization",
-    "all_moment_bytes",
     "check_budget",
     "check_fold",
     "check_memory",
@@ -48,6 +47,7 @@ __all__ = [
     "plan_of",
     "quantize",
     "quantized_name",
+    "rounding_bytes",
     "write_compensated",
     "write_quantized",
 ]

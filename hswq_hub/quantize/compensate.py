@@ -126,10 +126,18 @@ def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
     return sum(1 for _ in in_groups(_possible_layers(checkpoint), memory, outputs=knows_outputs(rounding)))
 
 
-def all_moment_bytes(checkpoint: Checkpoint, rounding: str) -> int:
-    """What the second moments of all layers would take at once."""
-    outputs = knows_outputs(rounding)
-    return sum(layer.moment_bytes(outputs) for layer in _possible_layers(checkpoint).values())
+def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
+    """What compensated rounding holds beside the model: second moments, `memory` GB at most, and what it works with."""
+    outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
+    moments = min(int(memory * 1e9), sum(layer.moment_bytes(outputs) for layer in layers))
+    return moments + max(_working_bytes(layer, outputs) for layer in layers)
+
+
+def _working_bytes(layer: Layer, outputs: bool) -> int:
+    """Float64: moments, sorted, and factors of them that are being made; the weight, its codes and what is lost."""
+    groups, n, _ = layer.inputs_shape
+    together = max(rows.count for rows in layer.rows) if outputs else sum(r.count for r in layer.rows) // groups
+    return 8 * (5 * (n**2 + (together**2 if outputs else 0)) + 6 * together * n)
 
 
 def _possible_layers(checkpoint: Checkpoint) -> dict[str, Layer]:

@@ -40,7 +40,7 @@ def compensated(
     w = weight.to(torch.float64)
     h = damped(moment.to(w.device, torch.float64), damping)
     order = h.diagonal().argsort(descending=True, stable=True)
-    w, h = w[:, order], h[order][:, order]
+    w, h = w[:, order], h[order.unsqueeze(1), order]
     codes = _feedback(w, h, scale)
     for _ in range(sweeps):
         if not _sweep(w, h, codes, scale):
@@ -61,7 +61,9 @@ def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
     mean = h.diagonal().mean()
     if mean <= 0:  # nothing ever came in: any rounding is as good, and that to nearest is what identity gives
         return torch.eye(len(h), dtype=h.dtype, device=h.device)
-    return h + torch.eye(len(h), dtype=h.dtype, device=h.device) * (damping * mean)
+    h = h.clone()
+    h.diagonal().add_(damping * mean)
+    return h
 
 
 def upper_factor(h: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ def compensated_both_ways(
         w, g = w / scale, g * scale * scale.T
     columns = h.diagonal().argsort(descending=True, stable=True)
     rows = g.diagonal().argsort(descending=True, stable=True)
-    r, s = upper_factor(h[columns][:, columns]), upper_factor(g[rows][:, rows])
+    r, s = upper_factor(h[columns.unsqueeze(1), columns]), upper_factor(g[rows.unsqueeze(1), rows])
     codes = _feedback(w[rows][:, columns], r, s / s.diagonal())
     result = torch.empty_like(codes)
     result.view(torch.uint8)[rows.unsqueeze(1), columns] = codes.view(torch.uint8)
