@@ -515,7 +515,7 @@ def table(rows: list[dict]) -> list[str]:
 def product_table(found: list[dict], tokens: int) -> list[str]:
     """Times of single layers, in milliseconds."""
     lines = [
-        f"| one layer, {tokens} tokens | plain | HSWQ | fp8_matmul | its error |",
+        f"| one layer, {tokens} tokens | plain | HSWQ | fp8_matmul | error of fp8_matmul |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in found:
