@@ -4,7 +4,10 @@ The model is a Z-Image transformer with the layer shapes of the published one (w
 random weights: for speed and memory, never for quality. Every candidate loads it in a process of its own.
 
     python benchmarks/runtime.py --work build/benchmark
-    python benchmarks/runtime.py --work build/benchmark --device cuda --blocks 30 --compile
+    python benchmarks/runtime.py --work build/benchmark --device cuda
+
+On a GPU that is the whole model at 1024 x 1024 pixels, in bfloat16 and compiled, then the products of its large layers
+by themselves, and whether the goals were reached; the table has a section of its own.
 
 Peers that are not installed (pip install torchao sdnq optimum-quanto) are left out, and said to be.
 
@@ -13,7 +16,7 @@ before. `weights`: bytes of parameters and buffers; all candidates are told to q
 seconds of one forward pass, the fastest of several. `error`: largest difference of the output from the same model with
 its weights dequantized beforehand, relative to the largest output. `LoRA`: loaded, and the output is that of the
 dequantized model with the same LoRA, but for the error that the candidate has without it. `saved`: saved, opened
-again, the same output.
+again, the same output. `on the GPU`: the most memory that it had there, while loading and running.
 
 Below the table, the time of `load_model` over that of `safetensors.torch.load_file` on the same file, which the system
 has cached. Both only map a file: by itself that takes `load_file` two milliseconds, whatever the size, and nobody has a
@@ -23,6 +26,7 @@ the layers of the table, and one of `LARGE_BLOCKS` blocks.
 """
 
 import argparse
+import functools
 import gc
 import importlib.util
 import json
@@ -32,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,19 +46,31 @@ TARGETS = r"(attention\.to_(q|k|v)|attention\.to_out\.0|feed_forward\.w[123])$"
 """The large layers of a block: what every candidate quantizes."""
 LEFT_OUT = ["t_embedder", "cap_embedder", "all_x_embedder", "all_final_layer", "adaLN_modulation"]
 """The modules around all other linear layers, spelled in full, because each library matches names in its own way."""
+PUBLISHED_WIDTH = 3840
 LARGE_BLOCKS = 12
 LORA_RANK = 16
+STEP_GOAL = 1.05
+"""On a GPU, compiled: a step in exact mode takes at most this, times that of the plain model."""
+PRODUCT_GOAL = 1.5
+"""On a GPU, compiled: `fp8_matmul` is at least so many times as fast as the plain layer."""
 
 
 # --- Files ---------------------------------------------------------------------------------------------
 
 
-def config(blocks: int) -> dict:
-    """Published shapes; `blocks` main blocks and one refiner of each kind."""
-    return {"n_layers": blocks, "n_refiner_layers": 1}
+def config(width: int, blocks: int) -> dict:
+    """The published shapes, at the published width; `blocks` main blocks and one refiner of each kind."""
+    heads = width // 128
+    return {"dim": width, "n_heads": heads, "n_kv_heads": heads, "n_layers": blocks, "n_refiner_layers": 1}
 
 
-def write_files(folder: Path, blocks: int) -> None:
+def products(width: int) -> list[tuple[int, int]]:
+    """Inputs and outputs of the large layers: attention, and the feed-forward's two ways."""
+    hidden = int(width / 3 * 8)
+    return [(width, width), (width, hidden), (hidden, width)]
+
+
+def write_files(folder: Path, width: int, blocks: int) -> None:
     """`plain/` (bf16), `hswq/` (V2, saved by our quantizer), `hswq.safetensors` (the same in one file) and
     `bfl.safetensors` (a scale a row)."""
     import re
@@ -66,7 +83,7 @@ def write_files(folder: Path, blocks: int) -> None:
     from hswq_runtime.quantizer import mark_quantized
 
     torch.manual_seed(0)
-    model = diffusers.ZImageTransformer2DModel(**config(blocks)).to(torch.bfloat16)
+    model = diffusers.ZImageTransformer2DModel(**config(width, blocks)).to(torch.bfloat16)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(std=0.02 if "embedder" not in name else 0.05)
@@ -101,7 +118,7 @@ def write_single(path: Path, model, state: dict) -> None:
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, path, metadata=described)
 
 
-def write_large(path: Path) -> None:
+def write_large(path: Path, width: int) -> None:
     """A file that is only loaded, never run: `LARGE_BLOCKS` blocks of one value."""
     import re
 
@@ -111,7 +128,7 @@ def write_large(path: Path) -> None:
     from hswq_runtime.layers import SCALE_BUFFER
 
     with accelerate.init_empty_weights():
-        model = diffusers.ZImageTransformer2DModel(**config(LARGE_BLOCKS))
+        model = diffusers.ZImageTransformer2DModel(**config(width, LARGE_BLOCKS))
     state = {}
     for key, tensor in model.state_dict().items():
         layer = key.removesuffix(".weight")
@@ -294,6 +311,7 @@ def run(model, args, dtype) -> torch.Tensor:
     return model(**inputs(args, dtype))[0][0].float().cpu()
 
 
+@torch.no_grad()
 def seconds(call, device: str, repeats: int) -> float:
     """The fastest of `repeats`, after one that warms up."""
     times = []
@@ -304,6 +322,56 @@ def seconds(call, device: str, repeats: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+@contextmanager
+def compiled(model):
+    """While open, the blocks of `model` are compiled."""
+    model.compile_repeated_blocks(fullgraph=True)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            module._compiled_call_impl = None
+
+
+def step(model, args, dtype) -> dict:
+    """Seconds of a forward pass, compiled if asked for; if that is refused, as it is, and why."""
+    given, refused = inputs(args, dtype), {}
+    if args.compile:
+        try:
+            with compiled(model):
+                return {"step": seconds(lambda: model(**given), args.device, args.repeats)}
+        except Exception as error:
+            refused = {"not compiled": refusal(error).removeprefix("no: ")}
+    return {"step": seconds(lambda: model(**given), args.device, args.repeats), **refused}
+
+
+def product_times(sizes: list[tuple[int, int]], tokens: int, args) -> list[dict]:
+    """Seconds of one layer's product with `tokens` rows, and by how much `fp8_matmul` is off: for each of `sizes`."""
+    from hswq_runtime import fp8
+    from hswq_runtime.layers import quantized_twin
+
+    dtype, found = getattr(torch, args.dtype), []
+    for inputs, outputs in sizes:
+        torch.manual_seed(3)
+        given = torch.randn(tokens, inputs).to(args.device, dtype)
+        weight = torch.randn(outputs, inputs) * 0.02
+        scale = fp8.fresh_scale(weight, 1)
+        plain = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+        exact, fast = (quantized_twin(plain, scales=1, compute_dtype=dtype) for _ in range(2))
+        for layer in (exact, fast):
+            layer.load_state_dict({"weight": fp8.quantize(weight, scale), "scale": scale}, assign=True)
+        plain.weight.data, fast.fp8_matmul = exact.dequantized_weight(), True
+        row = {"inputs": inputs, "outputs": outputs}
+        for name, layer in {"plain": plain, "exact": exact, "fp8_matmul": fast}.items():
+            layer.to(args.device).requires_grad_(False)
+            torch._dynamo.reset()  # or it would compile the next shape for any shape
+            call = functools.partial(torch.compile(layer, fullgraph=True) if args.compile else layer, given)
+            row[name] = seconds(call, args.device, 10 * args.repeats)
+        row["error"] = ((fast(given) - plain(given)).norm() / plain(given).norm()).item()
+        found.append(row)
+    return found
 
 
 def add_lora(model) -> None:
@@ -372,8 +440,9 @@ def measure(name: str, args) -> dict:
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
     Path("/proc/self/clear_refs").write_text("5")
+    folder = files_of(args)
     before, start = resident("VmRSS"), time.perf_counter()
-    model = load(name, args.work, dtype)
+    model = load(name, folder, dtype)
     if args.device == "cuda":
         model.to("cuda")
         torch.cuda.synchronize()
@@ -381,18 +450,25 @@ def measure(name: str, args) -> dict:
     row = {"name": name, "load": time.perf_counter() - start, "peak": resident("VmHWM") - before}
     row["weights"], row["values"] = weight_bytes(model), fp8_values(model)
     expected = run(model, args, dtype)
-    reference = dequantized(name, model, args.work, dtype).to(args.device)
+    row |= step(model, args, dtype)
+    if args.device == "cuda":
+        row["gpu"] = torch.cuda.max_memory_allocated()
+    reference = dequantized(name, model, folder, dtype).to(args.device)
     exact = run(reference, args, dtype)
     row["error"] = ((expected - exact).abs().max() / exact.abs().max()).item()
     row["saved"] = try_saving(name, model, expected, args, dtype)
-    stepping = model
-    if args.compile:
-        model.compile_repeated_blocks(fullgraph=True)
-    row["step"] = seconds(lambda: run(stepping, args, dtype), args.device, args.repeats)
-    if args.device == "cuda":
-        row["gpu"] = torch.cuda.max_memory_allocated()
     row["lora"] = try_lora(model, reference, args, dtype, expected, exact)
     return row
+
+
+def files_of(args) -> Path:
+    """Where the models of this width and length are."""
+    return args.work / f"{args.width}x{args.blocks}"
+
+
+def settings_of(args) -> str:
+    """What figures depend on besides the files."""
+    return f"{args.device}-{args.dtype}-{args.latent}-{args.threads}{'-compiled' * args.compile}"
 
 
 # --- The table -----------------------------------------------------------------------------------------
@@ -415,10 +491,10 @@ def same_layers(rows: list[dict]) -> str:
 
 
 def table(rows: list[dict]) -> list[str]:
-    base = rows[0]
+    base, gpu = rows[0], "gpu" in rows[0]
     lines = [
-        "| | load | peak at load | weights | step | error | LoRA | saved |",
-        "|---|---:|---:|---:|---:|---:|---|---|",
+        f"| | load | peak at load | weights | {'on the GPU | ' * gpu}step | error | LoRA | saved |",
+        f"|---|---:|---:|---:|{'---:|' * gpu}---:|---:|---|---|",
     ]
     for row in rows:
         cells = [
@@ -426,13 +502,45 @@ def table(rows: list[dict]) -> list[str]:
             f"{row['load']:.1f} s ({row['load'] / base['load']:.2f}×)",
             f"{row['peak'] / 1e9:.2f} GB",
             f"{row['weights'] / 1e9:.4f} GB",
-            f"{row['step']:.3f} s ({row['step'] / base['step']:.2f}×)",
+            *([f"{row['gpu'] / 1e9:.2f} GB"] if gpu else []),
+            f"{row['step']:.3f} s ({row['step'] / base['step']:.2f}×){', not compiled' * ('not compiled' in row)}",
             f"{row['error']:.1e}" if row["error"] else "0",
             row["lora"],
             row["saved"],
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def product_table(found: list[dict], tokens: int) -> list[str]:
+    """Times of single layers, in milliseconds."""
+    lines = [
+        f"| one layer, {tokens} tokens | plain | HSWQ | fp8_matmul | error of fp8_matmul |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        times = (f"{row[name] * 1e3:.3f} ms ({row[name] / row['plain']:.2f}×)" for name in ("exact", "fp8_matmul"))
+        cells = [f"{row['inputs']} to {row['outputs']}", f"{row['plain'] * 1e3:.3f} ms", *times, f"{row['error']:.1e}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def goals(rows: list[dict], found: list[dict]) -> list[str]:
+    """Whether what a GPU is meant to reach was reached."""
+    steps = {row["name"]: row["step"] for row in rows}
+    ratio = steps["HSWQ"] / steps["plain"]
+    slowest = min(row["plain"] / row["fp8_matmul"] for row in found)
+    return [
+        "| goal | reached | measured |",
+        "|---|---|---:|",
+        f"| step of HSWQ over that of plain at most {STEP_GOAL} | {said(ratio <= STEP_GOAL)} | {ratio:.3f} |",
+        f"| every layer with fp8_matmul at least {PRODUCT_GOAL} times as fast as plain | "
+        f"{said(slowest >= PRODUCT_GOAL)} | {slowest:.3f} |",
+    ]
+
+
+def said(reached: bool) -> str:
+    return "yes" if reached else "no"
 
 
 def parse_arguments():
@@ -442,14 +550,20 @@ def parse_arguments():
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="default: float32 on the CPU, bfloat16 on CUDA"
     )
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--latent", type=int, default=32, help="side of the latents; a token is 2 x 2")
+    parser.add_argument("--blocks", type=int, help="default: 2 on the CPU, 30 on CUDA, as published")
+    parser.add_argument("--width", type=int, default=PUBLISHED_WIDTH, help="a multiple of 384; less is only a trial")
+    parser.add_argument("--latent", type=int, help="side of the latents; a token is 2 x 2; default: 32, 128 on CUDA")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on CUDA")
     parser.add_argument("--only", choices=CANDIDATES, help="measure one, print its figures as JSON")
     args = parser.parse_args()
-    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    cuda = args.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    args.dtype = args.dtype or ("bfloat16" if cuda else "float32")
+    args.blocks, args.latent = args.blocks or (30 if cuda else 2), args.latent or (128 if cuda else 32)
+    args.compile = cuda if args.compile is None else args.compile
     return args
 
 
@@ -458,16 +572,17 @@ def main():
     if args.only:
         print(json.dumps(measure(args.only, args)))
         return
-    args.work.mkdir(parents=True, exist_ok=True)
-    if not (args.work / "config").exists():
-        write_files(args.work, args.blocks)
+    folder = files_of(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config").exists():
+        write_files(folder, args.width, args.blocks)
         gc.collect()
     rows, absent, failed = [], [], []
     for name, package in CANDIDATES.items():
         if package and not importlib.util.find_spec(package.split(".")[0]):
             absent.append(name)
             continue
-        measured = args.work / f"{name.replace(' ', '-')}.json"
+        measured = folder / f"{name.replace(' ', '-')}-{settings_of(args)}.json"
         if measured.exists():  # a run that was stopped goes on where it was
             rows.append(json.loads(measured.read_text()))
             continue
@@ -480,19 +595,22 @@ def main():
         print(rows[-1], file=sys.stderr, flush=True)
     tokens = args.latent**2 // 4 + 32
     lines = [
-        "## Running FP8 models",
+        f"## Running FP8 models{' on a GPU' * (args.device == 'cuda')}",
         "",
-        f"A Z-Image transformer of published widths, {args.blocks} main blocks and two refiners, random weights, "
+        f"A Z-Image transformer of width {args.width}, {args.blocks} main blocks and two refiners, random weights, "
         f"{tokens} tokens, {args.dtype}, {'compiled' if args.compile else 'not compiled'}, on {hardware(args)}. "
         f"Columns: see `benchmarks/runtime.py`. Ratios are to `plain`. {same_layers(rows)}",
         "",
         *table(rows),
     ]
-    large = args.work / "large.safetensors"
-    if not large.exists():
-        write_large(large)
     torch.set_num_threads(args.threads)
-    ratios = ", ".join(load_ratio(file, args.repeats) for file in (args.work / "hswq.safetensors", large))
+    if args.device == "cuda":
+        found = product_times(products(args.width), tokens, args)
+        lines += ["", *product_table(found, tokens), "", *goals(rows, found)]
+    large = args.work / f"{args.width}x{LARGE_BLOCKS}.safetensors"
+    if not large.exists():
+        write_large(large, args.width)
+    ratios = ", ".join(load_ratio(file, args.repeats) for file in (folder / "hswq.safetensors", large))
     lines += [
         "",
         "Time of `load_model` over that of `safetensors.torch.load_file` on the same file, until every byte of the "
@@ -502,12 +620,16 @@ def main():
         "mantissa that is an error of 2.6 % (root mean square) in each value, and so in each product, whatever the "
         "scale; its LoRA is judged by that, see `try_lora`. On a CPU it is there for tests only.",
     ]
+    for row in rows:
+        if "not compiled" in row:
+            lines += ["", f"{row['name']} was not compiled: {row['not compiled']}."]
     for name in absent:
         lines += ["", f"{name} was not measured: not installed."]
     for line in failed:
         lines += ["", f"Failed: {line}"]
     print("\n".join(lines))
-    put_section("runtime", lines)
+    if args.width == PUBLISHED_WIDTH:
+        put_section("runtime", lines, "on CUDA" * (args.device == "cuda"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounter
 
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
+from hswq_runtime.fp8 import can_matmul
 from hswq_runtime.quantizer import HSWQQuantizer
 
 STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
@@ -281,6 +282,20 @@ def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     assert torch.equal(tiny.run(compiled), expected)
     assert counter.frame_count == 1
+
+
+@pytest.mark.cuda
+@CUDA
+@pytest.mark.parametrize("fp8_matmul", [False, True])
+def test_the_whole_model_compiles_on_cuda(compiler, tmp_path, fp8_matmul):
+    if fp8_matmul and not can_matmul(torch.device("cuda")):
+        pytest.skip("needs SM 8.9")
+    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=fp8_matmul).to("cuda")
+    inputs = {name: to_cuda(value) for name, value in tiny.inputs().items()}
+    with torch.no_grad():
+        expected = model(**inputs)[0][0]
+        found = torch.compile(model, fullgraph=True)(**inputs)[0][0]
+    assert (found - expected).norm() < 1e-2 * expected.norm()
 
 
 def test_in_its_first_call_the_whole_model_breaks_where_the_plain_one_does(compiler, tmp_path):

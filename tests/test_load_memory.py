@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from hswq_hub.sources import resolve
 
 MEASURE = """
-import gc, json, sys
+import ctypes, gc, json, sys
 from pathlib import Path
 import torch
 from diffusers import ZImageTransformer2DModel
@@ -47,6 +47,7 @@ def status(field):
 
 def growth(call):
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and not used again unseen
     open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
     before = status("VmRSS")
     result = call()

@@ -87,6 +87,14 @@ def test_scales_stay_float32_in_every_dtype(tmp_path, config, dtype):
         assert torch.equal(one.layers[0].feed_forward.w1.scale, stored)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_a_dtype_a_single_file_computes_in_that_of_the_configuration(tmp_path, config, dtype):
+    path, arguments = tiny.quantized(tmp_path, "v2"), {} if dtype == torch.bfloat16 else {"compute_dtype": dtype}
+    model = single_file(path, config, torch_dtype=None, quantization_config=HSWQConfig(**arguments))
+    assert model.dtype == model.layers[0].feed_forward.w1.compute_dtype == dtype
+    assert tiny.same_bytes(model.state_dict(), load_model(path, dtype).state_dict())
+
+
 def test_without_a_dtype_a_saved_model_computes_in_what_it_computed_in(tmp_path):
     load_model(tiny.quantized(tmp_path, "v2"), torch.float16).save_pretrained(tmp_path / "saved")
     assert ZImageTransformer2DModel.from_pretrained(tmp_path / "saved").dtype == torch.float16
