@@ -171,6 +171,19 @@ def test_moments_of_a_convolution_predict_what_a_change_does(settings):
     assert total == pytest.approx((energy * patches).sum().item() / len(rows), rel=1e-4)
 
 
+def test_inputs_that_are_written_over_later_count_as_they_were():
+    class Forgetful(Chain):
+        def forward(self, x):
+            x = x.clone()
+            y = self.first(x)
+            x.zero_()
+            return self.second(y.tanh())
+
+    first, second, x = nn.Linear(3, 4), nn.Linear(4, 2), torch.randn(1, 5, 3)
+    found = [moments_of(model, {"first": first}, [x]) for model in (Chain(first, second), Forgetful(first, second))]
+    assert torch.equal(found[0]["first"].inputs, found[1]["first"].inputs)
+
+
 def test_an_output_that_nothing_sees_has_moments_of_zero_and_is_rounded_to_nearest():
     first, second, unused = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(3, 5)
     found = moments_of(Chain(first, second, unused), {"first": first, "unused": unused}, [torch.randn(1, 5, 3)])
@@ -228,6 +241,21 @@ def test_what_rounding_works_with_is_what_was_foretold(outputs):
         compensated_layer(module.weight, moments, None, RoundingSettings(sweeps=1))
     foretold = _working_bytes(layer, outputs)
     assert 0.6 * foretold < peak.bytes - before < 1.1 * foretold
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_finds_the_same_moments(tmp_path):
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    keys = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
+    calls, found = tiny.calibration(checkpoint).calls, {}
+    for device in ("cpu", "cuda"):
+        model = load_model(checkpoint, torch.float32).requires_grad_(False).to(device)
+        model.enable_gradient_checkpointing()
+        found[device] = second_moments(model, layers_of(checkpoint, model, keys), calls, device, outputs=True)
+    for key in keys:
+        cpu, cuda = found["cpu"][key], found["cuda"][key]
+        assert torch.allclose(cpu.inputs, cuda.inputs.cpu(), rtol=1e-2, atol=1e-3 * cpu.inputs.abs().max().item())
 
 
 @pytest.mark.cuda

@@ -231,15 +231,16 @@ class _Both(_Inputs):
 
     def replay(self, call: Call, model: nn.Module, device: torch.device | str, number: int) -> None:
         generator = torch.Generator().manual_seed(number)
-        ends = [t for t in call.replay(model, device, derivable=True) if t.requires_grad]
-        if ends:
-            probes = (torch.randn(end.shape, generator=generator).to(device) for end in ends)
-            sum((end.float() * probe).sum() for end, probe in zip(ends, probes, strict=True)).backward()
+        ends = [(t, torch.randn(t.shape, generator=generator)) for t in call.replay(model, device, derivable=True)]
+        if sums := [(end.float() * probe.to(device)).sum() for end, probe in ends if end.requires_grad]:
+            sum(sums).backward()
 
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = layer_rows(module, inputs[0].detach(), self._tokens)
         if not x.isfinite().all() or not torch.is_grad_enabled():
             return output
+        if x.untyped_storage().data_ptr() == inputs[0].untyped_storage().data_ptr():
+            x = x.clone()  # what comes next may be written over it
         self._finite.add(module)
         if not output.requires_grad:  # nothing that needs a derivative led here
             output = output + self._start.to(output.dtype)
