@@ -286,6 +286,7 @@ def test_a_saved_pipeline_that_is_not_one_of_ours_is_refused_in_a_sentence(publi
         HSWQPipeline.from_pretrained(tmp_path / "saved", variant="v1")
     path = tmp_path / "saved/transformer/config.json"
     described = json.loads(path.read_text())
+    assert HSWQPipeline.from_pretrained(tmp_path / "saved").dtype == torch.float32, "what it was saved in"
     encoder = tmp_path / "saved/text_encoder/config.json"
     encoder.write_text(json.dumps(json.loads(encoder.read_text()) | {QUANTIZATION_CONFIG: None}))
     assert HSWQPipeline.from_pretrained(tmp_path / "saved").transformer.is_quantized
