@@ -2,19 +2,23 @@
 
     python benchmarks/quantize.py --work build/quantize [--blocks 30]
 
-A checkpoint of random bf16 weights is written to --work once (12.3 GB with all 30 blocks). Each case then runs in a
-process of its own: a loop that reads, casts and writes the same tensors and does nothing else, and the recipes. A run
-that was stopped goes on where it was. Then the amax search of one layer, against the same search with one candidate
+A checkpoint of random bf16 weights is written to --work once (12.3 GB with all 30 blocks). Each case runs in a process
+of its own, with nothing of the checkpoint in the system's cache, and between two runs of the plain loop: one that
+reads, casts and writes the same tensors and does nothing else. So what else the machine does slows both. A run that
+was stopped goes on where it was. Then the amax search of one layer, against the same search with one candidate
 evaluated at a time.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from results import put_section
@@ -44,7 +48,8 @@ Z_IMAGE = {
     "axes_dims": [32, 48, 48],
     "axes_lens": [1024, 512, 512],
 }
-CASES = ("read, cast, write", "naive", "hswq V1", "hswq V2", "V2, exact search", "V2, no search")
+PLAIN = "read, cast, write"
+CASES = ("naive", "hswq V1", "hswq V2", "V2, exact search", "V2, no search")
 
 
 def write_checkpoint(path: Path, blocks: int) -> None:
@@ -81,17 +86,12 @@ def statistics(checkpoint: Checkpoint) -> Calibration:
 
 
 def run_case(case: str, source: Path, output: Path) -> None:
-    """One case; the first is what the others are compared with."""
+    """From opening the checkpoint to the file under its name, flushed to the disk."""
     checkpoint = Checkpoint(source)
-    if case == CASES[0]:
-        quantized = {d.key for d in unread_plan(checkpoint, Format.V1, recipe()).quantized}
-        with atomic_file(output) as file:
-            for key in checkpoint.tensors:
-                tensor = checkpoint.tensor(key)
-                tensor = saturating_cast(tensor) if key in quantized else tensor
-                file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    if case == PLAIN:
+        plain_loop(checkpoint, output)
         return
-    if case == CASES[1]:
+    if case == "naive":
         plan = plan_naive(checkpoint)
     else:
         search = {"V2, exact search": "exact", "V2, no search": "none"}.get(case)
@@ -100,6 +100,23 @@ def run_case(case: str, source: Path, output: Path) -> None:
         plan = plan_everything(checkpoint, statistics(checkpoint), [version], how)[version]
         plan = keep(plan, checkpoint, how)
     write_quantized(checkpoint, plan, output, source_sha256="0" * 64)
+
+
+def plain_loop(checkpoint: Checkpoint, output: Path) -> None:
+    """What the cases are compared with: the same bytes read, cast and written, without a range and without a header."""
+    quantized = {d.key for d in unread_plan(checkpoint, Format.V1, recipe()).quantized}
+    with atomic_file(output) as file:
+        for key in checkpoint.tensors:
+            tensor = checkpoint.tensor(key)
+            tensor = saturating_cast(tensor) if key in quantized else tensor
+            file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+
+
+def forget(path: Path) -> None:
+    """Take a file's pages out of the system's cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class _Memory(threading.Thread):
@@ -121,22 +138,22 @@ class _Memory(threading.Thread):
 
 
 def measure_search() -> tuple[float, float]:
-    """Seconds of the amax search of one layer: one candidate at a time, and as we do it; both from the histogram."""
+    """Median seconds of the amax search of one layer, from its histogram: one candidate at a time, and as we do it."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(3840, 2560, generator=generator) * 0.02
     histogram = weighted_histogram(weight, torch.rand(2560, generator=generator), bins=4096)
     settings = SearchSettings()
-    start = time.perf_counter()
-    slow = slow_search(histogram.values, histogram.mass, histogram.maximum, settings)
-    middle = time.perf_counter()
-    rounds = 20
-    for _ in range(rounds):
-        histogram.__dict__.pop("sums", None)
-        fast = search_amax(histogram, True, settings)
-    end = time.perf_counter()
-    if abs(slow - fast) > 1e-3 * slow:
-        raise RuntimeError(f"the two searches found {slow} and {fast}")
-    return middle - start, (end - middle) / rounds
+    seconds = {"slow": [], "fast": []}
+    for _ in range(15):
+        start = time.perf_counter()
+        slow = slow_search(histogram.values, histogram.mass, histogram.maximum, settings)
+        middle = time.perf_counter()
+        fast = search_amax(replace(histogram), True, settings)  # a copy, which has no sums yet
+        seconds["slow"].append(middle - start)
+        seconds["fast"].append(time.perf_counter() - middle)
+        if abs(slow - fast) > 1e-3 * slow:
+            raise RuntimeError(f"the two searches found {slow} and {fast}")
+    return median(seconds["slow"]), median(seconds["fast"])
 
 
 def slow_search(values, mass, maximum: float, settings: SearchSettings) -> float:
@@ -156,64 +173,71 @@ def slow_search(values, mass, maximum: float, settings: SearchSettings) -> float
     return best
 
 
+def measure(case: str, source: Path, output: Path) -> None:
+    """Run one case in this process and print what it took."""
+    forget(source)
+    memory = _Memory()
+    memory.start()
+    start, begun = time.perf_counter(), time.process_time()
+    run_case(case, source, output)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - begun
+    output.unlink()
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "anonymous": memory.anonymous, "whole": memory.whole}))
+
+
+def table(found: list[dict], size: int) -> list[str]:
+    """`found`: what was measured, in the order in which it ran, every other time the plain loop."""
+    lines = [
+        "| case | seconds | GB/s | speed | CPU seconds | own memory | with mapped pages |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    plain = found[::2]
+    average = {name: sum(run[name] for run in plain) / len(plain) for name in ("seconds", "cpu")}
+    peak = {name: max(run[name] for run in plain) for name in ("anonymous", "whole")}
+    rows = [(PLAIN, average | peak, 1.0)]
+    for case, before, run, after in zip(CASES, plain[:-1], found[1::2], plain[1:], strict=True):
+        rows.append((case, run, (before["seconds"] + after["seconds"]) / 2 / run["seconds"]))
+    for case, run, speed in rows:
+        lines.append(
+            f"| {case} | {run['seconds']:.1f} | {size / run['seconds'] / 1e9:.2f} | {speed:.2f} | {run['cpu']:.1f} | "
+            f"{run['anonymous'] / 2**30:.2f} GiB | {run['whole'] / 2**30:.2f} GiB |"
+        )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=Z_IMAGE["n_layers"])
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=(PLAIN, *CASES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     source = arguments.work / f"z-image-{arguments.blocks}.safetensors"
-    output = arguments.work / "output.safetensors"
     if arguments.case:
-        memory = _Memory()
-        memory.start()
-        start = time.perf_counter()
-        run_case(arguments.case, source, output)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "anonymous": memory.anonymous, "whole": memory.whole}))
+        measure(arguments.case, source, arguments.work / "output.safetensors")
         return
     if not source.exists():
         write_checkpoint(source, arguments.blocks)
     kept = arguments.work / f"cases-{arguments.blocks}.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    for case in CASES:
-        if case in found:
-            continue
-        command = [
-            sys.executable,
-            __file__,
-            "--work",
-            arguments.work,
-            "--blocks",
-            str(arguments.blocks),
-            "--case",
-            case,
-        ]
-        found[case] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(case, found[case], flush=True)
-        output.unlink()
+    found = json.loads(kept.read_text()) if kept.exists() else []
+    runs = [PLAIN, *(name for case in CASES for name in (case, PLAIN))]
+    for case in runs[len(found) :]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--case", case]
+        found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+        print(case, found[-1], flush=True)
         kept.write_text(json.dumps(found))
+    size = source.stat().st_size
     slow, fast = measure_search()
-    size, plain = source.stat().st_size, found[CASES[0]]["seconds"]
-    whole = (
-        "" if arguments.blocks == Z_IMAGE["n_layers"] else f" ({arguments.blocks} of the {Z_IMAGE['n_layers']} blocks)"
-    )
+    part = f" ({arguments.blocks} of the {Z_IMAGE['n_layers']} blocks)" * (arguments.blocks != Z_IMAGE["n_layers"])
     lines = [
         "## Speed and memory of quantization",
         "",
-        f"From given statistics, a checkpoint of {size / 1e9:.1f} GB with Z-Image's shapes{whole}, on "
-        f"{describe(torch.device('cpu'))}. Speed is that of the plain loop, 1. Memory: what the process has for "
-        "itself, and with the pages of the mapped source that the system had not taken back yet.",
+        f"From given statistics, a checkpoint of {size / 1e9:.1f} GB with Z-Image's shapes{part}, on "
+        f"{describe(torch.device('cpu'))}, {torch.get_num_threads()} threads; at the start nothing of it is in the "
+        "system's cache. Speed is that of the plain loop, 1, which ran before and after each case; its own row is the "
+        f"mean of {len(found[::2])} runs. Memory: the most that the process had for itself, and with the pages of the "
+        "mapped source that the system had not taken back yet.",
         "",
-        "| case | seconds | GB/s | speed | own memory | with mapped pages |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for case, row in found.items():
-        lines.append(
-            f"| {case} | {row['seconds']:.1f} | {size / row['seconds'] / 1e9:.2f} | {plain / row['seconds']:.2f} | "
-            f"{row['anonymous'] / 2**30:.2f} GiB | {row['whole'] / 2**30:.2f} GiB |"
-        )
-    lines += [
+        *table(found, size),
         "",
         f"The amax search of one layer (3840 × 2560, 4096 bins, 200 candidates, 4 rounds): {1e3 * slow:.0f} ms with "
         f"one candidate at a time, {1e3 * fast:.1f} ms with all at once, × {slow / fast:.0f}.",

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage import metrics  # which loads scipy.stats when it is first used
 
 DATA_RANGE = 255
 
@@ -14,7 +14,7 @@ def ssim(reference: np.ndarray, image: np.ndarray) -> float:
     settings: Gaussian window of 11×11 and σ 1.5, K1 0.01, K2 0.03, data range 255, float arithmetic.
     """
     return float(
-        structural_similarity(
+        metrics.structural_similarity(
             reference,
             image,
             data_range=DATA_RANGE,
@@ -30,7 +30,7 @@ def psnr(reference: np.ndarray, image: np.ndarray) -> float | None:
     """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; None for equal ones (it is infinite)."""
     if np.array_equal(reference, image):
         return None
-    return float(peak_signal_noise_ratio(reference, image, data_range=DATA_RANGE))
+    return float(metrics.peak_signal_noise_ratio(reference, image, data_range=DATA_RANGE))
 
 
 def latent_mse(reference: torch.Tensor, latents: torch.Tensor) -> float:

@@ -51,14 +51,17 @@ def test_scaled_round_trip_is_exact_for_multiples_of_the_scale():
 
 @pytest.mark.parametrize("shape", [(7, 5), (7, 2, 3, 3), (35,)], ids=str)
 @pytest.mark.parametrize("scales", [None, "one", "rows"])
-def test_rounding_in_pieces_is_rounding_the_whole(scales, shape, monkeypatch):
-    weight = torch.randn(shape).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_rounding_in_pieces_is_rounding_the_whole(dtype, scales, shape, monkeypatch):
+    weight = torch.randn(shape).to(dtype)
+    before = weight.clone()
     scale = scales and torch.rand(1 if scales == "one" else shape[0]) + 0.01
     whole = fp8.quantize(weight, scale, 0.9)
     factor = 1 if scale is None else scale.reshape(-1, *[1] * (len(shape) - 1))
     assert torch.equal(whole.float(), fp8.saturating_cast(weight.float().clamp(-0.9, 0.9) / factor).float())
     monkeypatch.setattr(fp8, "_PIECE", 12)
     assert torch.equal(fp8.quantize(weight, scale, 0.9).float(), whole.float())
+    assert torch.equal(weight, before)
 
 
 def test_bfloat16_product_is_rounded_once():

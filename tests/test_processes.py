@@ -30,12 +30,36 @@ def hub(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_two_processes_find_what_one_finds(hub, tmp_path, capfd):
-    assert hub("calibrate", "demo", *QUICK, "-o", "one.safetensors").exit_code == 0
-    result = hub("calibrate", "demo", *QUICK, "-o", "two.safetensors", "--num-processes", "2")
-    said = capfd.readouterr()
-    assert result.exit_code == 0, said.err
-    assert said.out.count("layers, 0 calls left out") == 1, "only the first process writes and says so"
+FAMILY = """
+import os, sys
+from hswq_hub.cli import main
+from hswq_hub.processes import _state
+*common, where = sys.argv[1:]
+main([*common, "-o", "one.safetensors"], standalone_mode=False)
+_state.cache_clear()  # what follows is forked, so that torch and diffusers are imported once
+children = []
+for rank in "01":
+    if child := os.fork():
+        children.append(child)
+        continue
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": where, "WORLD_SIZE": "2"}, RANK=rank, LOCAL_RANK=rank)
+    main([*common, "-o", "two.safetensors"])
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_two_processes_find_what_one_finds(hub, tmp_path):
+    """With what `accelerate launch` tells the processes that it starts."""
+    script = [sys.executable, "-c", FAMILY, "calibrate", "demo", *QUICK, free_port()]
+    said = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("two.safetensors: ") == 1, "only the first process writes and says so"
     one, two = (Calibration.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert (one.made_by["processes"], two.made_by["processes"]) == (1, 2)
     assert one.layers.keys() == two.layers.keys()
@@ -49,12 +73,12 @@ def test_two_processes_find_what_one_finds(hub, tmp_path, capfd):
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(mine.flatten()[1], theirs.flatten()[1], strict=True))
 
 
-def kill_one(killed: list[int]) -> None:
+def kill_one(killed: list[list[str]]) -> None:
     """Wait until this process has launched two of ours, and kill one of them as the system would."""
     while not killed:
         children = [child for child in psutil.Process().children() if "hswq_hub" in child.cmdline()]
         if len(children) == 2:
-            killed.append(children[1].pid)
+            killed += [child.cmdline() for child in children]
             children[1].kill()
         time.sleep(0.05)
 
@@ -67,6 +91,9 @@ def test_a_killed_process_fails_the_run_with_one_sentence_and_leaves_what_was_th
     thread.start()
     result = hub("calibrate", "demo", "--samples", "1000", "-o", kept, "--num-processes", "2")
     thread.join()
+    command = ["-m", "hswq_hub", "calibrate", "demo", "--samples", "1000"]
+    assert all(line[line.index("-m") :][: len(command)] == command for line in killed)
+    assert not any("--num-processes" in line for line in killed)
     assert result.exit_code == 2
     assert "was killed (SIGKILL" in result.stderr and result.stderr.count("\n") == 1
     assert "Traceback" not in capfd.readouterr().err
@@ -89,9 +116,7 @@ except Exception as error:
 
 def test_who_waits_for_a_process_that_is_gone_says_so(hub):
     """As launched by somebody else; the second is killed before it gives what it found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     first, second = (
         subprocess.Popen(
             [sys.executable, "-c", MEMBER],
@@ -104,6 +129,11 @@ def test_who_waits_for_a_process_that_is_gone_says_so(hub):
     assert first.communicate(timeout=90)[0].startswith("HSWQError another of the 2 processes is gone (")
     second.communicate(timeout=90)
     assert second.returncode == -9
+
+
+def test_processes_that_end_well_end_the_run_well(hub, capfd):
+    assert launch(2, ["calibrate", "--help"]) == 0
+    assert capfd.readouterr().out.count("Usage: ") == 2
 
 
 def test_processes_that_fail_say_why_themselves(hub, capfd):

@@ -13,6 +13,7 @@ import yaml
 from diffusers.utils.logging import enable_progress_bar
 from safetensors.torch import load_file, save_file
 
+from hswq_hub import plots
 from hswq_hub.card import Card, write_card
 from hswq_hub.generate import generate, generation_settings
 from hswq_hub.publish import publish
@@ -278,6 +279,9 @@ def test_card_shows_the_figures_and_nothing_made_up(folder):
         assert f"{variant.ssim_mean:.4f} | {variant.ssim_worst:.4f}" in body
     for image in {example["output"]["url"] for example in data["widget"]} | set(card.images):
         assert (folder / image).is_file() and image in text
+    drawings = {f"images/{name}" for name in (plots.SENSITIVITY, plots.SIZES, plots.WEIGHTS)}
+    shown = set(re.findall(r"!\[.*?\]\((.*?)\)", body))
+    assert drawings < shown and all((folder / image).is_file() for image in shown)
     for decision in card.kept:
         assert decision.layer in body
     assert "hswq-hub publish demo --samples 2 --steps 3" in body

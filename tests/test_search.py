@@ -158,3 +158,15 @@ def test_clipping_pays_for_a_lone_outlier_in_a_channel_that_carries_nothing():
 def test_weight_of_zeros():
     histogram = weighted_histogram(torch.zeros(4, 4), torch.ones(4), bins=16)
     assert search_amax(histogram, True, SETTINGS) == 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_cuda_finds_the_same(dtype):
+    values, importance = weight()
+    values = values.to(dtype)
+    here, there = (weighted_histogram(w, importance, 4096) for w in (values, values.cuda()))
+    assert torch.equal(here.mass, there.mass.cpu()) and here.maximum == there.maximum
+    for scaled in (False, True):
+        assert search_amax(there, scaled, SETTINGS) == pytest.approx(search_amax(here, scaled, SETTINGS), rel=1e-9)

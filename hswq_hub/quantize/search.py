@@ -74,17 +74,17 @@ def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int
     An importance that is zero everywhere counts every weight alike.
     All weights have to be finite.
     """
-    maximum = largest(weight)
+    counted = _count_16_bit(weight, importance) if weight.dtype in _16_BIT else None
+    maximum = largest(weight) if counted is None else counted[0][-1].item()
     width = maximum / bins if maximum > 0 else 1.0
 
     def bin_of(values: torch.Tensor) -> torch.Tensor:
         return (values.float().abs() / width).int().clamp_(max=bins - 1)
 
-    if weight.dtype in _16_BIT:
-        values, mass = _count_16_bit(weight, importance)
-        mass = torch.bincount(bin_of(values), mass, minlength=bins)
-    else:
+    if counted is None:
         mass = _count(weight, importance, bin_of, bins)
+    else:
+        mass = torch.bincount(bin_of(counted[0]), counted[1], minlength=bins)
     values = (torch.arange(bins, dtype=torch.float64, device=weight.device) + 0.5) * width
     return Histogram(values, mass / mass.sum(), maximum, width)
 
@@ -103,7 +103,7 @@ def weighted_values(weight: torch.Tensor, importance: torch.Tensor) -> Histogram
         mass = rows.repeat_interleave(len(weight) // len(rows), dim=0).flatten()[order]
     else:
         return weighted_histogram(weight, importance, _CODES_16_BIT)
-    return Histogram(values.double(), mass / mass.sum(), largest(weight))
+    return Histogram(values.double(), mass / mass.sum(), values[-1].item())
 
 
 def _count_16_bit(weight: torch.Tensor, importance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,11 +117,12 @@ def _count(weight: torch.Tensor, importance: torch.Tensor, bin_of, bins: int) ->
     """Sum of I_c over the weights in each bin, in a unit of its own, float64 [bins].
 
     The unit is a power of two, large enough that sums of whole numbers of it are exact and come out the same in
-    whatever order a GPU makes them, and small enough that what is rounded of I_c does not count.
+    whatever order a GPU makes them, and small enough that what is rounded of I_c does not count. None becomes zero, so
+    that whatever occurs is counted.
     """
     rows = _by_row(weight, importance)
     exponent = float_info.mant_dig - weight.numel().bit_length() - math.frexp(rows.max().item())[1]
-    rows = (rows * 2.0**exponent).round_()
+    rows = (rows * 2.0**exponent).round_().clamp_(min=1)
     mass = torch.zeros(bins, dtype=torch.float64, device=weight.device)
     at_once = max((_IN_CACHE if weight.is_cpu else _ON_GPU) // rows.shape[1], 1)
     for group, row in zip(weight.flatten(1).chunk(len(rows)), rows, strict=True):

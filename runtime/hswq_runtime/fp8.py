@@ -38,20 +38,25 @@ def quantize(weight: torch.Tensor, scale: torch.Tensor | None = None, amax: floa
     row (index of the first dimension). `amax`: what lies beyond ±amax becomes what ±amax becomes. All is computed
     in float32, whatever the dtype of `weight`.
     """
-    factors = None if scale is None else _by_row(scale, weight)
+    weight, factors = weight.detach(), None if scale is None else _by_row(scale, weight)
     if not weight.is_cpu or weight.numel() <= _PIECE:
-        return _quantize(weight.to(torch.float32), factors, amax)
-    codes = torch.empty(weight.shape, dtype=FP8, device="cpu")
+        return _to_range(weight.to(torch.float32, copy=True), factors, amax).to(FP8)
+    codes, values = torch.empty(weight.shape, dtype=FP8, device="cpu"), None
+    several = factors is not None and len(factors) > 1
     for here in _pieces(weight):
-        several = factors is not None and len(factors) > 1
-        codes[here] = _quantize(weight[here].to(torch.float32), factors[here] if several else factors, amax)
+        part = weight[here]
+        values = torch.empty(part.shape, dtype=torch.float32, device="cpu") if values is None else values[: len(part)]
+        codes[here] = _to_range(values.copy_(part), factors[here] if several else factors, amax)
     return codes
 
 
-def _quantize(values: torch.Tensor, scale: torch.Tensor | None, amax: float | None) -> torch.Tensor:
+def _to_range(values: torch.Tensor, scale: torch.Tensor | None, amax: float | None) -> torch.Tensor:
+    """What becomes FP8, within ±448, in place."""
     if amax is not None:
-        values = values.clamp(-amax, amax)
-    return saturating_cast(values if scale is None else values / scale)
+        values.clamp_(-amax, amax)
+    if scale is not None:
+        values /= scale
+    return values.clamp_(-FP8_MAX, FP8_MAX)
 
 
 def dequantize(
