@@ -12,7 +12,7 @@ from screenshots import CHROMIUM, DESKTOP, FLAGS, PHONE
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("shared_home")]
 
 VARIANTS = ["original", "naive FP8", "V1", "V2"]
-SECONDS = 60_000
+PATIENCE = 180_000  # milliseconds: CI may be slow
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def visit(browser, url):
     def open_page(query="", size=DESKTOP, scheme="light"):
         page = browser.new_page(viewport=size, color_scheme=scheme, has_touch=size is PHONE)
         pages.append(page)
-        page.set_default_timeout(SECONDS)
+        page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{url}?__theme={scheme}{query}")
         page.wait_for_selector("#compare")
