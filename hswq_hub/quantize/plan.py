@@ -8,6 +8,7 @@ some are kept in full precision after all (`keep.py`). Between the two the weigh
 to the pictures measured.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
@@ -22,7 +23,7 @@ from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import Recipe, SearchSettings
 from .fold import check_fold, find_moves, moved
-from .search import Histogram, search_amax, weighted_histogram, weighted_values
+from .search import Histogram, largest, search_amax, weighted_histogram, weighted_values
 
 KEPT, FP8 = "kept", "fp8_e4m3fn"
 NAIVE = "naive"
@@ -127,7 +128,7 @@ def plan_everything(
                 found[version].append(replace(decision, fold=fold))
                 continue
             weight = moved(original, fold)
-            amax = maximum = weight.abs().max().item()
+            amax = maximum = largest(weight) if fold else decision.maximum
             described = _format_of(decision, version, recipe)
             scaled = version.scaled and not described.unscaled
             if recipe.search is not None and not described.row_scales:
@@ -168,9 +169,8 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     decisions = []
     for decision, weight in _start(checkpoint, NAIVE):
         if weight is not None:
-            maximum = weight.abs().max().item()
-            amax = min(maximum, FP8_MAX)
-            decision = replace(decision, reason="plain cast", rounding="nearest", maximum=maximum, amax=amax, scale=1.0)
+            amax = min(decision.maximum, FP8_MAX)
+            decision = replace(decision, reason="plain cast", rounding="nearest", amax=amax, scale=1.0)
         decisions.append(decision)
     return Plan(Format.V1, NAIVE, tuple(decisions))
 
@@ -195,21 +195,20 @@ def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
 
 
 def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.Tensor | None]]:
-    """A decision for each weight as far as it needs no choice, and the weight if it can be FP8."""
-    for decision in progress(list(_undecided(checkpoint)), desc=what, unit="layer"):
-        yield decision, _finite(checkpoint, decision.key) if decision.quantized else None
-
-
-def _finite(checkpoint: Checkpoint, key: str) -> torch.Tensor:
-    """The weight `key`.
+    """A decision for each weight as far as it needs no choice, and the weight if it can be FP8, with its maximum.
 
     Raises:
-        FormatError: it holds NaN or infinity, which no FP8 file can stand for.
+        FormatError: a weight holds NaN or infinity, which no FP8 file can stand for.
     """
-    weight = checkpoint.tensor(key)
-    if not weight.isfinite().all():
-        raise FormatError(f"{key} of {checkpoint.path} holds NaN or infinity; the checkpoint is damaged")
-    return weight
+    for decision in progress(list(_undecided(checkpoint)), desc=what, unit="layer"):
+        if not decision.quantized:
+            yield decision, None
+            continue
+        weight = checkpoint.tensor(decision.key)
+        maximum = largest(weight)
+        if not math.isfinite(maximum):
+            raise FormatError(f"{decision.key} of {checkpoint.path} holds NaN or infinity; the checkpoint is damaged")
+        yield replace(decision, maximum=maximum), weight
 
 
 def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):
