@@ -19,6 +19,7 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Reader, Runs, layer_of
 from hswq_runtime.fp8 import FP8_MAX
 
+from ..ahead import ahead
 from ..calibrate import Calibration
 from ..progress import progress
 from ..settings import Recipe, SearchSettings
@@ -200,15 +201,18 @@ def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.
     Raises:
         FormatError: a weight holds NaN or infinity, which no FP8 file can stand for.
     """
-    for decision in progress(list(_undecided(checkpoint)), desc=what, unit="layer"):
+
+    def read(decision: Decision) -> tuple[Decision, torch.Tensor | None]:
         if not decision.quantized:
-            yield decision, None
-            continue
+            return decision, None
         weight = checkpoint.tensor(decision.key)
         maximum = largest(weight)
         if not math.isfinite(maximum):
             raise FormatError(f"{decision.key} of {checkpoint.path} holds NaN or infinity; the checkpoint is damaged")
-        yield replace(decision, maximum=maximum), weight
+        return replace(decision, maximum=maximum), weight
+
+    undecided = list(_undecided(checkpoint))
+    return progress(ahead(undecided, read), total=len(undecided), desc=what, unit="layer")
 
 
 def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):

@@ -19,6 +19,7 @@ from hswq_runtime.formats import Format, Metadata, Reader
 from hswq_runtime.fp8 import quantize
 
 from .. import __version__
+from ..ahead import ahead
 from ..files import atomic_file
 from ..progress import progress
 from .fold import moved
@@ -72,8 +73,11 @@ def write_quantized(
     codes = codes_of(checkpoint, plan.version, rounded, device)
     with quantized_file(checkpoint, plan, path, source_sha256=source_sha256, base=base) as file:
         file.copy_kept()
-        for decision in progress(plan.quantized, desc=f"write {path.name}", unit="tensor"):
-            file.put_weight(decision, *codes(decision))
+        made = progress(
+            ahead(plan.quantized, codes), total=len(plan.quantized), desc=f"write {path.name}", unit="tensor"
+        )
+        for decision, (weight, scale) in zip(todo, made, strict=True):
+            file.put_weight(decision, weight, scale)
 
 
 def codes_of(
