@@ -73,9 +73,8 @@ def write_quantized(
     codes = codes_of(checkpoint, plan.version, rounded, device)
     with quantized_file(checkpoint, plan, path, source_sha256=source_sha256, base=base) as file:
         file.copy_kept()
-        made = progress(
-            ahead(plan.quantized, codes), total=len(plan.quantized), desc=f"write {path.name}", unit="tensor"
-        )
+        todo = plan.quantized
+        made = progress(ahead(todo, codes), total=len(todo), desc=f"write {path.name}", unit="tensor")
         for decision, (weight, scale) in zip(todo, made, strict=True):
             file.put_weight(decision, weight, scale)
 
