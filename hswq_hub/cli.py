@@ -143,6 +143,8 @@ def publish(reference, folder, from_, redo, dry_run, space, yes, **options):
 
     source = resolve(reference, choose=choose, inspect=check, **options)
     outlook = Outlook.of(source, folder, settings, command(source), again)
+    outlook.check()
+    _say(outlook.estimate)
     if choose and not yes:
         _agree_to_work(outlook)
     published = publish(source, outlook.folder, settings, command=command(source), again=again, hub=hub, tell=_say)
@@ -280,6 +282,7 @@ def quantize(
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
     from .calibrate import Calibration
+    from .outlook import estimate_of
     from .plots import draw_plan
     from .quantize import quantize
     from .report import plan_table, text_table
@@ -288,8 +291,12 @@ def quantize(
     how = recipe_from(options)
     _quiet()
     source = resolve(reference, choose=_chooser(), **options)
-    calibration = Calibration.load(statistics)
-    for path, plan in quantize(source, calibration, formats_of(format_), output, how, device, calibration_memory, _say):
+    calibration, formats = Calibration.load(statistics), formats_of(format_)
+
+    def begin(work):
+        _say(estimate_of(work))
+
+    for path, plan in quantize(source, calibration, formats, output, how, device, calibration_memory, _say, begin):
         click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(source.checkpoint, plan, path):
             click.echo(drawing)

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 from .forecast import Forecast
-from .memory import memory_of
+from .memory import Memory, memory_of
 from .preflight import arriving_bytes, preflight
 from .progress import duration, roughly
 from .publish import default_folder, publication, settle
+from .quantize import Quantization
 from .report import megabytes, text_table
 from .settings import PublishSettings
 from .sources import Source, resolve
@@ -71,6 +72,11 @@ class Outlook:
         """Estimate for all that is still to be done."""
         return sum(self.forecast.seconds(step) for step in self.open)
 
+    @property
+    def estimate(self) -> str:
+        """Time and memory of all that is still to be done, in a line."""
+        return _estimate(self.forecast, self.open, memory_of(self.source, self.settings))
+
     def lines(self) -> list[str]:
         """The plan, as people read it on a terminal."""
         parameters = sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
@@ -79,8 +85,7 @@ class Outlook:
         facts += [("disk", f"{megabytes(n)} at most, {megabytes(_free(place))} free") for place, n in disks.items()]
         facts += [("memory", memory.line) for memory in memory_of(self.source, self.settings)]
         if self.open:
-            basis = "from earlier steps on this model" if self.forecast.is_measured else "from a short trial"
-            facts.append(("time", f"{roughly(self.seconds)}, an estimate {basis}"))
+            facts.append(("time", _time(self.forecast, self.open)))
         facts.append(("folder", f"{self.folder}/, {megabytes(self.steps[-1].work().kept)} at most to upload"))
         rows = [self._row(step) for step in self.steps]
         return [*(f"  {name:<12}{value}" for name, value in facts), "", text_table(HEADINGS, rows, left=("state",))]
@@ -90,6 +95,25 @@ class Outlook:
             return step.name, "done", megabytes(step.size), duration(step.made.seconds)
         kept = step.work().kept
         return step.name, "to do", f"≤ {megabytes(kept)}" if kept else "", roughly(self.forecast.seconds(step))
+
+
+def estimate_of(work: Quantization) -> str:
+    """The same for a quantization alone."""
+    asked = PublishSettings(work.formats, work.recipe, work.how, calibration_memory=work.memory)
+    settings = settle(asked, work.source)
+    forecast = Forecast(work.source, settings, work.place)
+    return _estimate(forecast, open_steps(work.steps()[0]), memory_of(work.source, settings))
+
+
+def _estimate(forecast: Forecast, steps: list[Step], memories: list[Memory]) -> str:
+    if not steps:
+        return "all of it was done before"
+    return "\n".join([f"time: {_time(forecast, steps)}", *(f"memory: {memory.line}" for memory in memories)])
+
+
+def _time(forecast: Forecast, steps: list[Step]) -> str:
+    basis = "from earlier steps on this model" if forecast.is_measured else "from a short trial"
+    return f"{roughly(sum(forecast.seconds(step) for step in steps))}, an estimate {basis}"
 
 
 class _Enough(Exception):

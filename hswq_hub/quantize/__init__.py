@@ -4,7 +4,7 @@ search (ranges) · fold · compensate (moments; kfac or gptq) · measure (errors
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,11 +62,12 @@ def quantize(
     device: str = "auto",
     memory: float = CALIBRATION_MEMORY,
     tell: Tell = silent,
+    begin: Callable[[Quantization], None] = lambda _: None,
 ) -> list[tuple[Path, Plan]]:
     """Write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
 
     The steps are those of `publish`; they are kept in the workspace, so that a run that was stopped goes on where it
-    was. `tell`: see `steps.make`.
+    was. `tell`: see `steps.make`. `begin`: is told what is to be done once it is known that it can be.
 
     Raises:
         FormatError: the calibration was made from another file.
@@ -74,32 +75,41 @@ def quantize(
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
-    made_by = calibration.made_by
-    if made_by.get("source_sha256") != source.sha256:
-        raise FormatError(
-            f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
-        )
-    recipe, how = recipe or recipe_of(), CalibrationSettings(**made_by["settings"])
-    how = replace(how, device=pick_device(device).type)
+    recipe = recipe or recipe_of()
+    todo = _quantization(source, calibration, versions, recipe, device, memory)
     paths = {version: folder / quantized_name(source, version) for version in versions}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
     check_fold(source.checkpoint, versions, recipe)
     for version in versions:
         check_budget(source.checkpoint, version, recipe)
-    workspace = Workspace(source.name, source.sha256)
+    steps, writing = todo.steps()
+    steps = [todo.statistics, *steps]
+    check_disks(open_steps(steps), {folder: sum(step.work().kept for step in writing.values())})
+    begin(todo)
+    with Workspace(source.name, source.sha256).locked(tell):
+        make(steps, tell)
+        for version, path in paths.items():
+            _copy(writing[version].folder / path.name, path)
+    return [(path, plan_of(writing[version])) for version, path in paths.items()]
+
+
+def _quantization(
+    source: Source, calibration: Calibration, versions: Sequence[Format], recipe: Recipe, device: str, memory: float
+) -> Quantization:
+    made_by = calibration.made_by
+    if made_by.get("source_sha256") != source.sha256:
+        raise FormatError(
+            f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
+        )
+    how = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
+    place = Workspace(source.name, source.sha256).folder
 
     def take(product: Path) -> None:
         calibration.save(product / STATISTICS)
 
-    given = Step("statistics", "calibrate", workspace.folder, calibration.sha256, take)
-    steps, writing = Quantization(workspace.folder, source, given, tuple(versions), recipe, how, memory).steps()
-    check_disks(open_steps([given, *steps]), {folder: sum(step.work().kept for step in writing.values())})
-    with workspace.locked(tell):
-        make([given, *steps], tell)
-        for version, path in paths.items():
-            _copy(writing[version].folder / path.name, path)
-    return [(path, plan_of(writing[version])) for version, path in paths.items()]
+    given = Step("statistics", "calibrate", place, calibration.sha256, take)
+    return Quantization(place, source, given, tuple(versions), recipe, how, memory)
 
 
 def _copy(product: Path, path: Path) -> None:
