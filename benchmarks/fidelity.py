@@ -20,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -109,9 +109,12 @@ class _Variants:
         self.default = default
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.json"
-        self._state = {"samples": settings.samples, "budget": default.budget, "variants": {}}
+        how = json.loads(json.dumps([asdict(settings), asdict(default)]))
+        self._state = {"samples": settings.samples, "budget": default.budget, "how": how, "variants": {}}
         if self._path.exists():
             self._state = json.loads(self._path.read_text())
+            if self._state["how"] != how:
+                sys.exit(f"{folder} was made with other settings; take another --work")
 
     def _has(self, label: str) -> bool:
         return label in self._state["variants"]

@@ -95,14 +95,15 @@ class Inspection:
                 "memory",
                 [
                     f"{megabytes(self.parameters * dtype.itemsize)} for the denoiser in {str(dtype)[6:]}, on top text "
-                    f"encoders and VAE while it makes pictures, then second moments, {CALIBRATION_MEMORY:g} GB at most"
+                    f"encoders and VAE while it makes pictures, then second moments, {CALIBRATION_MEMORY:g} GB at most, and "
+                    "what rounding works with"
                 ],
             ),
             *_column(
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
-                    f"in {steps} steps each on {describe(device)}, an estimate from a short trial"
+                    f"in {steps} steps each, before any rounding, on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]

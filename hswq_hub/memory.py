@@ -61,7 +61,8 @@ class Memory:
             raise DeviceError(f"the model takes {megabytes(model)} {has}; a larger one is needed")
         if self.needed > self.total:
             raise DeviceError(
-                f"the model and its second moments take {megabytes(self.needed)} {has}; lower --calibration-memory"
+                f"the model and what compensated rounding works with take {megabytes(self.needed)} {has}; lower "
+                "--calibration-memory, or take --rounding nearest, which needs none of it"
             )
 
 

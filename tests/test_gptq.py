@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hswq_hub.quantize.compensate import compensated_layer
-from hswq_hub.quantize.gptq import compensated, output_error
+from hswq_hub.quantize.gptq import compensated
 from hswq_hub.quantize.moments import Moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.fp8 import dequantize, grid, quantize
@@ -24,6 +24,12 @@ def scale_of(weight, kind):
     if kind == "v1":
         return None
     return weight.abs().amax().reshape(1) / 448 if kind == "v2" else weight.abs().amax(dim=1, keepdim=True) / 448
+
+
+def output_error(weight, codes, moment, scale=None):
+    """Σ_rows d H dᵀ in float64."""
+    difference = dequantize(codes, scale, torch.float32).double() - weight.double()
+    return ((difference @ moment.double()) * difference).sum().item()
 
 
 def test_the_second_column_makes_up_for_the_first():

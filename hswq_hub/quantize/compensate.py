@@ -21,7 +21,7 @@ from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .fold import moved
 from .gptq import compensated
 from .kfac import compensated_both_ways
-from .moments import Layer, Moments, in_groups, layers_of, second_moments
+from .moments import GB, Layer, Moments, in_groups, layers_of, second_moments
 from .plan import Plan
 from .writer import quantized_file
 
@@ -110,8 +110,8 @@ def knows_outputs(rounding: str) -> bool:
 
 
 def replay_cost(rounding: str) -> int:
-    """What one replay takes, in calls of the denoiser: forwards, forwards again block by block, and backwards twice as
-    long."""
+    """What one replay takes at most, in calls of the denoiser: forwards, forwards again block by block, and backwards
+    twice as long."""
     return 4 if knows_outputs(rounding) else 1
 
 
@@ -129,7 +129,7 @@ def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
 def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
     """What compensated rounding holds beside the model: second moments, `memory` GB at most, and what it works with."""
     outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
-    moments = min(int(memory * 1e9), sum(layer.moment_bytes(outputs) for layer in layers))
+    moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
     return moments + max(_working_bytes(layer, outputs) for layer in layers)
 
 

@@ -50,12 +50,6 @@ def compensated(
     return result
 
 
-def output_error(weight: torch.Tensor, codes: torch.Tensor, moment: torch.Tensor, scale: torch.Tensor | None = None):
-    """Σ_rows d H dᵀ in float64: what :func:`compensated` makes small. `weight`, `codes`: [out, n]; `moment`: [n, n]."""
-    difference = dequantize(codes, scale, torch.float32).double() - weight.double()
-    return ((difference @ moment.double()) * difference).sum().item()
-
-
 def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
     """A second moment [n, n] that can be factored: `damping` times the mean of its diagonal is added to that."""
     mean = h.diagonal().mean()
@@ -71,8 +65,8 @@ def upper_factor(h: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
 
 
-def round_to_grid(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of float64 values, such as a column [out, 1], and the values that they stand for."""
+def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a [out, 1] float64 column, and the values they stand for."""
     codes = quantize(column, scale)
     return codes, dequantize(codes, scale, torch.float32).double()
 
@@ -88,7 +82,7 @@ def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> t
         for i in range(stop - start):
             j = start + i
             column = block[:, i : i + 1]
-            codes[:, j : j + 1], value = round_to_grid(column, scale)
+            codes[:, j : j + 1], value = _round(column, scale)
             lost[:, i : i + 1] = (column - value) / u[j, j]
             block[:, i + 1 :] -= lost[:, i : i + 1] * u[j, j + 1 : stop]
         w[:, stop:] -= lost @ u[start:stop, stop:]
@@ -105,7 +99,7 @@ def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.T
         for i in range(stop - start):
             j = start + i
             best = w[:, j : j + 1] + d[:, j : j + 1] - pull[:, i : i + 1] / h[j, j]
-            code, value = round_to_grid(best, scale)
+            code, value = _round(best, scale)
             step = value - w[:, j : j + 1] - d[:, j : j + 1]
             if step.any():
                 changed = True

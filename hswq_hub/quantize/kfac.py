@@ -1,13 +1,14 @@
 """Compensated rounding that knows what becomes of a layer's outputs.
 
-For a layer y = W x of a model, with D = Ŵ − W, H = E[xxᵀ] and G = E[ggᵀ], g the derivative of the model's output by y,
-the expected squared change of the model's output is, as far as x and g are independent,
+For a layer y = W x of a model that ends in f, with D = Ŵ − W, H = E[xxᵀ] and G = E[JᵀJ], J the derivative of f by y,
+the expected squared change of f is
 
     tr(G D H Dᵀ)
 
-the Kronecker-factored curvature of K-FAC (Martens and Grosse, "Optimizing neural networks with Kronecker-factored
-approximate curvature", 2015), which Tseng et al. ("Model-preserving adaptive rounding", 2025) round by. GPTQ, for
-which every output counts alike, is the case G = 1.
+as far as x and J are independent, and tokens of each other: the Kronecker-factored curvature of K-FAC (Martens and
+Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015), which Tseng et al.
+("Model-preserving adaptive rounding", 2025) round by. GPTQ, for which every output counts alike, is the case G = 1. As
+x and J do depend on each other, H is given with each token weighted by |J|², see `moments.py`.
 
 With H = R Rᵀ and G = S Sᵀ, both upper triangular, that is ‖Sᵀ D R‖²; element (i, j) of Sᵀ D R is
 
@@ -55,12 +56,6 @@ def compensated_both_ways(
     result = torch.empty_like(codes)
     result.view(torch.uint8)[rows.unsqueeze(1), columns] = codes.view(torch.uint8)
     return result
-
-
-def curved_error(difference: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> float:
-    """tr(G D H Dᵀ) in float64: what :func:`compensated_both_ways` makes small. `difference`: D, [out, n]."""
-    d = difference.double()
-    return ((outputs.double() @ d @ inputs.double()) * d).sum().item()
 
 
 def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:

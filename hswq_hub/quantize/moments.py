@@ -26,8 +26,8 @@ from ..calls import Call
 from ..progress import progress
 from ..settings import RoundingSettings
 
-_WORD, _GB = torch.float32.itemsize, 1e9
-_TOGETHER = 4096
+_WORD, GB = torch.float32.itemsize, 1e9
+TOGETHER = 4096
 """Rows that at most have second moments of outputs with each other."""
 
 
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layer:
-    """A stored weight and the modules that compute with it, all of which are given the same: the first speaks for them.
+    """A stored weight and the modules that compute with it, all of which are given the same.
 
     rows: all of the weight's, in its order.
     """
@@ -59,9 +59,12 @@ class Layer:
         return _groups(module), n, n
 
     def moment_bytes(self, outputs: bool) -> int:
-        """Memory that its second moments take."""
+        """Memory that its second moments take; with those of outputs also its inputs, which wait for a derivative."""
         values = torch.Size(self.inputs_shape).numel()
-        return _WORD * (values + (sum(rows.count**2 for rows in self.rows) if outputs else 0))
+        if outputs:
+            waiting = RoundingSettings().tokens * self.inputs_shape[0] * self.inputs_shape[1]
+            values += waiting + sum(rows.count**2 for rows in self.rows)
+        return _WORD * values
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,18 @@ class Moments:
 
 
 def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> dict[str, Layer]:
-    """By key what computes with each stored weight, in `model`, a denoiser made from `checkpoint`."""
-    return {key: Layer(tuple(_rows_of(checkpoint, model, key))) for key in keys}
+    """By key what computes with each stored weight, in `model`, a denoiser made from `checkpoint`.
+
+    Raises:
+        HSWQError: some of a weight's rows are used twice.
+    """
+    layers = {key: Layer(tuple(_rows_of(checkpoint, model, key))) for key in keys}
+    for key, layer in layers.items():
+        if sum(rows.count for rows in layer.rows) != checkpoint.tensors[key].shape[0]:
+            raise HSWQError(
+                f"rows of {key} are used more than once, which compensated rounding cannot; --rounding nearest"
+            )
+    return layers
 
 
 def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Rows]:
@@ -92,7 +105,7 @@ def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Row
     for _, module, start, count in sorted(runs, key=lambda run: run[0]):
         in_group = len(module.weight) // _groups(module)
         while count:
-            taken = min(count, in_group - start % in_group, _TOGETHER)
+            taken = min(count, in_group - start % in_group, TOGETHER)
             yield Rows(module, start // in_group, start % in_group, taken)
             start, count = start + taken, count - taken
 
@@ -223,7 +236,7 @@ class _Both(_Inputs):
             name: tuple(torch.zeros(r.count, r.count, dtype=torch.float32, device=device) for r in layer.rows)
             for name, layer in layers.items()
         }
-        self._finite, self._spoilt = set(), set()
+        self._finite, self._spoilt, self._heard = set(), set(), set()
         self._start = torch.zeros((), device=device, requires_grad=True)
 
     def _speakers(self, layer: Layer) -> list[nn.Module]:
@@ -252,6 +265,7 @@ class _Both(_Inputs):
         if not g.isfinite().all():
             self._spoilt.add(module)
             return
+        self._heard.add(module)
         for name in self._behind[module]:
             weight = torch.zeros(x.shape[:2], device=x.device)
             for rows, total in zip(self._layers[name].rows, self._outputs[name], strict=True):
@@ -263,8 +277,8 @@ class _Both(_Inputs):
             self._count[name] += x.shape[1]
 
     def silent(self) -> list[str]:
-        heard = self._finite - self._spoilt
-        return [name for name in super().silent() if heard.isdisjoint(self._speakers(self._layers[name]))]
+        known = self._finite - (self._spoilt - self._heard)
+        return [name for name, layer in self._layers.items() if not known.issuperset(self._speakers(layer))]
 
     def moments(self, name: str) -> Moments:
         count = max(self._count[name], 1)
@@ -281,11 +295,11 @@ def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = Fal
     group, taken = {}, 0
     for name, layer in layers.items():
         size = layer.moment_bytes(outputs)
-        if size > memory * _GB:
+        if size > memory * GB:
             raise HSWQError(
-                f"the second moments of {name} alone take {size / _GB:.2g} GB; raise --calibration-memory to that"
+                f"the second moments of {name} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
             )
-        if taken + size > memory * _GB:
+        if taken + size > memory * GB:
             yield group
             group, taken = {}, 0
         group[name] = layer

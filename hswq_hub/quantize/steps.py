@@ -24,6 +24,7 @@ from ..workspace import code_digest
 from .compensate import check_memory, knows_outputs, replay_cost, write_compensated
 from .keep import keep, largest_bytes
 from .measure import measure_errors
+from .moments import TOGETHER
 from .plan import Decision, Plan, plan_everything, plan_naive, unread_plan
 from .writer import codes_of, planned_bytes, write_quantized
 
@@ -120,7 +121,8 @@ class Quantization:
         info = self.source.checkpoint.tensors[key]
         rows, n = info.shape[0], info.values // info.shape[0]
         if knows_outputs(self.recipe.rounding):
-            return n**3 + rows**3 + 2.0 * rows * n * (n + rows)
+            together = min(rows, TOGETHER)
+            return rows / together * (n**3 + together**3) + 2.0 * rows * n * (n + together)
         return n**3 + 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
 
     def _measure(self, version: Format, before: list[Step]) -> Step:
