@@ -95,8 +95,8 @@ class Inspection:
                 "memory",
                 [
                     f"{megabytes(self.parameters * dtype.itemsize)} for the denoiser in {str(dtype)[6:]}, on top text "
-                    f"encoders and VAE while it makes pictures, then second moments, {CALIBRATION_MEMORY:g} GB at most, and "
-                    "what rounding works with"
+                    f"encoders and VAE while it makes pictures, then second moments, {CALIBRATION_MEMORY:g} GB at "
+                    "most, and what rounding works with"
                 ],
             ),
             *_column(

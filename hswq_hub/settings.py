@@ -23,7 +23,8 @@ class CalibrationSettings:
     """How the statistics are gathered: pictures to make, denoising steps of each, seed of the first.
 
     `calls`: of the denoiser's calls, how many are recorded to be replayed later. `steps` None: the model's own, 25 at
-    most. The published method takes 32 pictures of 25 steps. `guidance` (scale) and `size` (pixels a side) None: the model's.
+    most; the published method takes 32 pictures of 25 steps. `guidance` (scale) and `size` (pixels a side) None: the
+    model's.
     """
 
     samples: int = 128
