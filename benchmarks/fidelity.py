@@ -32,7 +32,6 @@ from safetensors.torch import load_file, save_file
 from hswq_hub.calibrate import Calibration, calibrate
 from hswq_hub.evaluate import evaluate
 from hswq_hub.files import write_atomically
-from hswq_hub.plots import error_against_size
 from hswq_hub.quantize import (
     Plan,
     codes_of,
@@ -328,15 +327,14 @@ def _quanto():
 
 def report(works: list[Path]) -> None:
     """Put a table for each model into RESULTS.md, and draw error against size."""
-    lines, points = ["## Fidelity"], {}
+    lines, models = ["## Fidelity"], {}
     for work in works:
         runs = [json.loads(path.read_text()) for path in sorted(work.glob("seed-*.json"))]
         labels = [row["label"] for row in max((run["rows"] for run in runs), key=len)]
         means = [_mean([row for run in runs for row in run["rows"] if row["label"] == label]) for label in labels]
         lines += ["", *_introduction(work.name, runs), "", *_table(means), "", *_goals(runs)]
-        points |= _points(work.name, means)
-    figure = error_against_size(points)
-    figure.savefig(HERE / "fidelity.png", metadata={"Software": None})
+        models[work.name] = means
+    _drawn(models).savefig(HERE / "fidelity.png", metadata={"Software": None})
     put_section("fidelity", [*lines, "", "![error against size](fidelity.png)"])
     print("\n".join(lines))
 
@@ -411,9 +409,41 @@ def _table(means: list[dict]) -> list[str]:
     return lines
 
 
-def _points(name: str, means: list[dict]) -> dict[str, tuple[float, float]]:
-    whole = means[0]["bytes"]
-    return {f"{row['label']} ({name})": (row["bytes"] / whole, row["latent_mse"]) for row in means[1:]}
+def _drawn(models: dict[str, list[dict]]):
+    """Error against size, a panel for each model; names stand in a column, by ascending error from below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7 * len(models), 6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    for axes, (name, means) in zip(panels, models.items(), strict=True):
+        whole, shown = means[0]["bytes"], sorted(means[1:], key=lambda row: row["latent_mse"])
+        for place, row in enumerate(shown):
+            point, color = (100 * row["bytes"] / whole, row["latent_mse"]), _color(row["label"])
+            axes.scatter(*point, s=20, color=color, zorder=2)
+            axes.annotate(
+                row["label"],
+                point,
+                (1.06, (place + 0.5) / len(shown)),
+                textcoords="axes fraction",
+                fontsize=7,
+                color=color,
+                va="center",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": color, "alpha": 0.5, "relpos": (0, 0.5)},
+            )
+        axes.set_yscale("log")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("size of the file, % of the original")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("latent MSE against the original")
+    return figure
+
+
+def _color(label: str) -> str:
+    colors = {"default": "#c44e52", "kfac": "#4c72b0", "gptq": "#4c72b0", "INT8": "#55a868", BASELINE: "#000000"}
+    ours = ("nearest", "naive", "published", "exact")
+    known = next((color for start, color in colors.items() if label.startswith(start)), None)
+    return known or ("#777777" if label.startswith(ours) else "#dd8452")
 
 
 def main() -> None:
