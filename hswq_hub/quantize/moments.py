@@ -9,6 +9,7 @@ over all tokens t. Its square, expected, is what rounding should make small (see
 
 A layer with n inputs and m outputs has n² + m² of them, which for a model of 6 billion parameters is more than the
 model itself. So layers are taken in groups that fit a bound on memory, and the calls are replayed once for each group.
+Going block by block with the inputs of each block kept would not do: a derivative needs all that comes after.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
