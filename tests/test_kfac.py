@@ -246,7 +246,7 @@ def test_what_rounding_works_with_is_what_was_foretold(outputs):
     with PeakMemory(torch.device("cpu")) as peak:
         compensated_layer(module.weight, moments, None, RoundingSettings(sweeps=1))
     foretold = _working_bytes(layer, outputs)
-    assert 0.3 * foretold < peak.bytes - before < 1.2 * foretold
+    assert 0.3 * foretold < peak.bytes - before < 1.3 * foretold
 
 
 @pytest.mark.cuda

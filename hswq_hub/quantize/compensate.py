@@ -134,10 +134,11 @@ def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
 
 
 def _working_bytes(layer: Layer, outputs: bool) -> int:
-    """Float64: moments, sorted, and factors of them that are being made; the weight, its codes and what is lost."""
+    """Float64: moments, sorted, and factors of them that are being made, with the copies that takes; the weight, its
+    codes and what is lost."""
     groups, n, _ = layer.inputs_shape
     together = max(rows.count for rows in layer.rows) if outputs else sum(r.count for r in layer.rows) // groups
-    return 8 * (5 * (n**2 + (together**2 if outputs else 0)) + 6 * together * n)
+    return 8 * (6 * (n**2 + (together**2 if outputs else 0)) + 6 * together * n)
 
 
 def _possible_layers(checkpoint: Checkpoint) -> dict[str, Layer]:
