@@ -29,21 +29,16 @@ import torch
 from results import HERE, put_section
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.calibrate import Calibration, calibrate
-from hswq_hub.evaluate import evaluate
-from hswq_hub.files import write_atomically
-from hswq_hub.quantize import (
-    Plan,
-    codes_of,
-    keep,
-    measure_errors,
-    plan_everything,
-    plan_naive,
-    write_compensated,
-    write_quantized,
-)
+from hswq_hub.calibration.calibrate import Calibration, calibrate
+from hswq_hub.common.files import write_atomically
+from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.compensate import write_compensated
+from hswq_hub.quantization.measure import measure_errors
+from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
+from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import RECIPES, CalibrationSettings, EvaluationSettings, Recipe, recipe
-from hswq_hub.sources import Prompts, Source, resolve
+from hswq_hub.sources.source import Prompts, Source, resolve
 from hswq_runtime import Format
 
 sys.path.insert(0, str(HERE.parent / "tools"))

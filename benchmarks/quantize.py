@@ -23,16 +23,17 @@ from statistics import median
 import torch
 from results import put_section
 
-from hswq_hub.calibrate import Calibration, LayerStatistics
-from hswq_hub.files import atomic_file
-from hswq_hub.hardware import describe
-from hswq_hub.quantize import keep, plan_everything, plan_naive, write_quantized
-from hswq_hub.quantize.plan import unread_plan
-from hswq_hub.quantize.search import search_amax, weighted_histogram
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics
+from hswq_hub.common.files import atomic_file
+from hswq_hub.common.hardware import describe
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.plan import plan_everything, plan_naive, unread_plan
+from hswq_hub.quantization.search import search_amax, weighted_histogram
+from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import SearchSettings, recipe
 from hswq_runtime import Checkpoint, Format
 from hswq_runtime.formats import layer_of
-from hswq_runtime.fp8 import FP8, FP8_MAX, saturating_cast
+from hswq_runtime.layers.fp8 import FP8, FP8_MAX, saturating_cast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny

@@ -78,8 +78,8 @@ def write_files(folder: Path, width: int, blocks: int) -> None:
     import diffusers
     from safetensors.torch import save_file
 
-    from hswq_runtime import fp8
-    from hswq_runtime.layers import quantized_twin
+    from hswq_runtime.layers import fp8
+    from hswq_runtime.layers.modules import quantized_twin
     from hswq_runtime.quantizer import mark_quantized
 
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def write_large(path: Path, width: int) -> None:
     import accelerate
     import diffusers
 
-    from hswq_runtime.layers import SCALE_BUFFER
+    from hswq_runtime.layers.modules import SCALE_BUFFER
 
     with accelerate.init_empty_weights():
         model = diffusers.ZImageTransformer2DModel(**config(width, LARGE_BLOCKS))
@@ -233,7 +233,7 @@ def dequantized(name: str, model, folder: Path, dtype: torch.dtype):
     """A plain model whose weights are what the candidate's FP8 weights mean."""
     import diffusers
 
-    from hswq_runtime.layers import HSWQLayer
+    from hswq_runtime.layers.modules import HSWQLayer
 
     reference = diffusers.ZImageTransformer2DModel.from_pretrained(folder / "plain", torch_dtype=dtype)
     reference.requires_grad_(False)
@@ -349,8 +349,8 @@ def step(model, args, dtype) -> dict:
 
 def product_times(sizes: list[tuple[int, int]], tokens: int, args) -> list[dict]:
     """Seconds of one layer's product with `tokens` rows, and by how much `fp8_matmul` is off: for each of `sizes`."""
-    from hswq_runtime import fp8
-    from hswq_runtime.layers import quantized_twin
+    from hswq_runtime.layers import fp8
+    from hswq_runtime.layers.modules import quantized_twin
 
     dtype, found = getattr(torch, args.dtype), []
     for inputs, outputs in sizes:
@@ -475,7 +475,7 @@ def settings_of(args) -> str:
 
 
 def hardware(args) -> str:
-    from hswq_hub.hardware import describe, versions
+    from hswq_hub.common.hardware import describe, versions
 
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"{describe(torch.device(args.device))}, {args.threads} threads; {found}, Python {platform.python_version()}"

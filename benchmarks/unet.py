@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from results import put_section
 
-from hswq_hub.publish import publish
-from hswq_hub.report import HEADINGS, table
+from hswq_hub.evaluation.report import HEADINGS, table
 from hswq_hub.settings import (
     CalibrationSettings,
     ErrorSettings,
@@ -24,7 +23,8 @@ from hswq_hub.settings import (
     RoundingSettings,
     recipe,
 )
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.publish import publish
 from hswq_runtime.formats import Reader
 
 QUICK = {

@@ -1,5 +1,5 @@
 """`python -m hswq_hub` is `hswq-hub`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

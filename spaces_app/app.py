@@ -6,11 +6,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from spaces_app.desk import Desk
-from spaces_app.models import Shelf
-from spaces_app.page import TITLE, Page
-from spaces_app.studio import Studio
-from spaces_app.theme import css, theme
+from .desk import Desk
+from .models import Shelf
+from .page import TITLE, Page
+from .studio import Studio
+from .theme import css, theme
 
 MODELS = "models.txt"
 """Beside a Space's app.py: what it shows, a reference a line."""

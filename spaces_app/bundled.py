@@ -6,13 +6,15 @@ published (rounding to nearest), on few calibration pictures. `hswq-hub publish 
 
 from pathlib import Path
 
-from hswq_hub.publish import calibration_step
-from hswq_hub.quantize import Plan, Quantization, plan_naive, plan_of, quantized_name, write_quantized
+from hswq_hub.quantization.plan import Plan, plan_naive
+from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import CALIBRATION_MEMORY, CalibrationSettings, recipe
-from hswq_hub.sources import Source
-from hswq_hub.steps import Step, make, silent
-from hswq_hub.workspace import Workspace, code_digest
-from hswq_runtime.checkpoint import Checkpoint
+from hswq_hub.sources.source import Source
+from hswq_hub.workflow.publish import calibration_step
+from hswq_hub.workflow.quantizing import Quantization, plan_of, quantized_name
+from hswq_hub.workflow.steps import Step, make, silent
+from hswq_hub.workflow.workspace import Workspace, code_digest
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format
 
 QUICK = CalibrationSettings(samples=4, steps=9, calls=1, device="cpu")

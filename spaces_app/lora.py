@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError
 
-from hswq_runtime.locate import HubOptions, is_repo_id, locate
+from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 
 from .remote import check_size
 from .wish import WishError

@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hswq_hub.card import CARD, METRICS
-from hswq_hub.evaluate import ORIGINAL, Evaluation
-from hswq_hub.files import file_sha256
-from hswq_hub.generate import default_size
-from hswq_hub.publish import NAIVE
-from hswq_hub.quantize import Decision, Plan
-from hswq_hub.sources import resolve
+from hswq_hub.cards.card import CARD, METRICS
+from hswq_hub.common.files import file_sha256
+from hswq_hub.common.targets import RECORD
+from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation
+from hswq_hub.generation.generate import default_size
+from hswq_hub.quantization.plan import Decision, Plan
 from hswq_hub.sources.reference import DEMO, LocalRef, parse
-from hswq_hub.targets import RECORD
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.publish import NAIVE
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
-from hswq_runtime.locate import HubOptions, is_repo_id, locate
 
 from . import bundled
 from .remote import check_size

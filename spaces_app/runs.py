@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from hswq_hub.pictures import amplification, difference, enlarged
+from hswq_hub.evaluation.pictures import amplification, difference, enlarged
 
 from .studio import Made
 from .wish import Wish

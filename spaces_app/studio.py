@@ -15,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from hswq_hub.evaluate import PairResult, compare_samples
-from hswq_hub.generate import GenerationSettings, Sample, generate, takes_negative
-from hswq_hub.hardware import PeakMemory, free_memory, pick_device, pick_dtype
-from hswq_hub.preview import preview
-from hswq_hub.shared import SharedPipeline
-from hswq_runtime.checkpoint import Checkpoint
+from hswq_hub.common.hardware import PeakMemory, free_memory, pick_device, pick_dtype
+from hswq_hub.evaluation.evaluate import PairResult, compare_samples
+from hswq_hub.generation.generate import GenerationSettings, Sample, generate, takes_negative
+from hswq_hub.generation.latent_preview import preview
+from hswq_hub.generation.pipelines import SharedPipeline
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 
 from .lora import find_lora, wearing

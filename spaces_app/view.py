@@ -8,9 +8,9 @@ from html import escape
 
 import numpy as np
 
-from hswq_hub.plots import by_sensitivity
-from hswq_hub.quantize import Plan
-from hswq_hub.report import megabytes
+from hswq_hub.evaluation.plots import by_sensitivity
+from hswq_hub.evaluation.report import megabytes
+from hswq_hub.quantization.plan import Plan
 
 from .runs import Run, png
 from .studio import Made

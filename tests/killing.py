@@ -16,10 +16,13 @@ from types import SimpleNamespace
 import tiny
 import torch
 
-from hswq_hub import generate, plots, steps, targets
-from hswq_hub import publish as module
+from hswq_hub.common import targets
+from hswq_hub.evaluation import plots
+from hswq_hub.generation import generate
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow import publish as module
+from hswq_hub.workflow import steps
 from hswq_runtime import load_model
 
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from hswq_hub.ahead import ahead
+from hswq_hub.common.prefetch import ahead
 
 
 def test_results_come_in_order_one_ahead_and_from_another_thread():

@@ -13,18 +13,18 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from originals import ORIGINALS
 from safetensors.torch import load_file
 
-from hswq_hub.calibrate import calibrate
-from hswq_hub.generate import GenerationSettings, final_latents, generate, generation_settings, open_pipeline
-from hswq_hub.inspect import inspect
-from hswq_hub.quantize import quantize
+from hswq_hub.calibration.calibrate import calibrate
+from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, generation_settings, open_pipeline
 from hswq_hub.settings import CalibrationSettings, recipe
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.inspect import inspect
+from hswq_hub.workflow.quantize import quantize
 from hswq_runtime import Checkpoint, HSWQPipeline
 from hswq_runtime.architectures import ARCHITECTURES, base_named, of_class, recognise
 from hswq_runtime.architectures.row import Architecture
+from hswq_runtime.checkpoints.mapping import trace
 from hswq_runtime.errors import FormatError, UnknownArchitectureError
 from hswq_runtime.formats import Format
-from hswq_runtime.mapping import trace
 
 PUBLISHED_WIDTH = 3072
 SETTINGS = CalibrationSettings(samples=2, steps=1, calls=2, size=32, device="cpu", dtype="float32")

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
-from hswq_runtime.fp8 import can_matmul
+from hswq_runtime.layers.fp8 import can_matmul
 from hswq_runtime.quantizer import HSWQQuantizer
 
 STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])

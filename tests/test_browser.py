@@ -102,7 +102,7 @@ def sides(page) -> list[str]:
     ids=["desktop-light", "desktop-dark", "phone-light", "phone-dark"],
 )
 def test_a_prompt_becomes_pictures_that_differ_as_the_table_says(visit, size, scheme):
-    from hswq_hub.metrics import psnr, ssim
+    from hswq_hub.generation.metrics import psnr, ssim
 
     page = visit(size=size, scheme=scheme)
     compare(page, f"a green ring in {scheme} on a {size['width']} background")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hswq_hub
-from hswq_hub.calibrate import Calibration, LayerStatistics, monitor
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, monitor
 from hswq_hub.sources.source import Prompts
 from hswq_runtime.errors import FormatError
 

@@ -10,8 +10,8 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from hswq_hub.card import Card, card_of, write_card
-from hswq_hub.evaluate import ORIGINAL
+from hswq_hub.cards.card import Card, card_of, write_card
+from hswq_hub.evaluation.evaluate import ORIGINAL
 from hswq_hub.sources.catalog import catalog
 from hswq_hub.sources.errors import UnknownReferenceError
 from hswq_hub.sources.permissions import Permissions

@@ -20,9 +20,10 @@ from click.testing import CliRunner
 from safetensors.torch import save
 
 from hswq_hub import __version__
-from hswq_hub.card import Card
-from hswq_hub.cli import main
-from hswq_hub.sources import cache, credentials, locate, resolve
+from hswq_hub.cards.card import Card
+from hswq_hub.cards.facts import licence_facts, source_facts
+from hswq_hub.cli.main import main
+from hswq_hub.common.targets import TargetError
 from hswq_hub.sources.errors import (
     AccessError,
     DownloadError,
@@ -30,9 +31,9 @@ from hswq_hub.sources.errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
-from hswq_hub.sources.facts import licence_facts, source_facts
+from hswq_hub.sources.http import cache, credentials
 from hswq_hub.sources.licence import licence_of_base_model
-from hswq_hub.targets import TargetError
+from hswq_hub.sources.source import locate, resolve
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, HSWQError, UnknownArchitectureError
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def server(content):
 def waits(monkeypatch):
     """No test waits; what would have been waited is here."""
     waited = []
-    monkeypatch.setattr("hswq_hub.sources.web.sleep", waited.append)
+    monkeypatch.setattr("hswq_hub.sources.http.web.sleep", waited.append)
     return waited
 
 
@@ -198,7 +199,7 @@ def test_a_date_to_wait_for_is_understood(server, waits):
 
 
 def test_a_server_that_stays_silent_is_given_up(server, monkeypatch):
-    monkeypatch.setattr("hswq_hub.sources.web._TIMEOUT", 0.4)
+    monkeypatch.setattr("hswq_hub.sources.http.web._TIMEOUT", 0.4)
     server.faults = [Fault(silent=2)] * 10
     with pytest.raises(DownloadError, match="does not answer, 6 times in a row"):
         pull(server)
@@ -563,7 +564,7 @@ def test_a_name_of_which_nothing_is_left_is_not_its_suffix(server, name, kept):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_sent(server, monkeypatch):
-    monkeypatch.setattr("hswq_hub.targets.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("hswq_hub.common.targets.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(TargetError, match="GB free"):
         pull(server)
     assert sum(entry.size for entry in cache.contents()) == 0
@@ -684,7 +685,7 @@ def test_what_is_pruned_is_locked_until_it_is_gone(server, monkeypatch):
         locked.append(path.name)
         remove(path)
 
-    monkeypatch.setattr("hswq_hub.sources.cache.shutil.rmtree", look)
+    monkeypatch.setattr("hswq_hub.sources.http.cache.shutil.rmtree", look)
     with cache.locked(server.sha256):
         assert cache.prune(0) == []
     assert [entry.sha256 for entry in cache.prune(0)] == locked == [server.sha256]

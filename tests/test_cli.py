@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from hswq_hub.cli import main
-from hswq_hub.evaluate import Evaluation
-from hswq_hub.sources import resolve
+from hswq_hub.cli.main import main
+from hswq_hub.evaluation.evaluate import Evaluation
+from hswq_hub.sources.source import resolve
 
 DEMO_FILE = str(resolve("demo").path)
 

@@ -22,12 +22,12 @@ from live_demo import live
 from PIL import Image
 from safetensors.torch import save_file
 
-from hswq_hub import metrics
-from hswq_hub.cli import main as cli
-from hswq_hub.evaluate import Evaluation, evaluate
+from hswq_hub.cards.facts import source_facts
+from hswq_hub.cli.main import main as cli
+from hswq_hub.evaluation.evaluate import Evaluation, evaluate
+from hswq_hub.generation import metrics
 from hswq_hub.settings import EvaluationSettings
-from hswq_hub.sources import resolve
-from hswq_hub.sources.facts import source_facts
+from hswq_hub.sources.source import resolve
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 from spaces_app import bundled

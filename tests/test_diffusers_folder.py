@@ -9,16 +9,18 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.card import Card
-from hswq_hub.quantize import plan_naive, write_quantized
-from hswq_hub.sources import cache, resolve
+from hswq_hub.cards.card import Card
+from hswq_hub.cards.facts import source_facts
+from hswq_hub.cli.tables import preview_lines
+from hswq_hub.quantization.plan import plan_naive
+from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.sources.errors import UnsuitableSourceError
-from hswq_hub.sources.facts import source_facts
+from hswq_hub.sources.http import cache
 from hswq_hub.sources.preview import preview
-from hswq_hub.sources.tables import preview_lines
+from hswq_hub.sources.source import resolve
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
-from hswq_runtime.fp8 import FP8
+from hswq_runtime.layers.fp8 import FP8
 
 SHOWN = Path(__file__).parents[1] / "model_cards/demo-hswq"
 

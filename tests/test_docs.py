@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hswq_hub.card import Card, write_catalog_cards
-from hswq_hub.report import HEADINGS, table
-from hswq_hub.sources import resolve
+from hswq_hub.cards.card import Card, write_catalog_cards
+from hswq_hub.evaluation.report import HEADINGS, table
 from hswq_hub.sources.catalog import catalog
+from hswq_hub.sources.source import resolve
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ROOT / "model_cards/demo-hswq"

@@ -8,10 +8,13 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.calibrate import Calibration
-from hswq_hub.compare import compare
-from hswq_hub.quantize import check_fold, keep, plan_everything, write_compensated, write_quantized
-from hswq_hub.quantize.fold import find_moves, moved
+from hswq_hub.calibration.calibrate import Calibration
+from hswq_hub.evaluation.compare import compare
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.compensate import write_compensated
+from hswq_hub.quantization.fold import check_fold, find_moves, moved
+from hswq_hub.quantization.plan import plan_everything
+from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import RoundingSettings, recipe
 from hswq_runtime import Checkpoint, Format, HSWQError, load_model
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from hswq_runtime import fp8
 from hswq_runtime.errors import FormatError
+from hswq_runtime.layers import fp8
 
 
 def test_grid_is_what_the_256_bytes_are():

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from hswq_hub.quantize.compensate import compensated_layer
-from hswq_hub.quantize.gptq import compensated
-from hswq_hub.quantize.moments import Moments
+from hswq_hub.quantization.compensate import compensated_layer
+from hswq_hub.quantization.gptq import compensated
+from hswq_hub.quantization.moments import Moments
 from hswq_hub.settings import RoundingSettings
-from hswq_runtime.fp8 import dequantize, grid, quantize
+from hswq_runtime.layers.fp8 import dequantize, grid, quantize
 
 
 def case(seed: int, rows=24, n=40, tokens=64):
@@ -76,7 +76,7 @@ def test_sweeps_only_make_it_better_and_end_where_no_column_can_be_improved(seed
 def test_blocks_change_nothing(monkeypatch):
     weight, moment = case(0, n=40)
     whole = compensated(weight, moment, sweeps=2)
-    monkeypatch.setattr("hswq_hub.quantize.gptq._BLOCK", 7)
+    monkeypatch.setattr("hswq_hub.quantization.gptq._BLOCK", 7)
     assert torch.equal(compensated(weight, moment, sweeps=2).float(), whole.float())
 
 

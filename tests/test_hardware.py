@@ -4,8 +4,8 @@ import mmap
 
 import torch
 
-from hswq_hub import hardware
-from hswq_hub.hardware import PeakMemory, free_memory
+from hswq_hub.common import hardware
+from hswq_hub.common.hardware import PeakMemory, free_memory
 
 CPU = torch.device("cpu")
 

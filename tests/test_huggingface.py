@@ -16,9 +16,9 @@ import yaml
 from hub_server import COMMIT, TOKEN, HubServer, Repo
 from safetensors.torch import save
 
-from hswq_hub.sources import resolve
-from hswq_hub.sources.facts import licence_facts
+from hswq_hub.cards.facts import licence_facts
 from hswq_hub.sources.licence import Licence
+from hswq_hub.sources.source import resolve
 
 CHILD = """
 import json, sys
@@ -347,7 +347,7 @@ def test_dry_run_says_the_size_of_the_components(server, base_repo, environment,
 def test_on_a_terminal_one_is_asked_which(monkeypatch):
     from click.testing import CliRunner
 
-    from hswq_hub import cli
+    from hswq_hub.cli import main as cli
 
     answers = []
     ask = cli.click.command()(lambda: answers.append(cli._choose("which?", ["a.safetensors", "b.safetensors"])))
@@ -357,7 +357,7 @@ def test_on_a_terminal_one_is_asked_which(monkeypatch):
 
 
 def test_licence_text_is_what_the_source_shipped():
-    from hswq_hub.card import licence_text
+    from hswq_hub.cards.card import licence_text
 
     assert licence_text(Licence("apache-2.0"), "as shipped") == licence_text(None, "as shipped") == "as shipped"
     assert "Apache License" in licence_text(Licence("apache-2.0"))
@@ -368,9 +368,9 @@ def test_licence_text_is_what_the_source_shipped():
 def test_a_card_names_the_repo_that_was_quantized(tmp_path):
     from dataclasses import replace
 
-    from hswq_hub.card import Card
-    from hswq_hub.sources import Provenance
-    from hswq_hub.sources.facts import source_facts
+    from hswq_hub.cards.card import Card
+    from hswq_hub.cards.facts import source_facts
+    from hswq_hub.sources.listing import Provenance
 
     found = Provenance(repo="alice/single", creator="alice", creator_url="https://huggingface.co/alice", gated="auto")
     source = replace(resolve("demo"), provenance=found, licence=Licence("other", "my-licence-1.0", "LICENSE"))

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 from jobs_server import TOKEN, JobsServer
 
-from hswq_hub import cli, jobs
-from hswq_hub.jobs import JobError, Jobs, Need, check_portable, requirement, seconds_of
+from hswq_hub.cli import main as cli
+from hswq_hub.jobs import jobs
+from hswq_hub.jobs.jobs import JobError, Jobs, Need, check_portable, requirement, seconds_of
 from hswq_hub.settings import JobSettings
 
 CIVITAI_TOKEN = "civitai-secret-0123"

@@ -7,24 +7,19 @@ import pytest
 import tiny
 import torch
 
-from hswq_hub.calibrate import Calibration
-from hswq_hub.generate import final_latents, generate, generation_settings, open_pipeline
-from hswq_hub.quantize import (
-    check_budget,
-    codes_of,
-    keep,
-    measure_errors,
-    plan_everything,
-    plan_naive,
-    write_compensated,
-    write_quantized,
-)
-from hswq_hub.quantize.measure import exchanged
+from hswq_hub.calibration.calibrate import Calibration
+from hswq_hub.generation.generate import final_latents, generate, generation_settings, open_pipeline
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.compensate import write_compensated
+from hswq_hub.quantization.keep import check_budget
+from hswq_hub.quantization.measure import exchanged, measure_errors
+from hswq_hub.quantization.plan import plan_everything, plan_naive
+from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, RoundingSettings, recipe
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
 from hswq_runtime import Checkpoint, Format, load_model
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.fp8 import quantize
+from hswq_runtime.layers.fp8 import quantize
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import torch
 from test_gptq import case, scale_of
 from torch import nn
 
-from hswq_hub.calls import Call, record_calls
-from hswq_hub.hardware import PeakMemory
-from hswq_hub.quantize import kfac
-from hswq_hub.quantize.compensate import _working_bytes, compensated_layer
-from hswq_hub.quantize.gptq import compensated
-from hswq_hub.quantize.kfac import compensated_both_ways
-from hswq_hub.quantize.moments import Layer, Moments, Rows, layers_of, second_moments
+from hswq_hub.common.hardware import PeakMemory
+from hswq_hub.generation.recording import Call, record_calls
+from hswq_hub.quantization import kfac
+from hswq_hub.quantization.compensate import _working_bytes, compensated_layer
+from hswq_hub.quantization.gptq import compensated
+from hswq_hub.quantization.kfac import compensated_both_ways
+from hswq_hub.quantization.moments import Layer, Moments, Rows, layers_of, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.fp8 import dequantize, quantize
+from hswq_runtime.layers.fp8 import dequantize, quantize
 
 
 def outputs_of(seed: int, rows: int = 24) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_of_a_real_model_fused_rows_have_parts_and_checkpointing_changes_nothing
 
 
 def test_rows_beyond_what_fits_together_are_cut(monkeypatch, tmp_path):
-    monkeypatch.setattr("hswq_hub.quantize.moments.TOGETHER", 40)
+    monkeypatch.setattr("hswq_hub.quantization.moments.TOGETHER", 40)
     checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
     key = next(key for key in checkpoint.layers if key.endswith("layers.0.attention.qkv.weight"))
     rows = layers_of(checkpoint, checkpoint.empty_model(constants=False), [key])[key].rows

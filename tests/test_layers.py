@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hswq_runtime import HSWQConv2d, HSWQLinear, dequantize_, weight_bytes
-from hswq_runtime.fp8 import FP8, fresh_scale, quantize
-from hswq_runtime.layers import quantized_twin
+from hswq_runtime.layers.fp8 import FP8, fresh_scale, quantize
+from hswq_runtime.layers.modules import quantized_twin
 
 KINDS = pytest.mark.parametrize("kind", ["linear", "conv"])
 SCALES = pytest.mark.parametrize("scales", ["none", "one", "rows"])

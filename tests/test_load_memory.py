@@ -11,7 +11,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
 
 MEASURE = """
 import ctypes, gc, json, sys

@@ -9,7 +9,7 @@ from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
 
 from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul
-from hswq_runtime.lora import HSWQLoraLinear
+from hswq_runtime.layers.lora import HSWQLoraLinear
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
 RANK = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hswq_hub.metrics import latent_mse, psnr, ssim
+from hswq_hub.generation.metrics import latent_mse, psnr, ssim
 
 
 def pictures(seed=0, noise=12.0):

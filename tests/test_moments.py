@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch import nn
 
-from hswq_hub.calibrate import Calibration
-from hswq_hub.calls import Call, record_calls, spread
-from hswq_hub.quantize.moments import Layer, Rows, in_groups, second_moments
+from hswq_hub.calibration.calibrate import Calibration
+from hswq_hub.generation.recording import Call, record_calls, spread
+from hswq_hub.quantization.moments import Layer, Rows, in_groups, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.errors import HSWQError
 

@@ -13,9 +13,9 @@ from hub_server import HubServer, Repo
 from huggingface_hub import HfApi, hf_hub_download
 from originals import ORIGINALS
 
-from hswq_hub.cli import main
-from hswq_hub.inspect import inspect
+from hswq_hub.cli.main import main
 from hswq_hub.sources.errors import UnsuitableSourceError
+from hswq_hub.workflow.inspect import inspect
 
 CIVITAI = f"civitai:{MODEL}@{VERSION}"
 FEW_BYTES = 300_000
@@ -25,7 +25,7 @@ FEW_BYTES = 300_000
 def token(monkeypatch):
     monkeypatch.setenv("CIVITAI_API_TOKEN", TOKEN)
     monkeypatch.setitem(sys.modules, "keyring", None)
-    monkeypatch.setattr("hswq_hub.sources.web.sleep", lambda _: None)
+    monkeypatch.setattr("hswq_hub.sources.http.web.sleep", lambda _: None)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hswq_hub.pictures import amplification, comparison, difference
+from hswq_hub.evaluation.pictures import amplification, comparison, difference
 
 GREY = np.full((32, 32, 3), 100, np.uint8)
 

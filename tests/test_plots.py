@@ -8,12 +8,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from hswq_hub import plots
-from hswq_hub.cli import main
-from hswq_hub.compare import compare
-from hswq_hub.quantize import plan_naive, write_quantized
-from hswq_hub.quantize.plan import KEPT, Decision, Plan
-from hswq_hub.sources import resolve
+from hswq_hub.cli.main import main
+from hswq_hub.evaluation import plots
+from hswq_hub.evaluation.compare import compare
+from hswq_hub.quantization.plan import KEPT, Decision, Plan, plan_naive
+from hswq_hub.quantization.writer import write_quantized
+from hswq_hub.sources.source import resolve
 from hswq_runtime import Checkpoint, Format
 from hswq_runtime.errors import FormatError
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hswq_hub.calibrate import Calibration, LayerStatistics, merged
-from hswq_hub.cli import main
-from hswq_hub.processes import launch
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, merged
+from hswq_hub.calibration.processes import launch
+from hswq_hub.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--samples", "3", "--steps", "2", "--size", "32", "--device", "cpu")

@@ -13,16 +13,16 @@ import yaml
 from diffusers.utils.logging import enable_progress_bar
 from safetensors.torch import load_file, save_file
 
-from hswq_hub import plots
-from hswq_hub.card import Card, write_card
-from hswq_hub.generate import generate, generation_settings
-from hswq_hub.publish import publish
+from hswq_hub.cards.card import Card, write_card
+from hswq_hub.common.targets import TargetError
+from hswq_hub.evaluation import plots
+from hswq_hub.generation.generate import generate, generation_settings
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
-from hswq_hub.sources import resolve
-from hswq_hub.targets import TargetError
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.publish import publish
 from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_bytes
 from hswq_runtime.errors import ComponentError, FormatError, HSWQError
-from hswq_runtime.fp8 import FP8
+from hswq_runtime.layers.fp8 import FP8
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 ROOT = Path(__file__).parents[1]
@@ -94,12 +94,12 @@ def test_figures_are_those_of_the_files(folder):
 
 
 def test_a_second_run_only_puts_the_folder_together(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
-    monkeypatch.setattr("hswq_hub.quantize.steps.plan_everything", lambda *_: pytest.fail("searched again"))
-    monkeypatch.setattr("hswq_hub.quantize.steps.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
-    monkeypatch.setattr("hswq_hub.quantize.steps.measure_errors", lambda *_: pytest.fail("measured errors again"))
-    monkeypatch.setattr("hswq_hub.quantize.steps.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
-    monkeypatch.setattr("hswq_hub.publish.evaluate", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("hswq_hub.workflow.quantizing.plan_everything", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("hswq_hub.workflow.quantizing.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
+    monkeypatch.setattr("hswq_hub.workflow.quantizing.measure_errors", lambda *_: pytest.fail("measured errors again"))
+    monkeypatch.setattr("hswq_hub.workflow.quantizing.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
+    monkeypatch.setattr("hswq_hub.workflow.publish.evaluate", lambda *_: pytest.fail("measured again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     assert contents(tmp_path / folder.name) == contents(folder)
 
@@ -193,7 +193,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(folder, tmp_path, monkeypatch
     target = tmp_path / "mine"
     shutil.copytree(folder, target)
     before = contents(target)
-    monkeypatch.setattr("hswq_hub.folder.write_card", lambda _: 1 / 0)
+    monkeypatch.setattr("hswq_hub.workflow.folder.write_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         publish(resolve("demo"), target, QUICK)
     assert contents(target) == before

@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 from jobs_server import JobsServer
 
-from hswq_hub import batch, cli
-from hswq_hub.batch import Entry, ListError, Manifest, publish_all, publish_all_as_jobs, read_list
-from hswq_hub.jobs import Jobs, Need
+from hswq_hub.cli import main as cli
+from hswq_hub.jobs import batch
+from hswq_hub.jobs.batch import Entry, ListError, Manifest, publish_all, publish_all_as_jobs, read_list
+from hswq_hub.jobs.jobs import Jobs, Need
 from hswq_hub.settings import JobSettings
-from hswq_hub.sources import resolve
 from hswq_hub.sources.errors import DownloadError, NotPermittedError
+from hswq_hub.sources.source import resolve
 from hswq_runtime.errors import UnknownArchitectureError
 
 QUICK = "recipe: hswq, samples: 1, steps: 1, pairs: 1, picture-steps: 1"

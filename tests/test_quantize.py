@@ -11,14 +11,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hswq_hub.calibrate import Calibration, LayerStatistics, monitor
-from hswq_hub.hardware import PeakMemory
-from hswq_hub.quantize import Plan, keep, plan_everything, plan_naive, write_quantized
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, monitor
+from hswq_hub.common.hardware import PeakMemory
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
+from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import recipe
 from hswq_runtime import Checkpoint, Format, dequantize_, load_model, weight_bytes
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import layer_of
-from hswq_runtime.fp8 import FP8, quantize
+from hswq_runtime.layers.fp8 import FP8, quantize
 
 HEADER = {"modelspec.title": "tiny", "modelspec.hash_sha256": "0xabc", "ss_dataset_dirs": "/home/alice/pictures"}
 QKV = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
@@ -164,7 +166,7 @@ def test_quantizing_takes_the_memory_of_a_few_tensors(tmp_path, monkeypatch):
         for key in large.layers
         for name in large.modules[key]
     }
-    monkeypatch.setattr("hswq_runtime.checkpoint._MAPPED", 4 << 20)
+    monkeypatch.setattr("hswq_runtime.checkpoints.checkpoint._MAPPED", 4 << 20)
     with PeakMemory(torch.device("cpu")) as before:
         pass
     with PeakMemory(torch.device("cpu")) as peak:
@@ -243,7 +245,7 @@ def test_other_components_of_the_file_are_copied_byte_for_byte(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkeypatch):
     plan = published(source, calibration, Format.V1)
-    monkeypatch.setattr("hswq_hub.quantize.writer.quantize", lambda *_: 1 / 0)
+    monkeypatch.setattr("hswq_hub.quantization.writer.quantize", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         written(source, plan, tmp_path)
     assert list(tmp_path.iterdir()) == []

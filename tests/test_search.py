@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hswq_hub.quantize.search import (
+from hswq_hub.quantization.search import (
     Histogram,
     largest,
     search_amax,
@@ -13,7 +13,7 @@ from hswq_hub.quantize.search import (
     weighted_values,
 )
 from hswq_hub.settings import SearchSettings
-from hswq_runtime.fp8 import FP8_MAX, grid
+from hswq_runtime.layers.fp8 import FP8_MAX, grid
 
 SETTINGS = SearchSettings(bins=512, candidates=40, refinements=2)
 
@@ -74,7 +74,7 @@ def test_counting_in_another_order_gives_the_same_bits(dtype, monkeypatch):
     values, importance = weight()
     values, importance, order = values.to(dtype), importance.double().sqrt(), torch.randperm(64)
     mass = weighted_histogram(values, importance, 4096).mass
-    monkeypatch.setattr("hswq_hub.quantize.search._IN_CACHE", 96)
+    monkeypatch.setattr("hswq_hub.quantization.search._IN_CACHE", 96)
     assert torch.equal(weighted_histogram(values[order], importance, 4096).mass, mass)
 
 
@@ -91,7 +91,7 @@ def test_the_largest_of_all_and_whether_all_are_finite():
 
 
 def test_values_of_too_many_float32_weights_are_a_histogram(monkeypatch):
-    monkeypatch.setattr("hswq_hub.quantize.search._SORTED", 100)
+    monkeypatch.setattr("hswq_hub.quantization.search._SORTED", 100)
     values, importance = weight()
     exact = search_error(weighted_values(values.bfloat16(), importance), torch.tensor([0.05]), True).item()
     assert search_error(weighted_values(values, importance), torch.tensor([0.05]), True).item() == pytest.approx(

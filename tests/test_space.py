@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 
 import spaces_app
 from hswq_hub import __version__
-from hswq_hub.space import SpaceError, deploy_space, fill_space
+from hswq_hub.hub.space import SpaceError, deploy_space, fill_space
 
 APP = Path(spaces_app.__file__).parent
 ROOT = Path(__file__).parents[1]

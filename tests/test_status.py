@@ -14,9 +14,10 @@ from civitai_server import MODEL, TOKEN, VERSION, CivitaiServer
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-from hswq_hub.cli import main
-from hswq_hub.forecast import call_of
-from hswq_hub.sources import cache, resolve
+from hswq_hub.cli.main import main
+from hswq_hub.sources.http import cache
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.forecast import call_of
 from hswq_runtime import Checkpoint
 
 REFERENCE = f"civitai:{MODEL}@{VERSION}"
@@ -134,15 +135,15 @@ def test_sizes_in_the_plan_are_bounds(here):
 @pytest.mark.parametrize(
     ("scarce", "sentence"),
     [
-        (("hswq_hub.targets.shutil.disk_usage", lambda _: SimpleNamespace(free=1000)), "free some room"),
-        (("hswq_hub.memory.total_memory", lambda _: 1000), "which has 0.0 MB; a larger one is needed"),
+        (("hswq_hub.common.targets.shutil.disk_usage", lambda _: SimpleNamespace(free=1000)), "free some room"),
+        (("hswq_hub.workflow.memory.total_memory", lambda _: 1000), "which has 0.0 MB; a larger one is needed"),
     ],
     ids=["disk", "memory"],
 )  # fmt: skip
 def test_what_does_not_suffice_is_refused_before_anything_is_done(tmp_path, monkeypatch, scarce, sentence):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(*scarce)
-    monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("begun"))
     for options in ((), ("--dry-run",)):
         result = hub("publish", "demo", *QUICK, *options)
         assert result.exit_code == 2 and sentence in result.stderr
@@ -168,7 +169,7 @@ def test_of_a_model_that_is_elsewhere_the_header_tells_all(server, tmp_path, mon
     for said in ("alice_01", "apache-2.0", "commercial use: sell images", "model       Z-Image", server.sha256):
         assert said in result.stdout
     monkeypatch.setattr(
-        "hswq_hub.preflight.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0, is_tight=False)]
+        "hswq_hub.workflow.preflight.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0, is_tight=False)]
     )
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
@@ -185,9 +186,9 @@ def test_a_refused_model_is_refused_by_the_plan(server):
 
 def test_people_are_asked_before_long_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hswq_hub.cli._chooser", lambda: lambda *_: 0)
-    monkeypatch.setattr("hswq_hub.forecast.Forecast.seconds", lambda *_: 3600.0)
-    monkeypatch.setattr("hswq_hub.publish.calibrate", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("hswq_hub.cli.main._chooser", lambda: lambda *_: 0)
+    monkeypatch.setattr("hswq_hub.workflow.forecast.Forecast.seconds", lambda *_: 3600.0)
+    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("begun"))
     result = CliRunner().invoke(main, ["publish", "demo"], input="n\n")
     assert result.exit_code == 1 and "This will take ~ 10.0 h. Go on?" in result.stderr
     assert list(tmp_path.iterdir()) == []

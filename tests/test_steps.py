@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hswq_hub.steps import RECORD, State, Step, forget, make, open_steps, silent
-from hswq_hub.targets import clear_away, replace_folder
-from hswq_hub.workspace import Workspace
+from hswq_hub.common.targets import clear_away, replace_folder
+from hswq_hub.workflow.steps import RECORD, State, Step, forget, make, open_steps, silent
+from hswq_hub.workflow.workspace import Workspace
 
 
 class Kitchen:

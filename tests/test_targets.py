@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from hswq_hub.files import atomic_file
-from hswq_hub.targets import CONTENTS, RECORD, TargetError, check_replaceable, check_target, replace_folder
+from hswq_hub.common.files import atomic_file
+from hswq_hub.common.targets import CONTENTS, RECORD, TargetError, check_replaceable, check_target, replace_folder
 from hswq_runtime.errors import FormatError
 
 
@@ -43,8 +43,8 @@ def test_a_folder_with_one_foreign_file_is_refused(tmp_path, record):
 def test_the_default_folder_of_another_model_is_not_replaced(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from hswq_hub.publish import default_folder
-    from hswq_hub.sources import resolve
+    from hswq_hub.sources.source import resolve
+    from hswq_hub.workflow.publish import default_folder
 
     monkeypatch.chdir(tmp_path)
     source = resolve("demo")

@@ -17,11 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 
-from hswq_hub.calibrate import calibrate
-from hswq_hub.card import write_card
-from hswq_hub.cli import main
-from hswq_hub.publish import publish
-from hswq_hub.quantize import quantize
+from hswq_hub.calibration.calibrate import calibrate
+from hswq_hub.cards.card import write_card
+from hswq_hub.cli.main import main
 from hswq_hub.settings import (
     CalibrationSettings,
     ErrorSettings,
@@ -30,13 +28,15 @@ from hswq_hub.settings import (
     RoundingSettings,
     recipe,
 )
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.publish import publish
+from hswq_hub.workflow.quantize import quantize
 from hswq_runtime import Checkpoint, Format, HSWQConfig, HSWQConv2d, HSWQLinear, HSWQPipeline, load_model
 from hswq_runtime.architectures import ARCHITECTURES, architecture_of, recognise
+from hswq_runtime.checkpoints.mapping import trace
 from hswq_runtime.errors import ComponentError, FormatError, HSWQError, UnknownArchitectureError
 from hswq_runtime.formats import Reader
-from hswq_runtime.fp8 import FP8
-from hswq_runtime.mapping import trace
+from hswq_runtime.layers.fp8 import FP8
 from hswq_runtime.pipeline import fetch_base
 
 KINDS = ["sdxl", "sd-1.5"]
@@ -475,7 +475,9 @@ def test_a_base_cannot_name_a_class_of_its_own(full, tmp_path):
 def test_of_what_the_file_holds_only_the_configuration_is_fetched(full, tmp_path, monkeypatch):
     path, base = full("sd-1.5")
     asked = []
-    monkeypatch.setattr("hswq_runtime.locate._download", lambda repo, patterns, hub: asked.extend(patterns) or tmp_path)
+    monkeypatch.setattr(
+        "hswq_runtime.checkpoints.locate._download", lambda repo, patterns, hub: asked.extend(patterns) or tmp_path
+    )
     fetch_base(Checkpoint(path), "alice/base")
     needed = {str(p.relative_to(base)) for p in base.rglob("*") if p.is_file()}
     others = {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "safety_checker/config.json"}

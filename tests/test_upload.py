@@ -18,17 +18,17 @@ from click.testing import CliRunner
 from hub_server import CUT, HANG, LOST, TOKEN, HubServer, Repo, account
 from hub_store import sha256
 
-from hswq_hub.card import Card, write_card
-from hswq_hub.cli import main
-from hswq_hub.destination import check_upload
-from hswq_hub.generate import generate, generation_settings
-from hswq_hub.history import earlier_versions, version_tag
-from hswq_hub.hub import AccountError, UploadError, VerificationError
-from hswq_hub.publish import publish
+from hswq_hub.cards.card import Card, write_card
+from hswq_hub.cli.main import main
+from hswq_hub.common.targets import TargetError
+from hswq_hub.generation.generate import generate, generation_settings
+from hswq_hub.hub.client import AccountError, UploadError, VerificationError
+from hswq_hub.hub.destination import check_upload
+from hswq_hub.hub.history import earlier_versions, version_tag
+from hswq_hub.hub.upload import upload
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings, recipe
-from hswq_hub.sources import resolve
-from hswq_hub.targets import TargetError
-from hswq_hub.upload import upload
+from hswq_hub.sources.source import resolve
+from hswq_hub.workflow.publish import publish
 from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.errors import FormatError
 
@@ -81,7 +81,7 @@ def waits(monkeypatch):
     """Seconds that were to be waited between tries."""
     waits: list[float] = []
     clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=waits.append)
-    monkeypatch.setattr("hswq_hub.hub.time", clock)
+    monkeypatch.setattr("hswq_hub.hub.client.time", clock)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     return waits
 
@@ -580,7 +580,7 @@ def test_upload_options_without_a_repo_are_a_mistake():
 def test_a_space_for_what_was_uploaded(hub, folder, monkeypatch):
     deployed = []
     monkeypatch.setattr(
-        "hswq_hub.space.deploy_space", lambda *found, **how: deployed.append((*found, how)) or "address"
+        "hswq_hub.hub.space.deploy_space", lambda *found, **how: deployed.append((*found, how)) or "address"
     )
     words = ["upload", str(folder), "--repo", REPO, "--no-verify", "--private", "--space"]
     result = CliRunner().invoke(main, [*words, "alice/demo"], catch_exceptions=False)

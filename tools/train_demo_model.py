@@ -1,6 +1,6 @@
 """Train the small Z-Image model that ships with the package, from nothing.
 
-What it makes (under --out, by default hswq_hub/demo_model/):
+What it makes (under --out, by default hswq_hub/data/demo_model/):
 
     demo.safetensors    the transformer, bf16, in the layout in which Z-Image checkpoints are distributed
                         (prefix model.diffusion_model., fused attention.qkv)
@@ -13,7 +13,7 @@ its result in --work and is skipped when that is there, so an interrupted run co
 last stage saves its state every few minutes and exports a snapshot of the averaged weights. Creating a file
 named `cooldown` in --work starts the final decay of the learning rate at once.
 
-    python tools/train_demo_model.py --out hswq_hub/demo_model --work build/demo_model
+    python tools/train_demo_model.py --out hswq_hub/data/demo_model --work build/demo_model
 
 On two CPU cores that takes about an hour, if nothing else runs on them and memory that was freed is kept for the next
 step (glibc gives it back each time): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592.
@@ -552,7 +552,7 @@ def export(training, out, vae, tokenizer, seed):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("hswq_hub/demo_model"))
+    parser.add_argument("--out", type=Path, default=Path("hswq_hub/data/demo_model"))
     parser.add_argument("--work", type=Path, default=Path("build/demo_model"))
     parser.add_argument("--steps", type=int, default=2700)
     parser.add_argument("--batch", type=int, default=32)

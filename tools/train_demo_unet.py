@@ -157,7 +157,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    vae = AutoencoderKL.from_pretrained(ROOT / "hswq_hub/demo_model/components/vae").float().eval()
+    vae = AutoencoderKL.from_pretrained(ROOT / "hswq_hub/data/demo_model/components/vae").float().eval()
     vae.register_to_config(shift_factor=None)  # SDXL's pipeline knows none; the UNet learns the difference
     pixels, captions = demo_pictures.draw_many(PICTURES, args.seed)
     tokenizer = make_tokenizer(captions)

@@ -47,7 +47,7 @@ def catalog() -> dict[str, Entry]:
     """All entries by their names in lower case."""
     import yaml  # here, because references are read where help must stay quick
 
-    text = (files("hswq_hub") / "catalog.yaml").read_text(encoding="utf-8")
+    text = (files("hswq_hub.data") / "catalog.yaml").read_text(encoding="utf-8")
     entries = [Entry(**row | {"reported": Reported(**row["reported"])}) for row in yaml.safe_load(text)]
     return {entry.name.casefold(): entry for entry in entries}
 

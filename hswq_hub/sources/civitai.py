@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .credentials import check_token, civitai_token, store_civitai_token
-from .download import CheckHeader, download
 from .errors import AccessError, DownloadError, SourceError, UnknownReferenceError, UnsuitableSourceError
+from .http.credentials import check_token, civitai_token, store_civitai_token
+from .http.download import CheckHeader, download
+from .http.ranges import fetch_header
+from .http.web import LOOPBACK, Web
 from .licence import licence_of_base_model
 from .listing import Listing, Provenance, RemoteFile, plain, safe_name
 from .permissions import Permissions
-from .ranges import fetch_header
 from .reference import CIVITAI_HOSTS, CivitaiRef
-from .web import LOOPBACK, Web
 
 KEYS_PAGE = "https://civitai.com/user/account"
 _LOGIN = f"make a token on {KEYS_PAGE} and run `hswq-hub login civitai`, or set CIVITAI_API_TOKEN"
@@ -124,7 +124,7 @@ class Civitai:
         )
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:
-        """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.download.download`."""
+        """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.http.download.download`."""
         (file,) = listing.files
         return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
 
@@ -132,7 +132,7 @@ class Civitai:
         """The header of the listed file, and no more of it.
 
         Raises:
-            SourceError: see :func:`hswq_hub.sources.ranges.fetch_header`.
+            SourceError: see :func:`hswq_hub.sources.http.ranges.fetch_header`.
         """
         (file,) = listing.files
         return fetch_header(self.web, _download_path(listing, file), file, self.explain)

@@ -13,15 +13,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture, recognise_class
+from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata
-from hswq_runtime.locate import MODEL_INDEX
 
-from ..files import atomic_file, file_sha256
-from ..progress import progress
-from ..targets import check_room
-from . import cache
+from ..common.files import atomic_file, file_sha256
+from ..common.progress import progress
+from ..common.targets import check_room
 from .errors import UnsuitableSourceError
+from .http import cache
 
 CONFIG = "config.json"
 WEIGHTS = ".safetensors"

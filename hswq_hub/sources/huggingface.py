@@ -26,10 +26,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from hswq_runtime.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
+from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 
-from ..files import file_sha256
-from . import cache
+from ..common.files import file_sha256
 from .diffusers_folder import (
     CONFIG,
     DENOISERS,
@@ -42,7 +41,6 @@ from .diffusers_folder import (
     joined_header,
     weights_of,
 )
-from .download import Explain, download
 from .errors import (
     AccessError,
     AmbiguousReferenceError,
@@ -51,12 +49,14 @@ from .errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
-from .header import CheckHeader, stand_in
+from .http import cache
+from .http.download import Explain, download
+from .http.header import CheckHeader, stand_in
+from .http.ranges import fetch_header
+from .http.web import Web
 from .licence import LICENCE_FILE, licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
-from .ranges import fetch_header
 from .reference import HubRef
-from .web import Web
 
 Choose = Callable[[str, list[str]], int]
 """A question and the answers to it -> the number of one of them."""
@@ -152,7 +152,7 @@ class Hub:
         """The header of the whole model, of shards put together, and no tensor's values.
 
         Raises:
-            SourceError: see :func:`hswq_hub.sources.ranges.fetch_header`.
+            SourceError: see :func:`hswq_hub.sources.http.ranges.fetch_header`.
             FormatError: the shards do not belong together.
         """
         repo, revision = listing.provenance.repo, listing.version

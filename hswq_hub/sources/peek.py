@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .diffusers_folder import CONFIG, find_denoiser, joined_header, weights_of
-from .header import stand_in
+from .http.header import stand_in
 from .huggingface import Choose
 from .listing import Listing
 from .reference import LocalRef, parse

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hswq_runtime.architectures import ARCHITECTURES, base_named
-from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.pipeline import find_base
 
 from .diffusers_folder import CONFIG, architecture_of, find_denoiser, whole_folder

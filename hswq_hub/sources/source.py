@@ -8,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.architectures import Architecture, base_named
-from hswq_runtime.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.pipeline import check_components, fetch_base, find_base
 
-from ..files import file_sha256
+from ..common.files import file_sha256
 from .civitai import Civitai
 from .diffusers_folder import CONFIG, find_denoiser, join, weights_of, whole_folder
 from .huggingface import Choose, Hub
@@ -205,7 +205,7 @@ def resolve(
 
 
 def _demo(base: str | None) -> Source:
-    data = files("hswq_hub") / "demo_model"
+    data = files("hswq_hub.data") / "demo_model"
     path = Path(str(data / "demo.safetensors"))
     return Source(
         name=path.stem,
@@ -256,7 +256,7 @@ def _checked(path: Path) -> Checkpoint:
 
 
 def _general_prompts() -> Prompts:
-    return Prompts.read(files("hswq_hub") / "prompts")
+    return Prompts.read(files("hswq_hub.data") / "prompts")
 
 
 def _lines(file) -> tuple[str, ...]:

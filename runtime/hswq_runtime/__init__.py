@@ -12,18 +12,18 @@ from importlib import import_module
 from .registration import register
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoints.checkpoint",
     "Format": "formats",
     "HSWQConfig": "quantizer",
-    "HSWQConv2d": "layers",
+    "HSWQConv2d": "layers.modules",
     "HSWQError": "errors",
-    "HSWQLinear": "layers",
+    "HSWQLinear": "layers.modules",
     "HSWQPipeline": "pipeline",
     "HSWQQuantizer": "quantizer",
-    "dequantize_": "layers",
+    "dequantize_": "layers.modules",
     "load_model": "loading",
-    "set_fp8_matmul": "matmul",
-    "weight_bytes": "layers",
+    "set_fp8_matmul": "layers.matmul",
+    "weight_bytes": "layers.modules",
 }
 
 __all__ = sorted(_HOMES)

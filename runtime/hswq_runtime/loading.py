@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from . import fp8
-from .checkpoint import Checkpoint, Piece
+from .checkpoints.checkpoint import Checkpoint, Piece
 from .formats import layer_of
-from .layers import SCALE_BUFFER, HSWQLayer, quantized_twin
-from .matmul import set_fp8_matmul
+from .layers import fp8
+from .layers.matmul import set_fp8_matmul
+from .layers.modules import SCALE_BUFFER, HSWQLayer, quantized_twin
 from .quantizer import mark_quantized
 
 
@@ -31,7 +31,7 @@ def load_model(
         dtype: what the model computes in, and the dtype of everything that is not FP8. None: the
             file's own, see `Checkpoint.dtype`.
         dequantize: give the plain model with `weight · scale` in `dtype` instead of FP8 layers.
-        fp8_matmul: see :func:`hswq_runtime.matmul.set_fp8_matmul`.
+        fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
 
     Raises:
         FormatError: missing, unexpected or wrongly shaped keys, all of them named; a bad scale; FP8 as `dtype`.

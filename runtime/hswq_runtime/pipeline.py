@@ -9,14 +9,14 @@ import torch
 from safetensors import SafetensorError
 
 from .architectures import Architecture
-from .bundled import load_bundled
-from .checkpoint import Checkpoint
+from .checkpoints.bundled import load_bundled
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.locate import MODEL_INDEX, HubOptions, Located, fetch_components, is_repo_id, locate
 from .errors import ComponentError, FormatError
 from .formats import Format, Metadata
-from .layers import weight_bytes
+from .layers.matmul import set_fp8_matmul
+from .layers.modules import weight_bytes
 from .loading import load_model
-from .locate import MODEL_INDEX, HubOptions, Located, fetch_components, is_repo_id, locate
-from .matmul import set_fp8_matmul
 from .quantizer import QUANTIZATION_CONFIG, HSWQConfig, Method
 
 

@@ -15,13 +15,14 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from safetensors import safe_open
 
-from . import formats, fp8
+from . import formats
 from .architectures import architecture_of
+from .checkpoints.fit import misfits
+from .checkpoints.mapping import gather_scale, row_count, trace, untouched
 from .errors import FormatError
-from .fit import misfits
-from .layers import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
-from .mapping import gather_scale, row_count, trace, untouched
-from .matmul import set_fp8_matmul
+from .layers import fp8
+from .layers.matmul import set_fp8_matmul
+from .layers.modules import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
 
 _SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_U8}
 QUANTIZATION_CONFIG = "quantization_config"
@@ -40,7 +41,7 @@ class HSWQConfig(QuantizationConfigMixin):
     Args:
         compute_dtype: what to compute in if the loader is not given `torch_dtype`.
         quant_method: stored beside the rest; there is only one.
-        fp8_matmul: see :func:`hswq_runtime.matmul.set_fp8_matmul`. Not stored: it is the hardware's affair.
+        fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`. Not stored: it is the hardware's affair.
 
     Raises:
         FormatError: a `compute_dtype` that one cannot compute in.

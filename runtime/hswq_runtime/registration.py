@@ -14,8 +14,8 @@ def register() -> None:
     """Add the entries now, or as soon as the libraries are imported."""
     for ours, theirs in (
         ("quantizer", "diffusers.quantizers.auto"),
-        ("lora", "peft.tuners.lora.model"),
-        ("fusing", "diffusers.loaders.peft"),
+        ("layers.lora", "peft.tuners.lora.model"),
+        ("layers.fusing", "diffusers.loaders.peft"),
     ):
         wrapt.register_post_import_hook(_importer(ours), theirs)
 

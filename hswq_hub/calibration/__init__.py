@@ -1,0 +1,1 @@
+"""A source goes in; statistics of each of its layers and recorded calls come out."""

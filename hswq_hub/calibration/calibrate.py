@@ -1,0 +1,259 @@
+"""The dual monitor: one pass over prompts, two statistics for every Linear and Conv2d of the denoiser.
+
+*Sensitivity* of a layer is the variance of its output, ``Var(Y) = E[Y²] − E[Y]²``, where the expectations are
+means over calls of the means within a call. *Importance* of an input channel c is ``I_c = mean |X_c|`` over all
+other dimensions, again averaged over calls. A call that holds anything non-finite is left out and counted.
+
+On the way some calls of the whole denoiser are recorded (see `calls.py`), for what is measured afterwards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from hswq_runtime.errors import FormatError, HSWQError
+from hswq_runtime.loading import load_model
+
+from ..common.files import write_atomically
+from ..common.hardware import describe, pick_device, pick_dtype, versions
+from ..common.progress import progress
+from ..generation.generate import generate, generation_settings, open_pipeline
+from ..generation.recording import Call, record_calls, spread
+from ..settings import CalibrationSettings
+from ..sources.source import Source
+from .processes import Group
+
+_SETTINGS = "hswq_calibration"
+_CALLS = "calls/"
+"""Recorded tensors are stored as `calls/<call>/<number>`; no module's name holds a slash."""
+
+
+@dataclass
+class LayerStatistics:
+    """Running sums of one layer, in float64.
+
+    calls: how many are in the sums; skipped: how many were non-finite. output_mean, output_square: sums over
+    calls of mean(Y) and mean(Y²). importance: [in_channels], sum over calls of mean |X_c|.
+    """
+
+    importance_sum: torch.Tensor
+    mean_sum: float = 0.0
+    square_sum: float = 0.0
+    calls: int = 0
+    skipped: int = 0
+
+    def add(self, inputs: torch.Tensor, outputs: torch.Tensor, channel: int) -> None:
+        """One call: `inputs` with its channels in dimension `channel`, `outputs` of any shape."""
+        others = [d for d in range(inputs.ndim) if d != channel % inputs.ndim]
+        absolute = inputs.detach().abs()
+        importance = absolute.mean(dim=others, dtype=torch.float64) if others else absolute.double()
+        values = outputs.detach()
+        mean = values.mean(dtype=torch.float64)
+        square = values.double().square().mean()
+        if not (torch.isfinite(mean) and torch.isfinite(square) and torch.isfinite(importance).all()):
+            self.skipped += 1
+            return
+        self.importance_sum += importance.cpu()
+        self.mean_sum += mean.item()
+        self.square_sum += square.item()
+        self.calls += 1
+
+    @property
+    def importance(self) -> torch.Tensor:
+        """I_c, float64 [in_channels]."""
+        return self.importance_sum / self.calls
+
+    @property
+    def output_mean(self) -> float:
+        return self.mean_sum / self.calls
+
+    @property
+    def output_square(self) -> float:
+        return self.square_sum / self.calls
+
+    @property
+    def output_variance(self) -> float:
+        """Var(Y); not below 0, where rounding could put that of a constant output."""
+        return max(self.output_square - self.output_mean**2, 0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics by diffusers module name, recorded calls, and everything that made them."""
+
+    layers: dict[str, LayerStatistics]
+    made_by: dict = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what :meth:`save` writes."""
+        return hashlib.sha256(self._encoded()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write `path` (safetensors) and, beside it with the suffix .json, the same without the vectors."""
+        readable = {
+            "made_by": self.made_by,
+            "layers": {
+                name: {"output_variance": s.output_variance, "calls": s.calls, "skipped": s.skipped}
+                for name, s in self.layers.items()
+            },
+        }
+        write_atomically(path.with_suffix(".json"), (json.dumps(readable, indent=2) + "\n").encode())
+        write_atomically(path, self._encoded())
+
+    def _encoded(self) -> bytes:
+        tensors = {name: statistics.importance_sum for name, statistics in self.layers.items()}
+        numbers = {
+            name: {k: v for k, v in vars(statistics).items() if k != "importance_sum"}
+            for name, statistics in self.layers.items()
+        }
+        descriptions = []
+        for i, call in enumerate(self.calls):
+            description, recorded = call.flatten()
+            descriptions.append(description)
+            tensors |= {f"{_CALLS}{i}/{n}": tensor.contiguous() for n, tensor in enumerate(recorded)}
+        header = json.dumps({"made_by": self.made_by, "layers": numbers, "calls": descriptions})
+        return save(tensors, metadata={_SETTINGS: header})
+
+    @classmethod
+    def load(cls, path: Path) -> "Calibration":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FormatError: the file is not a calibration.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {})[_SETTINGS])
+                layers = {
+                    name: LayerStatistics(importance_sum=file.get_tensor(name), **numbers)
+                    for name, numbers in header["layers"].items()
+                }
+                calls = [_call(file, i, description) for i, description in enumerate(header["calls"])]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} is not a calibration file; make one with `hswq-hub calibrate`") from error
+        return cls(layers, header["made_by"], calls)
+
+
+def _call(file, number: int, description) -> Call:
+    prefix = f"{_CALLS}{number}/"
+    count = sum(key.startswith(prefix) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
+    return Call.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
+
+
+@contextmanager
+def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
+    """While open, gather the statistics of every Linear and Conv2d of `model`, by module name.
+
+    A linear layer's channels are its input's last dimension, whatever the number of dimensions (adaLN and
+    timestep embedders get [B, C]); a convolution's are dimension 1 of [B, C, H, W].
+    """
+    layers, hooks = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            channels, dimension = module.in_features, -1
+        elif isinstance(module, nn.Conv2d):
+            channels, dimension = module.in_channels, 1
+        else:
+            continue
+        statistics = layers[name] = LayerStatistics(torch.zeros(channels, dtype=torch.float64))
+
+        def hook(_module, inputs, output, statistics=statistics, dimension=dimension):
+            statistics.add(inputs[0], output, dimension)
+
+        hooks.append(module.register_forward_hook(hook))
+    try:
+        yield layers
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Calibration:
+    """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
+
+    Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
+    that were launched together share the samples, and each returns the whole.
+
+    Raises:
+        DeviceError: CUDA asked for and absent.
+        ComponentError: the base lacks a component.
+        HSWQError: a layer was never called with finite values, so nothing is known of it.
+    """
+    settings = settings or CalibrationSettings()
+    group = Group(pick_device(settings.device))
+    dtype = pick_dtype(settings.dtype, group.device)
+    source.check_components()
+    architecture = source.architecture
+    denoiser = load_model(source.checkpoint, dtype)
+    pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
+    steps = settings.steps_of(architecture.steps)
+    how = generation_settings(pipeline, architecture, steps, settings.guidance, settings.size)
+    prompts = source.prompts.calibration
+    ours = range(group.number, settings.samples, group.size)
+    wanted = spread(settings.calls, settings.samples, how.steps)
+    done = 0
+
+    def under_way() -> int:
+        """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
+        return i * how.steps + min(done, how.steps - 1)
+
+    def on_step(*_) -> None:
+        nonlocal done
+        done += 1
+        bar.update()
+
+    with (
+        record_calls(denoiser, wanted, under_way) as calls,
+        monitor(denoiser) as layers,
+        progress(total=len(ours) * how.steps, desc="calibrate", unit="step") as bar,
+    ):
+        for i in ours:
+            done = 0
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step)
+    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
+    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
+    layers = {name: merged([part[name] for part, _ in found]) for name in layers}
+    recorded = {number: call for _, part in found for number, call in part.items()}
+    _require_calls(layers)
+    return Calibration(
+        layers,
+        made_by={
+            "settings": asdict(settings),
+            "source_sha256": source.sha256,
+            "generation": asdict(how),
+            "dtype": str(dtype).removeprefix("torch."),
+            "hardware": describe(group.device),
+            "processes": group.size,
+            "versions": versions(),
+        },
+        calls=[recorded[number] for number in sorted(recorded)],
+    )
+
+
+def merged(parts: list[LayerStatistics]) -> LayerStatistics:
+    """The statistics of one layer over the calls of all `parts`."""
+    return LayerStatistics(
+        importance_sum=torch.stack([part.importance_sum for part in parts]).sum(dim=0),
+        mean_sum=sum(part.mean_sum for part in parts),
+        square_sum=sum(part.square_sum for part in parts),
+        calls=sum(part.calls for part in parts),
+        skipped=sum(part.skipped for part in parts),
+    )
+
+
+def _require_calls(layers: dict[str, LayerStatistics]) -> None:
+    silent = [name for name, statistics in layers.items() if statistics.calls == 0]
+    if silent:
+        raise HSWQError(
+            f"calibration saw no finite call of {', '.join(silent)}; try --dtype float32, or check the checkpoint"
+        )

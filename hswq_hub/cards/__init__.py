@@ -1,0 +1,1 @@
+"""The record and the figures of a finished folder go in; its model card comes out."""

@@ -1,0 +1,359 @@
+"""The model card: typed data, from a finished folder or from the catalog, put into one template."""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+
+from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
+
+from ..common.files import write_atomically
+from ..common.targets import CONTENTS, RECORD
+from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
+from ..evaluation.plots import SENSITIVITY, SIZES, WEIGHTS
+from ..evaluation.report import (
+    HEADINGS,
+    comparisons,
+    earlier_table,
+    megabytes,
+    pair_table,
+    protocol_table,
+    share,
+    table,
+)
+from ..hub.history import EARLIER
+from ..quantization.plan import Decision
+from ..settings import COMPENSATED
+from ..sources.catalog import Entry, catalog, entry_of
+from ..sources.errors import UnknownReferenceError
+from ..sources.licence import LICENCE_FILE, Licence
+from ..sources.listing import NSFW_TAG
+
+METRICS = "metrics.json"
+CARD = "README.md"
+IMAGES = "images"
+_LICENCE_TEXTS = ("apache-2.0",)
+_SITE = "https://huggingface.co"
+"""What cards link to: `HF_ENDPOINT` may be a mirror."""
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """A layer that is in full precision in at least one published file.
+
+    reasons: one for each of them, in their order; None where the layer is FP8.
+    """
+
+    layer: str
+    reasons: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that the template needs; every figure comes from the folder's metrics.json and hswq.json."""
+
+    record: dict
+    """hswq.json, or as much of it as the catalog knows."""
+    evaluation: Evaluation | None
+    """None: nothing was measured here."""
+    architecture: Architecture
+    files: list[str]
+    """What is in the folder's `images`, relative to the folder."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Card":
+        """Read a folder that `publish` made.
+
+        Raises:
+            FormatError: it lacks hswq.json or metrics.json, or they are not what `publish` writes.
+        """
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            evaluation = Evaluation.load(folder / METRICS)
+            architecture = ARCHITECTURES[record["architecture"]].with_base(record["base"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
+        files = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))
+        return cls(record, evaluation, architecture, files)
+
+    @classmethod
+    def from_catalog(cls, entry: Entry) -> "Card":
+        """What is known of a model of the catalog before anything was made from it: no figure of ours."""
+        architecture = ARCHITECTURES[entry.architecture]
+        record = {
+            "name": entry.name,
+            "repo": f"{entry.name}-hswq",
+            "architecture": entry.architecture,
+            "base": architecture.base_repo,
+            "licence": entry.licence,
+            "source": {
+                "origin": f"{entry.name} {entry.release} on Civitai",
+                "reference": entry.reference,
+                "url": entry.url,
+                "version": entry.release,
+            },
+            "command": f"hswq-hub publish {entry.name}",
+            "recipe": {},
+            "files": {},
+            "layers": {format.value: [] for format in Format},
+            "examples": [],
+            CONTENTS: [],
+        }
+        return cls(record, None, architecture, [])
+
+    @property
+    def metadata(self) -> ModelCardData:
+        """The YAML front matter."""
+        source, licence = self.record["source"], self.record["licence"]
+        base = source.get("repo") or self.record["base"]
+        return ModelCardData(
+            model_name=self.record["repo"].split("/")[-1] if self.evaluation else None,
+            license=licence,
+            license_name=self.record.get("licence_name") if licence == "other" else None,
+            license_link=self.licence_link if licence == "other" else None,
+            base_model=[base] if base else None,
+            base_model_relation="quantized" if base else None,
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            tags=self._tags(),
+            quantized_by=self.record.get("quantized_by"),
+            thumbnail=self._thumbnail(),
+            eval_results=self._eval_results(),
+            widget=[
+                {"text": example["prompt"], "output": {"url": example["image"]}} for example in self.record["examples"]
+            ]
+            or None,
+        )
+
+    def _tags(self) -> list[str]:
+        tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
+        if not self.has_diffusers_layout:
+            tags.append("comfyui")
+        if self.record["source"].get("nsfw"):
+            tags.append(NSFW_TAG)
+        return tags
+
+    def _thumbnail(self) -> str | None:
+        """It has to be an address, which is known once the repo has an owner."""
+        examples = self.record["examples"]
+        return f"{self.repo_url}/resolve/main/{examples[0]['image']}" if examples and self.repo_url else None
+
+    def _eval_results(self) -> list[EvalResult] | None:
+        return [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type="held-out-prompts",
+                dataset_name=f"{len(variant.pairs)} held-out prompt and seed pairs",
+                metric_type="ssim",
+                metric_name=f"SSIM against the original, {variant.label}",
+                metric_value=round(variant.ssim_mean, 4),
+            )
+            for variant in self.published
+        ] or None
+
+    @property
+    def repo_url(self) -> str | None:
+        """Where it is on the Hub; None for a folder that has no owner there."""
+        return f"{_SITE}/{self.record['repo']}" if "/" in self.record["repo"] else None
+
+    @property
+    def has_diffusers_layout(self) -> bool:
+        """Whether the tensors have the names of diffusers' parameters, as a diffusers repo has them."""
+        return "layout" in self.record["source"]
+
+    @property
+    def licence_link(self) -> str | None:
+        """What the source's host links to, else the text that is in the folder."""
+        return self.record.get("licence_link") or (LICENCE_FILE if LICENCE_FILE in self.record[CONTENTS] else None)
+
+    @property
+    def formats(self) -> list[Format]:
+        """Those that are published."""
+        return [format for format in Format if format.value in self.record["files"]]
+
+    @property
+    def original(self) -> VariantResult | None:
+        return self.evaluation and self.evaluation.variant(ORIGINAL)
+
+    @property
+    def published(self) -> list[VariantResult]:
+        """What was measured of the published files."""
+        labels = {format.label for format in self.formats}
+        return [variant for variant in self.evaluation.variants if variant.label in labels] if self.evaluation else []
+
+    @property
+    def baselines(self) -> list[VariantResult]:
+        """What was measured besides, to compare with."""
+        labels = {ORIGINAL, *(variant.label for variant in self.published)}
+        return [v for v in self.evaluation.variants if v.label not in labels] if self.evaluation else []
+
+    @property
+    def best(self) -> VariantResult | None:
+        """The published file whose pictures are closest to the original's."""
+        return max(self.published, key=lambda variant: variant.ssim_mean, default=None)
+
+    @property
+    def images(self) -> list[str]:
+        """Pictures side by side."""
+        return [name for name in self.files if name.startswith(f"{IMAGES}/compare-")]
+
+    @property
+    def sheets(self) -> list[tuple[str, dict]]:
+        """Pictures side by side, each with the example that it shows, that with the lowest SSIM before the others."""
+        pairs = list(zip(self.images, self.record["examples"], strict=True))
+        first, others = pairs[:1], pairs[1:]
+        return first + sorted(others, key=lambda pair: not pair[1].get("worst"))
+
+    @property
+    def kept(self) -> list[KeptLayer]:
+        """The layers that are in full precision in one of the published files."""
+        reasons = [
+            {row["layer"]: None if Decision(**row).quantized else row["reason"] for row in self.record["layers"][f]}
+            for f in self.formats
+        ]
+        layers = {layer: None for found in reasons for layer, reason in found.items() if reason}
+        return [KeptLayer(layer, tuple(found.get(layer) for found in reasons)) for layer in layers]
+
+    def has_scaled_convolutions(self, format: Format) -> bool:
+        """Whether the file of `format` has scales that stock ComfyUI does not read."""
+        decisions = [Decision(**row) for row in self.record["layers"][format.value]]
+        return format.scaled and any(d.quantized and d.kind == "Conv2d" and not d.unscaled for d in decisions)
+
+    @property
+    def verdict_lines(self) -> list[str]:
+        """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""
+        template = _environment().get_template("verdict.j2")
+        text = template.render(comparisons=comparisons(self.evaluation), unscaled=self._unscaled())
+        return [line for line in text.splitlines() if line]
+
+    @property
+    def earlier(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings and rows of the versions that were in the repo before this one; no rows without."""
+        return earlier_table(self.record.get(EARLIER, []), self.record["repo"])
+
+    @property
+    def reported(self) -> Entry | None:
+        """The catalog's entry for the source, with upstream's figures."""
+        return entry_of(self.record["source"].get("reference"))
+
+    def drawing(self, name: str) -> str | None:
+        """A drawing of the quantization, relative to the folder; None if it is not there."""
+        return f"{IMAGES}/{name}" if f"{IMAGES}/{name}" in self.files else None
+
+    def _unscaled(self) -> dict:
+        """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank.
+
+        The ratio is None unless a range was searched for rounding to nearest.
+        """
+        decisions = [Decision(**row) for row in self.record["layers"].get(Format.V1.value, [])]
+        if any(d.rounding in COMPENSATED for d in decisions):
+            return {"label": Format.V1.label, "ratio": None, "kept": []}
+        ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum]
+        kept = [d.layer for d in decisions if not d.quantized and d.sensitivity is not None and "rank" in d.reason]
+        return {"label": Format.V1.label, "ratio": fmean(ratios) if ratios else None, "kept": kept}
+
+    def render(self) -> str:
+        """The card as Markdown with its front matter."""
+        text = _environment().get_template("card.md.j2").render(card=self, **self._figures())
+        return re.sub(r"\n{3,}", "\n\n", text)
+
+    def _figures(self) -> dict:
+        """The names of the template besides `card`."""
+        names = {
+            "record": self.record,
+            "source": self.record["source"],
+            "architecture": self.architecture,
+            "formats": self.formats or list(Format),
+        }
+        if self.evaluation is None:
+            return names
+        return names | {
+            "protocol": self.evaluation.protocol,
+            "headings": HEADINGS,
+            "rows": table(self.evaluation),
+            "protocol_rows": protocol_table(self.evaluation),
+            "pair_table": pair_table(self.evaluation),
+            "pairs": len(self.original.pairs),
+            "unscaled": self._unscaled(),
+            "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS},
+        }
+
+
+def write_card(folder: Path) -> Path:
+    """Render README.md of a published folder from its own metrics.json and hswq.json; returns its path.
+
+    Raises:
+        FormatError: it lacks them, or something in them.
+    """
+    try:
+        text = Card.from_folder(folder).render()
+    except (KeyError, IndexError, TypeError, ValueError, UndefinedError) as error:
+        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({error})") from error
+    write_atomically(folder / CARD, text.encode())
+    return folder / CARD
+
+
+def card_of(name: str) -> Card:
+    """The card of a published folder, or of a model of the catalog.
+
+    Raises:
+        FormatError: it is a folder, but none that `publish` made.
+        UnknownReferenceError: it is neither.
+    """
+    if Path(name).is_dir():
+        return Card.from_folder(Path(name))
+    entry = catalog().get(name.casefold())
+    if entry is None:
+        raise UnknownReferenceError(f"{name!r} is neither a folder here nor a name that `hswq-hub models` lists")
+    return Card.from_catalog(entry)
+
+
+def write_catalog_cards(folder: Path) -> list[Path]:
+    """A card for each model of the catalog, in `folder`/NAME-hswq; returns their paths.
+
+    One that shows figures, which `publish` made, is left alone.
+    """
+    written = []
+    for entry in catalog().values():
+        card = Card.from_catalog(entry)
+        path = folder / card.record["repo"] / CARD
+        if not (path.parent / METRICS).exists():
+            write_atomically(path, card.render().encode())
+            written.append(path)
+    return written
+
+
+def licence_text(licence: Licence | None, shipped: str | None = None) -> str | None:
+    """The text that was shipped with the source, or one that ships with us; None if there is neither."""
+    if shipped is not None:
+        return shipped
+    if licence is None or licence.id not in _LICENCE_TEXTS:
+        return None
+    return (files("hswq_hub.cards") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    """A stranger's text as Markdown that shows it and nothing else."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|!&~])", r"\\\1", text)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hswq_hub.cards", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["megabytes"] = megabytes
+    environment.filters["share"] = share
+    environment.filters["escaped"] = _escaped
+    return environment

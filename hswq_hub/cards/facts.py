@@ -1,0 +1,33 @@
+"""What the record of a published folder says of its source; what nobody knows is left out."""
+
+from dataclasses import asdict
+
+from ..sources.licence import Licence
+from ..sources.source import Source
+
+
+def source_facts(source: Source) -> dict:
+    """Origin, file, digest, and all that the source's host said."""
+    found = source.provenance
+    said = {name: value for name, value in asdict(found).items() if value not in (None, False)}
+    if found.permissions is not None:
+        said["permission_lines"] = found.permissions.lines()
+    if source.checkpoint.has_diffusers_layout:
+        said["layout"] = "diffusers"
+    return {
+        "origin": source.origin,
+        "reference": source.reference,
+        "file": source.path.name,
+        "sha256": source.sha256,
+        **said,
+    }
+
+
+def licence_facts(licence: Licence | None) -> dict:
+    """The Hub's licence fields, under the names that the record gives them."""
+    facts = {"licence": licence.id if licence else None}
+    if licence and licence.name:
+        facts["licence_name"] = licence.name
+    if licence and licence.link:
+        facts["licence_link"] = licence.link
+    return facts

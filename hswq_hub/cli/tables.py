@@ -1,0 +1,84 @@
+"""Listings, the catalog and the cache as people read them on a terminal."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..evaluation.report import megabytes
+from ..sources.catalog import Entry
+from ..sources.http.cache import Cached
+from ..sources.listing import Listing
+from ..sources.preview import Preview
+
+CATALOG_HEADINGS = ("name", "Civitai", "version", "licence", "keep", "MSE", "SSIM", "naive SSIM")
+CACHE_HEADINGS = ("file", "SHA-256", "size", "days unused")
+UNFINISHED = "unfinished"
+
+
+def catalog_table(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
+    """A row for each model, under `CATALOG_HEADINGS`. The figures are upstream's, by its own protocol."""
+    return [
+        (
+            entry.name,
+            f"{entry.model}@{entry.version}",
+            entry.release,
+            entry.licence,
+            f"{entry.keep_ratio:g}",
+            f"{entry.reported.latent_mse:.4f}",
+            f"{entry.reported.ssim:.4f}",
+            f"{entry.reported.naive_ssim:.4f}",
+        )
+        for entry in entries
+    ]
+
+
+def cache_table(entries: Iterable[Cached]) -> list[tuple[str, ...]]:
+    """A row for each file, under `CACHE_HEADINGS`."""
+    return [
+        (entry.name, entry.sha256[:12] if entry.sha256 else UNFINISHED, megabytes(entry.size), f"{entry.days:.0f}")
+        for entry in entries
+    ]
+
+
+def preview_lines(preview: Preview, permitted: bool) -> list[str]:
+    """What would be fetched, its size, its licence and what its creator allows; `permitted`: the user has more."""
+    if preview.listing is None:
+        lines = ["the model is on this machine", f"  {'licence':<12}{preview.licence or 'not stated'}"]
+    else:
+        lines = _listing_lines(preview.listing, permitted)
+    return [*lines, f"  {'components':<12}{_components(preview)}"]
+
+
+def _components(preview: Preview) -> str:
+    if preview.base is None:
+        return "of the base repo of the architecture, which the file's header shows"
+    if Path(preview.base).is_dir():
+        return f"of {preview.base}, on this machine"
+    size = megabytes(preview.components) if preview.unknown is None else f"size not known: {preview.unknown}"
+    return f"of the base repo {preview.base}{' (by its name; the header decides)' if preview.is_guess else ''}, {size}"
+
+
+def _listing_lines(listing: Listing, permitted: bool) -> list[str]:
+    found = listing.provenance
+    facts = {
+        "model": listing.origin,
+        "page": found.url,
+        "creator": found.creator,
+        "base model": found.base_model,
+        "licence": f"{listing.licence or 'not stated'}" + (f", {link}" if (link := _link(listing)) else ""),
+        "gated": found.gated,
+        "for adults": "yes" if found.nsfw else None,
+    }
+    lines = [f"{listing.reference}", *(f"  {name:<12}{value}" for name, value in facts.items() if value)]
+    for file in listing.files:
+        size = megabytes(file.size) if file.size is not None else "size not listed"
+        lines.append(f"  {'file':<12}{file.name}, {size}, SHA-256 {file.sha256 or 'not listed'}")
+    lines.append(f"  {'in all':<12}{megabytes(listing.size) if listing.size is not None else 'size not listed'}")
+    if found.permissions is not None:
+        lines += [f"  {'permissions' if i == 0 else '':<12}{line}" for i, line in enumerate(found.permissions.lines())]
+    if permitted:
+        return lines + [f"  {'permitted':<12}{objection}, but you have permission" for objection in listing.objections]
+    return lines + [f"  {'refused':<12}{objection} (--i-have-permission)" for objection in listing.objections]
+
+
+def _link(listing: Listing) -> str | None:
+    return listing.licence.link if listing.licence else None

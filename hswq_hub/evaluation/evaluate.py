@@ -1,0 +1,209 @@
+"""Measure quantized files against the original: same prompts, same noise, same run.
+
+For every prompt and seed each variant makes the picture that the original made, and the two are compared. The
+prompts are never those of the calibration.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import FormatError
+
+from ..common.files import write_atomically
+from ..common.hardware import describe, pick_device, pick_dtype, versions
+from ..common.progress import progress
+from ..generation import metrics
+from ..generation.generate import Sample, generate, generation_settings
+from ..generation.pipelines import SharedPipeline
+from ..settings import EvaluationSettings
+from ..sources.source import Source
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """One variant's picture of one prompt and seed against the original's. `psnr` None: they are equal."""
+
+    prompt: str
+    seed: int
+    ssim: float
+    psnr: float | None
+    latent_mse: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What was measured of one file. `pairs` is in the order of the protocol's pairs.
+
+    file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear
+    and convolution layers that are not FP8, of `layers`.
+    """
+
+    label: str
+    file: str
+    file_bytes: int
+    weight_bytes: int
+    kept_layers: int
+    layers: int
+    pairs: list[PairResult]
+
+    @property
+    def ssim_mean(self) -> float:
+        return fmean(pair.ssim for pair in self.pairs)
+
+    @property
+    def ssim_worst(self) -> float:
+        return min(pair.ssim for pair in self.pairs)
+
+    @property
+    def psnr_mean(self) -> float | None:
+        """Mean in dB over the pairs that differ; None if none does."""
+        values = [pair.psnr for pair in self.pairs if pair.psnr is not None]
+        return fmean(values) if values else None
+
+    @property
+    def latent_mse_mean(self) -> float:
+        return fmean(pair.latent_mse for pair in self.pairs)
+
+    @property
+    def seconds_mean(self) -> float:
+        return fmean(pair.seconds for pair in self.pairs)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All variants of one run, the original first, and the protocol they were measured by."""
+
+    protocol: dict
+    variants: list[VariantResult]
+    images: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    """Label -> pictures in the order of the pairs, uint8 [H, W, 3]. Not saved with the figures."""
+
+    def variant(self, label: str) -> VariantResult | None:
+        return next((v for v in self.variants if v.label == label), None)
+
+    def save(self, path: Path) -> None:
+        """Write the figures as JSON, with the means beside the pairs they are made of."""
+        document = {"protocol": self.protocol, "variants": [self._as_dict(v) for v in self.variants]}
+        write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+    @staticmethod
+    def _as_dict(variant: VariantResult) -> dict:
+        means = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "seconds_mean")
+        fields = asdict(variant)
+        pairs = fields.pop("pairs")
+        return fields | {name: getattr(variant, name) for name in means} | {"pairs": pairs}
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """Read what :meth:`save` wrote; the means are computed anew from the pairs.
+
+        Raises:
+            FormatError: the file is something else.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return cls._from_dict(document)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{path} holds no figures of ours") from error
+
+    @classmethod
+    def _from_dict(cls, document: dict) -> "Evaluation":
+        names = VariantResult.__dataclass_fields__
+        variants = [
+            VariantResult(
+                **{k: v for k, v in row.items() if k in names} | {"pairs": [PairResult(**p) for p in row["pairs"]]}
+            )
+            for row in document["variants"]
+        ]
+        return cls(document["protocol"], variants)
+
+
+def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSettings | None = None) -> Evaluation:
+    """Measure each of `files` (label -> file) against the source.
+
+    Pair i has the i-th evaluation prompt (the list starts over when it ends) and the seed `seed + i`. One
+    denoiser is in memory at a time; the other components are loaded once.
+
+    Raises:
+        DeviceError: CUDA asked for and absent.
+        FormatError: a file does not fit.
+        ComponentError: the base lacks a component.
+        HSWQError: a picture is not finite.
+    """
+    settings = settings or EvaluationSettings()
+    if ORIGINAL in files:
+        raise ValueError(f"{ORIGINAL!r} is the source's own label")
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    source.check_components()
+    architecture = source.architecture
+    prompts = source.prompts.evaluation
+    pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
+    shared = SharedPipeline(architecture, source.base, device, dtype)
+    samples: dict[str, list[Sample]] = {}
+    variants = []
+    for label, path in {ORIGINAL: source.path, **files}.items():
+        checkpoint = Checkpoint(path)
+        pipeline = shared.around(checkpoint)
+        how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
+        samples[label] = [
+            generate(pipeline, prompt, seed, how)
+            for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
+        ]
+        variants.append(_result(label, checkpoint, pairs, samples[ORIGINAL], samples[label]))
+    return Evaluation(
+        protocol={
+            "settings": asdict(settings),
+            "generation": asdict(how),
+            "dtype": str(dtype).removeprefix("torch."),
+            "hardware": describe(device),
+            "versions": versions(),
+            "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
+        },
+        variants=variants,
+        images={label: [sample.image for sample in made] for label, made in samples.items()},
+    )
+
+
+def label_files(files: Sequence[Path]) -> dict[str, Path]:
+    """Each file under its name without suffix, or under its whole path where several share that."""
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 and file.stem != ORIGINAL else str(file): file for file in files}
+
+
+def _result(
+    label: str, checkpoint: Checkpoint, pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]
+) -> VariantResult:
+    return VariantResult(
+        label=label,
+        file=checkpoint.path.name,
+        file_bytes=checkpoint.path.stat().st_size,
+        weight_bytes=checkpoint.weight_bytes,
+        kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
+        layers=len(checkpoint.layers),
+        pairs=[
+            compare_samples(prompt, seed, original, sample)
+            for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
+        ],
+    )
+
+
+def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
+    """How far `sample` is from what the original made of the same prompt and the same noise."""
+    return PairResult(
+        prompt=prompt,
+        seed=seed,
+        ssim=metrics.ssim(original.image, sample.image),
+        psnr=metrics.psnr(original.image, sample.image),
+        latent_mse=metrics.latent_mse(original.latents, sample.latents),
+        seconds=sample.seconds,
+    )

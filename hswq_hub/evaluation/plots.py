@@ -1,0 +1,153 @@
+"""The three drawings of a quantization, as matplotlib figures: nothing here measures anything.
+
+matplotlib is loaded when something is drawn, and no window is ever opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.formats import Format
+from hswq_runtime.layers.fp8 import grid
+
+from ..calibration.calibrate import Calibration
+from ..quantization import keep
+from ..quantization.fold import moved
+from ..quantization.plan import Decision, Plan, unread_plan
+from ..quantization.writer import planned_bytes
+from ..settings import recipe
+
+SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
+_KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
+_WORST = 4
+
+
+def save(figure, path: Path) -> Path:
+    """Write `figure` as a PNG whose bytes depend on nothing but what it shows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def draw_plan(checkpoint: Checkpoint, plan: Plan, file: Path) -> list[Path]:
+    """Sensitivity and weights of one quantized file, and if errors were measured what keeping more would give, drawn
+    beside it; returns the paths."""
+    drawn = [save(sensitivity(plan), file.with_name(f"{file.stem}-{SENSITIVITY}"))]
+    if plan.quantized:
+        drawn.append(save(weights(checkpoint, plan), file.with_name(f"{file.stem}-{WEIGHTS}")))
+    if any(d.error is not None for d in plan.decisions):
+        drawn.append(save(keeping(checkpoint, plan), file.with_name(f"{file.stem}-{SIZES}")))
+    return drawn
+
+
+def draw_calibration(checkpoint: Checkpoint, calibration: Calibration, file: Path) -> Path:
+    """Sensitivity as calibration found it, drawn beside its file, with what the published method would keep."""
+    how = recipe("hswq")
+    plan = keep(unread_plan(checkpoint, Format.V1, how, calibration), checkpoint, how)
+    figure = sensitivity(plan, "red: what the method as published keeps in full precision")
+    return save(figure, file.with_name(f"{file.stem}-{SENSITIVITY}"))
+
+
+def by_sensitivity(plan: Plan) -> tuple[list[tuple[Decision, float]], str]:
+    """Every layer that can be FP8, the most sensitive first, with a figure; and what that figure is.
+
+    It is the measured error where there is one, otherwise the output variance.
+    """
+    shown = [d for d in plan.decisions if not d.never]
+    measured = all(d.error is not None for d in shown)
+    ranked = [(d, d.error if measured else d.sensitivity) for d in shown]
+    ranked.sort(key=lambda pair: pair[1], reverse=True)
+    return ranked, "latent MSE when this layer alone is quantized" if measured else "variance of the layer's output"
+
+
+def sensitivity(plan: Plan, title: str | None = None):
+    """:func:`by_sensitivity` as bars, those of kept layers in another colour."""
+    shown, meaning = by_sensitivity(plan)
+    figure, axes = _axes(7, 1.2 + 0.16 * len(shown))
+    places = range(len(shown))
+    axes.barh(places, [value for _, value in shown], color=[_FP8 if d.quantized else _KEPT for d, _ in shown])
+    axes.set_yticks(places, [d.layer for d, _ in shown], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(meaning)
+    axes.set_title(title or f"{plan.version.label}: red layers stay in full precision", fontsize=9)
+    return figure
+
+
+def weights(checkpoint: Checkpoint, plan: Plan):
+    """How the weights of the worst quantized layers lie on the FP8 grid: in V1 as they are, in V2 scaled."""
+    worst = _worst(plan)
+    figure, rows = _axes(7, 1.6 * len(worst) + 0.4, rows=len(worst))
+    values = grid()
+    values = values[values > 0]
+    for axes, decision in zip(rows, worst, strict=True):
+        weight = moved(checkpoint.tensor(decision.key).float(), decision.fold)
+        magnitude = (weight / decision.scale_tensor(weight)).abs().flatten()
+        magnitude = magnitude[magnitude > 0]
+        edges = torch.logspace(-12, 9, 127, base=2)
+        counts = torch.histogram(magnitude.clamp(edges[0], edges[-1]), edges).hist
+        axes.stairs((counts / counts.sum()).tolist(), edges.tolist(), fill=True, color=_FP8, alpha=0.7)
+        axes.vlines(values.tolist(), 0, 0.1, transform=axes.get_xaxis_transform(), color=_KEPT, linewidth=0.5)
+        axes.axvline(torch.finfo(torch.float8_e4m3fn).smallest_normal, color=_LINE, linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_yticks([])
+        axes.set_title(decision.layer, fontsize=7, loc="left")
+    rows[-1].set_xlabel("|w| on the grid (red: its values; left of the green line their distance no longer shrinks)")
+    return figure
+
+
+def error_against_size(points: Mapping[str, tuple[float, float]]):
+    """Label -> share of the original's size, latent MSE; both lower is better."""
+    figure, axes = _axes(8, 5)
+    for number, (label, (size, error)) in enumerate(points.items()):
+        axes.scatter(100 * size, error, s=18, color=_FP8)
+        above = 4 if number % 2 else -8
+        axes.annotate(label, (100 * size, error), fontsize=6, xytext=(4, above), textcoords="offset points")
+    axes.set_yscale("log")
+    axes.margins(x=0.25)
+    axes.set_xlabel("size of the file, % of the original")
+    axes.set_ylabel("latent MSE against the original")
+    return figure
+
+
+def keeping(checkpoint: Checkpoint, plan: Plan):
+    """The error to be expected against the size of the file, as more and more weights are kept, the largest error per
+    byte first, and where `plan` stopped. Expected is the sum of what each FP8 weight does to the pictures alone."""
+    error = {d.key: d.error for d in plan.decisions if d.error is not None}
+    cost = {key: checkpoint.tensors[key].nbytes - checkpoint.tensors[key].values for key in error}
+    chosen = {d.key for d in plan.kept} & error.keys()
+    whole = sum(info.nbytes for info in checkpoint.tensors.values())
+    here = planned_bytes(checkpoint, plan)
+    sizes, errors = [here - sum(cost[key] for key in chosen)], [sum(error.values())]
+    for key in sorted(error, key=lambda key: error[key] / cost[key], reverse=True)[:-1]:
+        sizes.append(sizes[-1] + cost[key])
+        errors.append(errors[-1] - error[key])
+    figure, axes = _axes(7, 4)
+    axes.plot([100 * size / whole for size in sizes], errors, color=_FP8, linewidth=1)
+    left = sum(error[key] for key in error.keys() - chosen)
+    axes.scatter(100 * here / whole, left, color=_KEPT, s=18, zorder=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("size of the file, % of the original")
+    axes.set_ylabel("sum of the errors of single layers")
+    axes.set_title(f"{plan.version.label}: what keeping more layers would give; red: this file", fontsize=9)
+    return figure
+
+
+def _worst(plan: Plan) -> Sequence[Decision]:
+    def how_bad(decision: Decision) -> float:
+        return decision.error if decision.error is not None else decision.sensitivity or 0.0
+
+    return sorted(plan.quantized, key=how_bad, reverse=True)[:_WORST]
+
+
+def _axes(width: float, height: float, rows: int | None = None):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    made = figure.subplots(rows or 1, squeeze=False)[:, 0]
+    for axes in made:
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, made if rows else made[0]

@@ -1,0 +1,150 @@
+"""The Hub repo that an upload goes to, looked at before anything costs time: may we, and is it free or ours."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+
+from hswq_runtime.errors import FormatError
+
+from ..cards.card import METRICS
+from ..common.targets import RECORD, TargetError
+from ..settings import UploadSettings
+from .account import check_account
+from .client import AccountError, UploadError, api, explained, patiently, site
+from .history import read_json
+
+PULL = "refs/pr/"
+"""What the branch of a pull request begins with; its number follows."""
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COLLECTION = re.compile(r"(?:https?://[^/]+/collections/)?(?P<slug>[\w.-]+/[\w.-]+)")
+_MADE_BY_THE_HUB = {".gitattributes"}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an upload goes, as it was found. head: commit that it is put on; None: the repo is not there yet.
+
+    record, metrics: of what we published there; None: nothing of ours.
+    """
+
+    repo: str
+    account: str
+    head: str | None = None
+    files: Mapping[str, str | None] = field(default_factory=dict)
+    """SHA-256 of each large file that is there, by path; None for a small one."""
+    record: dict | None = None
+    metrics: dict | None = None
+    private: bool = False
+    gated: bool = False
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.head is None:
+            return f"{site()}/{self.repo}, a new repo, as {self.account}"
+        kind = "made by hswq-hub, is updated" if self.record else "is there already"
+        return f"{site()}/{self.repo}, {kind}, as {self.account}"
+
+
+def check_upload(settings: UploadSettings) -> Destination:
+    """Whether the token may upload there, and whether the repo is free or ours: seconds, and nothing is changed.
+
+    Raises:
+        AccountError: no token, or one that may not write there.
+        TargetError: the repo holds what we did not make, and `force` was not said.
+        UploadError: an impossible name or combination, or the Hub cannot be reached.
+    """
+    repo = settings.repo
+    if not _REPO_ID.fullmatch(repo):
+        raise UploadError(f"{repo} is no name of a Hub repo: owner/name is, as in --repo alice/my-model-hswq")
+    if settings.create_pr and settings.revision:
+        raise UploadError("a pull request is always to main; leave out --revision or --pr")
+    with explained(repo):
+        account = check_account(repo.split("/")[0], proposing=settings.create_pr)
+        if settings.collection is not None:
+            _check_collection(settings.collection)
+        found = find(settings, account)
+    if found.head is None and settings.create_pr:
+        raise UploadError(f"there is no repo {repo} that a pull request could be for; leave out --pr")
+    foreign = found.files.keys() - _MADE_BY_THE_HUB
+    if foreign and found.record is None and not settings.force:
+        raise TargetError(
+            f"{repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
+            "--force to add to it"
+        )
+    return found
+
+
+def find(settings: UploadSettings, account: str) -> Destination:
+    """The destination as it is now; the client's errors come through, see :func:`hswq_hub.hub.client.explained`."""
+    client, repo = api(), settings.repo
+    try:
+        info = patiently(client.model_info, repo, files_metadata=True)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return Destination(repo, account)
+    if not settings.create_pr:
+        try:
+            patiently(client.auth_check, repo, write=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 403:
+                raise
+            raise AccountError(
+                f"{account} may not write to {repo}; choose another --repo, or offer it with --pr"
+            ) from error
+    head = info
+    if settings.revision is not None:
+        refs = patiently(client.list_repo_refs, repo)
+        if settings.revision in {tag.name for tag in refs.tags}:
+            raise UploadError(f"{settings.revision} is a tag of {repo}, and tags stay where they are; name a branch")
+        if settings.revision in {branch.name for branch in refs.branches} or settings.revision.startswith(PULL):
+            head = patiently(client.model_info, repo, revision=settings.revision, files_metadata=True)
+    record = _published(head, RECORD)
+    return Destination(
+        repo,
+        account,
+        head.sha,
+        {file.rfilename: file.lfs.sha256 if file.lfs else None for file in head.siblings or ()},
+        record,
+        _published(head, METRICS) if record else None,
+        bool(info.private),
+        bool(info.gated),
+    )
+
+
+def _published(info: ModelInfo, name: str) -> dict | None:
+    """One of our JSON files in a repo; None if it is not there or is something else."""
+    if name not in {file.rfilename for file in info.siblings or ()}:
+        return None
+    with tempfile.TemporaryDirectory() as cache:  # of a repo that others may write to, nothing stays here
+        try:
+            path = patiently(api().hf_hub_download, info.id, name, revision=info.sha, cache_dir=cache)
+            found = read_json(Path(path))
+        except (FormatError, EntryNotFoundError):
+            return None
+    return found if name != RECORD or str(found.get("tool", "")).startswith("hswq-hub") else None
+
+
+def _check_collection(wanted: str) -> None:
+    try:
+        patiently(api().get_collection, collection_slug(wanted))
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        raise UploadError(
+            f"there is no collection {wanted}; its name is the end of its address, owner/title-id"
+        ) from error
+
+
+def collection_slug(wanted: str) -> str:
+    """ "owner/title-id" of a collection that is named so, or by its address."""
+    match = _COLLECTION.fullmatch(wanted)
+    if match is None:
+        raise UploadError(f"{wanted} is no name of a collection; it is the end of its address, owner/title-id")
+    return match["slug"]

@@ -1,0 +1,177 @@
+"""Versions of a published model: what tells one from another, its tag, and what is kept of earlier ones.
+
+A version is what made it: tool, recipe, source, the bytes of its files, and the figures that were measured. Its tag
+holds a digest of these, so that a tag never has to move: another version has another tag.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
+
+from ..sources.listing import plain
+from ..workflow.workspace import fingerprint
+
+EARLIER = "earlier"
+FIGURES = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean")
+_MOST = 100
+
+
+def read_json(path: Path) -> dict:
+    """The object in a file.
+
+    Raises:
+        FormatError: there is none.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} cannot be read ({type(error).__name__})") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{path} holds no object")
+    return document
+
+
+def figures(record: dict, metrics: dict) -> dict[str, dict]:
+    """Means that were measured of each of the record's files, by format."""
+    by_label = {variant["label"]: variant for variant in metrics["variants"]}
+    return {
+        version: {name: by_label[Format(version).label][name] for name in FIGURES}
+        for version in record["files"]
+        if Format(version).label in by_label
+    }
+
+
+def version_tag(record: dict, metrics: dict) -> str:
+    """`<recipe>-<version of the tool>-<digest>`; times and hardware do not count, what came out does."""
+    tool = record["tool"].rpartition(" ")[2]
+    made_of = [
+        record["tool"],
+        record["recipe"],
+        record["source"]["sha256"],
+        {version: file["sha256"] for version, file in record["files"].items()},
+        figures(record, metrics),
+    ]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{record['recipe']['name']}-{tool}-{fingerprint(made_of)}")
+
+
+def tag_of(published: dict | None, metrics: dict | None) -> str | None:
+    """The tag of a version that is on the Hub; None if there is none of ours."""
+    if published is None or metrics is None:
+        return None
+    found = _if_sound(_summary, published, metrics)
+    return found and found["tag"]
+
+
+def title(record: dict, metrics: dict) -> str:
+    """One line for a commit: the recipe and what was measured."""
+    measured = ", ".join(
+        f"{Format(version).label} SSIM {found['ssim_mean']:.4f}" for version, found in figures(record, metrics).items()
+    )
+    pairs = max(len(variant["pairs"]) for variant in metrics["variants"])
+    return f"HSWQ FP8, recipe {record['recipe']['name']}: {measured} ({pairs} pairs)"
+
+
+def description(record: dict, metrics: dict) -> str:
+    """What else a commit says: who made it from what, with which command."""
+    lines = [f"Version {version_tag(record, metrics)}, made by {record['tool']} from {record['source']['origin']}."]
+    if record.get("command"):
+        lines.append(f"    {record['command']}")
+    for version, found in figures(record, metrics).items():
+        psnr = "∞" if found["psnr_mean"] is None else f"{found['psnr_mean']:.1f} dB"
+        lines.append(
+            f"- {Format(version).label}: SSIM mean {found['ssim_mean']:.4f}, worst {found['ssim_worst']:.4f}, "
+            f"PSNR {psnr}, latent MSE {found['latent_mse_mean']:.2e}"
+        )
+    return "\n".join(lines)
+
+
+def earlier_versions(record: dict, metrics: dict, published: dict | None, published_metrics: dict | None) -> list[dict]:
+    """What the record is to say of earlier versions, the last first: those that the published record knows of, and
+    the published one itself unless it is this one. What in them is not what we write is left out.
+
+    Args:
+        record, metrics: of the folder that is uploaded.
+        published, published_metrics: of what is on the Hub; None: nothing of ours.
+    """
+    if published is None:
+        return []
+    listed = published.get(EARLIER)
+    candidates = [_if_sound(_checked, entry) for entry in (listed if isinstance(listed, list) else [])]
+    if published_metrics is not None:
+        candidates.insert(0, _if_sound(_summary, published, published_metrics))
+    found = [entry for entry in candidates if entry is not None]
+    own = version_tag(record, metrics)
+    by_tag = {entry["tag"]: entry for entry in reversed(found) if entry["tag"] != own}
+    return list(reversed(by_tag.values()))[:_MOST]
+
+
+def mark_lasting(record: dict, earlier: list[dict], present: Mapping[str, str | None]) -> None:
+    """Say of each file of earlier versions whether it stays on the Hub beside this one: if it is of a format that this
+    version does not have, was made from the same source, and is there. present: SHA-256 of what is there, by name."""
+    for entry in earlier:
+        for version, file in entry["files"].items():
+            wanted = version not in record["files"] and entry["source"] == record["source"]["sha256"]
+            file["here"] = wanted and present.get(file["file"]) == file["sha256"]
+
+
+def _if_sound(make: Callable[..., dict], *documents) -> dict | None:
+    """What `make` makes of documents from the Hub; None if they are not what we write."""
+    try:
+        return make(*documents)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _summary(record: dict, metrics: dict) -> dict:
+    """What is kept of a version, from its own record and metrics."""
+    protocol = metrics["protocol"]
+    return _checked({
+        "tag": version_tag(record, metrics),
+        "tool": record["tool"],
+        "recipe": record["recipe"]["name"],
+        "command": record.get("command") or "",
+        "source": record["source"]["sha256"],
+        "origin": record["source"]["origin"],
+        "pairs": max(len(variant["pairs"]) for variant in metrics["variants"]),
+        "dtype": protocol["dtype"],
+        "hardware": protocol["hardware"],
+        "files": {
+            version: {"file": file["file"], "sha256": file["sha256"], "bytes": file["bytes"]}
+            | figures(record, metrics)[version]
+            for version, file in record["files"].items()
+        },
+    })  # fmt: skip
+
+
+def _checked(entry: dict) -> dict:
+    """`entry` with just the fields that we write, each of its type: it came from a repo that others may write to."""
+    texts = {name: _text(entry[name]) for name in ("tag", "tool", "recipe", "command", "source", "origin", "dtype")}
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", texts["tag"]):
+        raise ValueError(texts["tag"])
+    files = {}
+    for version, file in entry["files"].items():
+        name = _text(file["file"])
+        if not re.fullmatch(r"[A-Za-z0-9._-]+\.safetensors", name):
+            raise ValueError(name)
+        facts = {"file": name, "sha256": _text(file["sha256"]), "bytes": int(file["bytes"])}
+        files[Format(version).value] = facts | {figure: _figure(figure, file[figure]) for figure in FIGURES}
+    return texts | {"pairs": int(entry["pairs"]), "hardware": _text(entry["hardware"]), "files": files}
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return plain(value, 1000) or ""
+
+
+def _figure(name: str, value) -> float | None:
+    if value is None and name == "psnr_mean":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError("not a figure")
+    return float(value)

@@ -1,0 +1,302 @@
+"""Many models, one after another or as jobs; a manifest beside their list says what is done, whatever happens.
+
+The manifest is written before and after every model, each time as a whole. An entry of the list is known by what it
+says: with other options it is another one. What failed for good is skipped from then on by this version of the tool;
+whatever else failed is tried again by the next run.
+"""
+
+import difflib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hswq_runtime.errors import AlreadyQuantizedError, HSWQError, UnknownArchitectureError
+
+from .. import __version__
+from ..common.files import write_atomically
+from ..settings import JobSettings
+from ..sources.errors import (
+    AccessError,
+    AmbiguousReferenceError,
+    NotPermittedError,
+    UnknownReferenceError,
+    UnsuitableSourceError,
+)
+from ..workflow.workspace import fingerprint, home
+from .jobs import ENDED, SUCCEEDED, Jobs, Need
+
+OPEN, STARTING, RUNNING, DONE, FAILED, IMPOSSIBLE = "open", "starting", "running", "done", "failed", "impossible"
+HEADINGS = ("model", "state", "why")
+REFERENCE = "reference"
+POLL_SECONDS = 30.0
+FOR_GOOD = (
+    AccessError,
+    AlreadyQuantizedError,
+    AmbiguousReferenceError,
+    NotPermittedError,
+    UnknownArchitectureError,
+    UnknownReferenceError,
+    UnsuitableSourceError,
+)
+"""Errors after which asking again makes no difference, until somebody changes something."""
+
+
+class ListError(HSWQError):
+    """A list of models, or the manifest beside it, is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a list. words: what stands after `hswq-hub publish`, the reference first."""
+
+    words: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        return self.words[0]
+
+    @property
+    def key(self) -> str:
+        return fingerprint(self.words)
+
+
+@dataclass(frozen=True)
+class State:
+    """How far an entry is. why: one sentence. job: NAMESPACE/ID of the last job for it. tool: who says so."""
+
+    state: str = OPEN
+    why: str = ""
+    job: str | None = None
+    tool: str = __version__
+
+    @property
+    def done(self) -> bool:
+        return self.state == DONE
+
+    @property
+    def settled(self) -> bool:
+        """Whether this version of the tool has nothing more to try."""
+        return self.done or (self.state == IMPOSSIBLE and self.tool == __version__)
+
+    @classmethod
+    def of(cls, error: Exception) -> "State":
+        text = " ".join(str(error).split())[:500]
+        if isinstance(error, HSWQError):
+            return cls(IMPOSSIBLE if isinstance(error, FOR_GOOD) else FAILED, text)
+        return cls(FAILED, f"{type(error).__name__}: {text}")
+
+
+class Manifest:
+    """The states of a list's entries, in `<list>.manifest.json`."""
+
+    def __init__(self, models: Path):
+        self.path = models.with_suffix(".manifest.json")
+        self._states = {}
+        if self.path.exists():
+            try:
+                document = json.loads(self.path.read_text(encoding="utf-8"))
+                self._states = {key: State(**row) for key, row in document.items()}
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise ListError(f"{self.path} is no manifest of ours; move it away to start anew") from error
+
+    def __getitem__(self, entry: Entry) -> State:
+        return self._states.get(entry.key, State())
+
+    def __setitem__(self, entry: Entry, state: State) -> None:
+        self._states[entry.key] = state
+        rows = {key: asdict(state) for key, state in self._states.items()}
+        write_atomically(self.path, (json.dumps(rows, indent=2) + "\n").encode())
+
+
+def read_list(models: Path, read: Callable[[dict], list[str]]) -> list[Entry]:
+    """The entries of a YAML list. read: an entry as a mapping -> its words, or ValueError with a sentence.
+
+    Raises:
+        ListError: it is no such list, or says one thing twice; the message names the entry.
+    """
+    import yaml
+
+    try:
+        listed = yaml.safe_load(models.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ListError(f"{models} is no YAML: {error}") from error
+    if not isinstance(listed, list) or not listed:
+        raise ListError(f"{models} is no list of models; write a line such as `- harukiMIX_zit2603` for each")
+    entries = []
+    for number, item in enumerate(listed, start=1):
+        options = {REFERENCE: item} if isinstance(item, str) else item
+        try:
+            if not isinstance(options, dict) or not isinstance(options.get(REFERENCE), str):
+                raise ValueError(f"it needs a {REFERENCE}")
+            entry = Entry(tuple(read(options)))
+            if entry in entries:
+                raise ValueError(f"{entry.reference} is listed twice")
+        except ValueError as error:
+            raise ListError(f"entry {number} of {models.name}: {error}") from error
+        entries.append(entry)
+    return entries
+
+
+def words_of(options: Mapping, values: Mapping[str, str], flags: Mapping[str, Sequence[str]]) -> list[str]:
+    """An entry as words of a command line.
+
+    Args:
+        options: the reference, and options by their names.
+        values: options that take a value, as they are typed, by name.
+        flags: those that do not, by name: what is typed for true, and for false where that can be said.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one, or a value of the wrong kind.
+    """
+    words = [options[REFERENCE]]
+    for key, value in options.items():
+        name = str(key).replace("_", "-")
+        if key == REFERENCE:
+            continue
+        if name in flags:
+            if not isinstance(value, bool):
+                raise ValueError(f"{key} is true or false, not {value!r}")
+            words += flags[name][:1] if value else flags[name][1:]
+        elif name in values:
+            if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+                raise ValueError(f"{key} takes one value, not {value!r}")
+            words += [values[name], str(value)]
+        else:
+            near = difflib.get_close_matches(name, [*values, *flags, REFERENCE], n=1)
+            raise ValueError(f"there is no option {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return words
+
+
+def publish_all(
+    models: Path, entries: Sequence[Entry], run: Callable[[list[str]], object], *, again: bool = False, say=print
+) -> list[State]:
+    """Let `run` publish what is not done yet, one after another; what one of them raises does not stop the others.
+
+    Raises:
+        ListError: another process is at it, or the manifest is not ours.
+    """
+    with _alone(models) as manifest:
+        for number, entry in enumerate(entries, start=1):
+            if _skipped(manifest[entry], again) or (manifest[entry].job and manifest[entry].state == RUNNING):
+                continue
+            say(f"[{number}/{len(entries)}] {entry.reference}")
+            manifest[entry] = State(RUNNING)
+            try:
+                run(list(entry.words))
+            except Exception as error:  # of whatever kind: it is written down, and the next model has its turn
+                manifest[entry] = State.of(error)
+            else:
+                manifest[entry] = State(DONE)
+        return [manifest[entry] for entry in entries]
+
+
+def publish_all_as_jobs(
+    models: Path,
+    entries: Sequence[Entry],
+    account: Jobs,
+    settings: JobSettings,
+    prepare: Callable[[list[str]], tuple[str, list[str], Need]],
+    agree: Callable[[int, float], object],
+    *,
+    again: bool = False,
+    say=print,
+) -> list[State]:
+    """Start a job for whatever is not done and has none, and wait for all of them; Ctrl-C leaves them running.
+
+    Args:
+        account: whose jobs they are.
+        prepare: an entry's words -> short reference, command of the job, what it is to hold.
+        agree: asked once with how many are started and what they cost at most in dollars; raises to stop.
+
+    Raises:
+        ListError: another process is at it, or the manifest is not ours.
+        JobError: the machine is not to be had.
+    """
+    with _alone(models) as manifest:
+        ready = []
+        for entry in entries:
+            manifest[entry] = _known(account, entry, manifest[entry])
+            if _skipped(manifest[entry], again) or manifest[entry].state == RUNNING:
+                continue
+            try:
+                ready.append((entry, *prepare(list(entry.words))))
+            except Exception as error:
+                manifest[entry] = State.of(error)
+        if ready:
+            offers = [account.offer(settings, ready[0][-1])]
+            offers += [replace(offers[0], need=need) for *_, need in ready[1:]]
+            for (entry, *_), offer in zip(ready, offers, strict=True):
+                for line in (entry.reference, *offer.lines()):
+                    say(line)
+            agree(len(ready), sum(offer.most for offer in offers))
+            for (entry, reference, words, _), offer in zip(ready, offers, strict=True):
+                manifest[entry] = State(STARTING)
+                try:
+                    job = account.submit(offer.command(words), reference, settings, entry.key)
+                    manifest[entry] = State(RUNNING, job=f"{account.namespace}/{job.id}")
+                    say(f"{entry.reference}: {job.url}")
+                except HSWQError as error:
+                    manifest[entry] = State.of(error)
+        try:
+            _wait(account, entries, manifest, say)
+        except KeyboardInterrupt:
+            say("the jobs go on; run the same command again to see what became of them")
+        return [manifest[entry] for entry in entries]
+
+
+def summary(entries: Sequence[Entry], states: Sequence[State]) -> list[tuple[str, ...]]:
+    """A row for each entry, under `HEADINGS`."""
+    return [
+        (entry.reference, state.state, state.why or (f"job {state.job}" if state.job else ""))
+        for entry, state in zip(entries, states, strict=True)
+    ]
+
+
+def _skipped(state: State, again: bool) -> bool:
+    return state.done or (state.settled and not again)
+
+
+def _known(account: Jobs, entry: Entry, state: State) -> State:
+    """What became of the job that an earlier run started, also if it died before it could write that down."""
+    if state.state == STARTING:
+        last = max(account.listing(entry.key), key=lambda job: str(job.created_at), default=None)
+        state = State(RUNNING, job=f"{account.namespace}/{last.id}") if last else State()
+    return _look(account, state) if state.job and state.state == RUNNING else state
+
+
+def _look(account: Jobs, state: State) -> State:
+    status = account.look(state.job.rpartition("/")[2]).status
+    if status.stage not in ENDED:
+        return state
+    if status.stage == SUCCEEDED:
+        return replace(state, state=DONE, why="")
+    said = f", {status.message}" if status.message else ""
+    return replace(state, state=FAILED, why=f"its job ended as {status.stage}{said}; hswq-hub jobs logs {state.job}")
+
+
+def _wait(account: Jobs, entries: Sequence[Entry], manifest: Manifest, say) -> None:
+    while running := [entry for entry in entries if manifest[entry].state == RUNNING]:
+        for entry in running:
+            state = _look(account, manifest[entry])
+            if state != manifest[entry]:
+                manifest[entry] = state
+                say(f"{entry.reference}: {state.state}")
+        if any(manifest[entry].state == RUNNING for entry in running):
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _alone(models: Path) -> Iterator[Manifest]:
+    """The manifest, while no other process has it."""
+    lock = home() / "lists" / f"{fingerprint(str(models.resolve()))}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield Manifest(models)
+    except Timeout:
+        raise ListError(f"another hswq-hub is at {models.name} already; wait for it") from None

@@ -1,0 +1,340 @@
+"""The same publish on somebody else's GPU: Hugging Face Jobs, through the Hub's own client.
+
+A job starts from an image that has `uv`, installs this package and runs the command that was typed. It sees nothing
+of this machine: what it is to read must be on a host, what it makes must be uploaded. Tokens go along as secrets,
+which the Hub keeps encrypted, never in the command or the environment, which anybody in the namespace can read.
+
+It is `run_job`, not `run_uv_job`: the latter uploads every local file that happens to be called like an argument.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from json import loads
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import JobHardwareInfo, JobInfo, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from hswq_runtime.errors import HSWQError
+
+from .. import __version__
+from ..evaluation.report import megabytes
+from ..hub.client import api, said, site
+from ..settings import JobSettings
+from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
+from ..sources.preview import preview
+from ..sources.reference import CivitaiRef, LocalRef, parse
+
+PACKAGE = "hswq-hub"
+IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+"""uv, git and Python; the GPU's driver is the host's, the rest of CUDA comes with torch."""
+PYTHON = "3.12"
+HUB_TOKEN = "HF_TOKEN"
+ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+SUCCEEDED = "COMPLETED"
+HEADINGS = ("job", "model", "stage", "flavour", "ran for", "created")
+_LABEL, _MODEL, _ENTRY = "made-by", "model", "entry"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS = {"second": 1, "minute": 60, "hour": 3600}
+_BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+class JobError(HSWQError):
+    """Hugging Face does not take, know or show a job, or what is asked for cannot be done by one."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of weights that a pipeline holds, as their hosts list them; complete: whether all of them are listed."""
+
+    weights: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A machine for some time, what that costs at most, and what it is to hold."""
+
+    hardware: JobHardwareInfo
+    seconds: int
+    need: Need
+
+    @property
+    def hourly(self) -> float:
+        """Dollars an hour, as the Hub lists it."""
+        return self.hardware.unit_cost_usd * 3600 / _UNITS[self.hardware.unit_label]
+
+    @property
+    def most(self) -> float:
+        """Dollars if the job runs into its timeout."""
+        return self.hourly * self.seconds / 3600
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that one process can use: of one GPU, or of the machine if it has none; None if it is not listed."""
+        gpu = self.hardware.accelerator
+        if gpu is None:
+            return _size(self.hardware.ram)
+        whole = _size(gpu.vram)
+        return whole and whole // max(int(gpu.quantity), 1)
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command line of a job that runs `words`, a command of ours: nobody can be asked there, and a GPU that is
+        paid for is used or missed aloud."""
+        device = ["--device", "cuda"] if self.hardware.accelerator and "--device" not in words else []
+        return [PACKAGE, *words, *device, "--yes"]
+
+    def lines(self) -> list[str]:
+        """What it is and what it costs, for people, and a warning where it will not do."""
+        gpu = self.hardware.accelerator
+        machine = f"{gpu.quantity} × {gpu.manufacturer} {gpu.model}, {gpu.vram}" if gpu else "no GPU"
+        cost = f"${self.hourly:.2f} an hour, billed while it runs; at most ${self.most:.2f} for {_span(self.seconds)}"
+        lines = [f"{self.hardware.name}: {machine}, {self.hardware.cpu}, {self.hardware.ram}", cost]
+        if self.memory is not None and self.need.weights > self.memory:
+            return [
+                *lines,
+                f"Warning: the model takes {megabytes(self.need.weights)} in memory, but {self.hardware.name} has "
+                f"{megabytes(self.memory)}; choose a larger --flavor",
+            ]
+        if self.memory is None or not self.need.complete:
+            return [*lines, "Warning: whether its memory suffices is not known, since not every size is listed"]
+        return lines
+
+
+class Jobs:
+    """The jobs of an account or an organisation. namespace None: the account whose token huggingface_hub finds.
+
+    Every method raises JobError with one sentence for whatever the Hub answers.
+    """
+
+    def __init__(self, namespace: str | None = None):
+        self._api = api()
+        self._token = get_token()
+        if not self._token:
+            raise JobError(
+                "a job needs a Hugging Face token that may start jobs and write repos; run `hf auth login`, or set "
+                f"{HUB_TOKEN}"
+            )
+        with self._explained("your account"):
+            self.namespace = namespace or self._api.whoami()["name"]
+
+    def offer(self, settings: JobSettings, need: Need) -> Offer:
+        """The machine that `settings` name, with the Hub's own price."""
+        with self._explained("the list of machines"):
+            listed = {hardware.name: hardware for hardware in self._api.list_jobs_hardware()}
+        if settings.flavor not in listed:
+            gpus = ", ".join(name for name, hardware in listed.items() if hardware.accelerator)
+            raise JobError(f"there is no flavour {settings.flavor!r}; those with a GPU are {gpus}")
+        hardware = listed[settings.flavor]
+        if hardware.unit_label not in _UNITS:
+            raise JobError(f"{hardware.name} is billed by the {hardware.unit_label}, which this version does not know")
+        return Offer(hardware, seconds_of(settings.timeout), need)
+
+    def submit(self, words: Sequence[str], reference: str, settings: JobSettings, entry: str | None = None) -> JobInfo:
+        """Start `words`, a command line of ours on `reference`, as a job.
+
+        entry: a label by which :meth:`find` finds the job again.
+        """
+        command = ["uv", "run", "--no-project", "--python", PYTHON, "--with", requirement(settings.package)]
+        secrets = secrets_for(reference) | {HUB_TOKEN: self._token}
+        labels = {_LABEL: PACKAGE, _MODEL: _label(reference), **({_ENTRY: entry} if entry else {})}
+        if any(secret in word for secret in secrets.values() for word in words):
+            raise JobError("the command holds a token, which everybody in the namespace could read; leave it out")
+        with self._explained(f"the jobs of {self.namespace}"):
+            return self._api.run_job(
+                image=IMAGE,
+                command=[*command, *words],
+                secrets=secrets,
+                flavor=settings.flavor,
+                timeout=seconds_of(settings.timeout),
+                labels=labels,
+                namespace=self.namespace,
+            )
+
+    def listing(self, entry: str | None = None) -> list[JobInfo]:
+        """Those that this tool started, as the Hub orders them; `entry`: those with that label."""
+        labels = {_LABEL: PACKAGE, **({_ENTRY: entry} if entry else {})}
+        with self._explained(f"the jobs of {self.namespace}"):
+            return list(self._api.list_jobs(labels=labels, namespace=self.namespace))
+
+    def look(self, job: str) -> JobInfo:
+        """What the Hub knows of `job` now."""
+        with self._explained(f"job {job}"):
+            return self._api.inspect_job(job_id=job, namespace=self.namespace)
+
+    def follow(self, job: str) -> Iterator[str]:
+        """The lines that `job` has written and will write, until it ends."""
+        with self._explained(f"the logs of job {job}"):
+            for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, follow=True):
+                yield line.replace(self._token, "…")
+
+    def cancel(self, job: str) -> None:
+        """Stop `job`; what it made and did not upload is lost."""
+        with self._explained(f"job {job}"):
+            self._api.cancel_job(job_id=job, namespace=self.namespace)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise JobError(_sentence(error, what)) from None
+        except OfflineModeIsEnabled:
+            raise JobError("jobs are not started or seen while HF_HUB_OFFLINE is set; unset it") from None
+        except (httpx2.HTTPError, ConnectionError) as error:
+            raise JobError(f"{site()} cannot be reached ({type(error).__name__}); try again") from None
+
+
+def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
+    """Check that a job can read what it is to read, and that what it makes outlives it.
+
+    Raises:
+        JobError: something is on this machine, or nothing would be left when the job ends.
+        SourceError: the reference names nothing.
+    """
+    found = parse(reference)
+    if isinstance(found, LocalRef):
+        raise JobError(f"a job cannot read {found}, which is on this machine; upload it to a Hub repo and name that")
+    if base is not None and Path(base).exists():
+        raise JobError(f"a job cannot read the base {Path(base).name}, which is on this machine; name a Hub repo")
+    if folder is not None:
+        raise JobError("a folder of a job is gone when the job ends; leave out --folder and name a --repo")
+    if repo is None:
+        raise JobError(
+            "what a job makes is gone when it ends unless it is uploaded; say where to with --repo OWNER/NAME"
+        )
+
+
+def look_up(reference: str, base: str | None, civitai_endpoint: str | None, permitted: bool) -> tuple[str, Need]:
+    """The reference in its short form, which leads to the same file again, and what its pipeline holds.
+
+    Nothing is fetched.
+
+    Raises:
+        SourceError: the reference leads nowhere, or its creator does not permit it.
+    """
+    found = preview(reference, base, civitai_endpoint)
+    if found.listing is None:
+        return str(parse(reference)), Need(0, True)  # the demo model, which any machine can hold
+    found.listing.check_permitted(permitted)
+    sizes = (found.listing.size, found.components)
+    return found.listing.reference, Need(sum(size or 0 for size in sizes), None not in sizes)
+
+
+def secrets_for(reference: str) -> dict[str, str]:
+    """What a job on `reference` needs besides the Hub's token.
+
+    Raises:
+        JobError: it needs one that is not here.
+    """
+    if not isinstance(parse(reference), CivitaiRef):
+        return {}
+    token = civitai_token()
+    if token is None:
+        raise JobError(f"Civitai asks for a token; run `hswq-hub login civitai`, or set {TOKEN_VARIABLE}")
+    return {TOKEN_VARIABLE: token}
+
+
+def requirement(package: str | None = None) -> str:
+    """What a job installs: `package` if it is named, else this very version from where it was installed.
+
+    Raises:
+        JobError: it was installed from this machine, where a job cannot fetch it.
+    """
+    if package is not None:
+        if Path(package).exists():
+            raise JobError(f"a job cannot install {Path(package).name} from this machine; {_INSTEAD}")
+        return package
+    try:
+        origin = loads(distribution(PACKAGE).read_text("direct_url.json") or "null")
+    except PackageNotFoundError:
+        origin = {}
+    if origin is None:
+        return f"{PACKAGE}=={__version__}"
+    if "vcs_info" in origin:
+        return f"{PACKAGE} @ {origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
+    if origin.get("url", "").startswith("https://"):
+        return f"{PACKAGE} @ {origin['url']}"
+    raise JobError(
+        f"this hswq-hub was installed from a folder or file of this machine, which a job cannot reach; {_INSTEAD}"
+    )
+
+
+_INSTEAD = (
+    "say with --package what it installs: a release such as hswq-hub==0.1.0, git+https://…@COMMIT, or the address of a "
+    "wheel"
+)
+
+
+def seconds_of(timeout: str) -> int:
+    """A time such as "90m" or "3h" in seconds.
+
+    Raises:
+        JobError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout)
+    if found is None or (seconds := int(float(found[1]) * _SECONDS[found[2]])) < 1:
+        raise JobError(f"{timeout!r} is no time; write 90m, 3h or 1d")
+    return seconds
+
+
+def rows(jobs: Sequence[JobInfo]) -> list[tuple[str, ...]]:
+    """A row for each job, under `HEADINGS`."""
+    return [
+        (
+            f"{job.owner.name}/{job.id}",
+            (job.labels or {}).get(_MODEL, ""),
+            str(job.status.stage),
+            str(job.flavor or ""),
+            _span(job.durations.running_secs) if job.durations and job.durations.running_secs else "",
+            f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "",
+        )
+        for job in jobs
+    ]
+
+
+def split_id(job: str) -> tuple[str | None, str]:
+    """Namespace, if it is named, and id of ID or NAMESPACE/ID."""
+    namespace, _, id = job.rpartition("/")
+    if not re.fullmatch(r"[\w.-]+", id) or (namespace and not re.fullmatch(r"[\w.-]+", namespace)):
+        raise JobError(f"{job!r} is no id of a job; `hswq-hub jobs` lists them")
+    return namespace or None, id
+
+
+def _sentence(error: HfHubHTTPError, what: str) -> str:
+    match error.response.status_code:
+        case 401:
+            return "Hugging Face does not accept the token (expired or revoked?); run `hf auth login` again"
+        case 402:
+            return (
+                f"Hugging Face asks for credit before it starts a job{said(error)}; add some at "
+                f"{site()}/settings/billing"
+            )
+        case 403:
+            return f"the token may not do this with {what}{said(error)}; make one that may at {site()}/settings/tokens"
+        case 404:
+            return f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
+        case status:
+            return f"Hugging Face answers {status} for {what}{said(error)}; try again later"
+
+
+def _label(text: str) -> str:
+    """`text` as the Hub takes it for a label."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100]
+
+
+def _size(text: str) -> int | None:
+    """Bytes of "48 GB"; None for what is no size."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]B)\s*", text or "")
+    return int(float(found[1]) * _BYTES[found[2]]) if found else None
+
+
+def _span(seconds: int) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return " ".join(
+        part for part in (f"{hours} h" if hours else "", f"{minutes} min" if minutes or not hours else "") if part
+    )

@@ -1,0 +1,146 @@
+"""All weights of a plan with compensated rounding, in a file of the plan's format.
+
+The file is what the others are made of: whatever is not kept in the end is copied from it. Second moments are of the
+original's inputs, so layers do not depend on each other or on the order in which they are done.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.formats import Format
+from hswq_runtime.layers.fp8 import FP8
+from hswq_runtime.loading import load_model
+
+from ..calibration.calibrate import Calibration
+from ..common.progress import progress
+from ..settings import CALIBRATION_MEMORY, RoundingSettings
+from .fold import moved
+from .gptq import compensated
+from .kfac import compensated_both_ways
+from .moments import GB, Layer, Moments, in_groups, layers_of, second_moments
+from .plan import Plan
+from .writer import quantized_file
+
+
+def write_compensated(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    plans: Mapping[Format, Plan],
+    paths: Mapping[Format, Path],
+    rounding: str,
+    settings: RoundingSettings,
+    *,
+    source_sha256: str,
+    memory: float = CALIBRATION_MEMORY,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the file of each plan to the path of its format.
+
+    Args:
+        checkpoint: the full-precision source.
+        calibration: of this source, with recorded calls.
+        plans: what to round; they quantize the same weights.
+        rounding: "gptq" or "kfac", which also replays backwards.
+        memory: GB that second moments may take at once. A smaller bound costs more replays, and changes nothing else.
+        device: where to replay and to round.
+
+    Raises:
+        HSWQError: one layer's moments do not fit, or there are no recorded calls.
+    """
+    outputs = knows_outputs(rounding)
+    check_memory(checkpoint, rounding, memory)
+    model = load_model(checkpoint, getattr(torch, calibration.made_by["dtype"])).to(device).requires_grad_(False)
+    if outputs and model._supports_gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    todo = {version: {d.key: d for d in plan.quantized} for version, plan in plans.items()}
+    layers = layers_of(checkpoint, model, next(iter(todo.values())))
+    with ExitStack() as stack:
+        files = {
+            version: stack.enter_context(quantized_file(checkpoint, plan, paths[version], source_sha256=source_sha256))
+            for version, plan in plans.items()
+        }
+        for file in files.values():
+            file.copy_kept()
+        for group in in_groups(layers, memory, outputs=outputs):
+            moments = second_moments(model, group, calibration.calls, device, settings.tokens, outputs=outputs)
+            for key in progress(group, desc="round", unit="layer"):
+                weight = checkpoint.tensor(key).to(device)
+                for version, file in files.items():
+                    decision = todo[version][key]
+                    scale = decision.scale_tensor(weight)
+                    # A fold changes inputs and outputs by a power of two for each module, and moments count up to a
+                    # positive multiple.
+                    folded = moved(weight, decision.fold)
+                    codes = compensated_layer(folded, moments[key], scale if version.scaled else None, settings)
+                    file.put_weight(decision, codes, scale)
+                del moments[key]
+
+
+def compensated_layer(
+    weight: torch.Tensor, moments: Moments, scale: torch.Tensor | None, settings: RoundingSettings
+) -> torch.Tensor:
+    """FP8 codes for a stored weight [out, n] or [out, in / groups, kH, kW], where n counts all that one row reads.
+
+    moments: of its layer; with those of outputs, rounding knows them. scale: None, one value, or one a row in a shape
+    that broadcasts against `weight`.
+    """
+    values = weight.reshape(len(weight), -1)
+    scale = None if scale is None else scale.reshape(-1, 1).expand(len(values), 1)
+    parts, start = [], 0
+    for place, (group, count) in enumerate(moments.rows):
+        rows = slice(start, start := start + count)
+        given = values[rows], moments.inputs[group]
+        of_rows = None if scale is None else scale[rows]
+        if moments.outputs is None:
+            codes = compensated(*given, of_rows, damping=settings.damping, sweeps=settings.sweeps)
+        else:
+            damping = {"damping": settings.damping, "output_damping": settings.output_damping}
+            codes = compensated_both_ways(*given, moments.outputs[place], of_rows, **damping)
+        parts.append(codes.view(torch.uint8))
+    return torch.cat(parts).view(FP8).reshape(weight.shape)
+
+
+def knows_outputs(rounding: str) -> bool:
+    """Whether this way to round needs the second moments of outputs."""
+    return rounding == "kfac"
+
+
+def replay_cost(rounding: str) -> int:
+    """What one replay takes at most, in calls of the denoiser: forwards, forwards again block by block, and backwards
+    twice as long."""
+    return 4 if knows_outputs(rounding) else 1
+
+
+def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
+    """Check that each layer's second moments fit; returns how often the recorded calls will be replayed.
+
+    Known from shapes alone: no weight is read.
+
+    Raises:
+        HSWQError: one layer's moments alone take more than `memory` GB.
+    """
+    return sum(1 for _ in in_groups(_possible_layers(checkpoint), memory, outputs=knows_outputs(rounding)))
+
+
+def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
+    """What compensated rounding holds beside the model: second moments, `memory` GB at most, and what it works with."""
+    outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
+    moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
+    return moments + max(_working_bytes(layer, outputs) for layer in layers)
+
+
+def _working_bytes(layer: Layer, outputs: bool) -> int:
+    """Float64: moments, sorted, and factors of them that are being made, with the copies that takes; the weight, its
+    codes and what is lost."""
+    groups, n, _ = layer.inputs_shape
+    together = max(rows.count for rows in layer.rows) if outputs else sum(r.count for r in layer.rows) // groups
+    return 8 * (6 * (n**2 + (together**2 if outputs else 0)) + 6 * together * n)
+
+
+def _possible_layers(checkpoint: Checkpoint) -> dict[str, Layer]:
+    possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
+    return layers_of(checkpoint, checkpoint.empty_model(constants=False), possible)

@@ -1,0 +1,107 @@
+"""Folding: powers of two moved between tensors so that small weights leave the subnormal range of plain FP8.
+
+Below 2⁻⁶ the values of E4M3 lie 2⁻⁹ apart, however small they are, so a plain (V1) file rounds weights of a usual size,
+σ ≈ 0.02, coarsely. What a norm's weight is divided by, the layers that read it can be multiplied with. With powers of
+two nothing is rounded: the function is the same to the bit, with other numbers on the grid. In V2 the scale does this.
+
+A norm gives 2ᵏ to all its readers. One of them hands half of it on to the layer after it:
+
+    norm · 2⁻ᵏ    readers · 2ᵏ    through · 2ᵏ⁻ʲ    after · 2ʲ
+
+A LoRA made for the original no longer fits the numbers, which is why the header records the moves: see `formats.py`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from hswq_runtime.architectures.row import Fold
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import WEIGHT, Format, Runs
+from hswq_runtime.layers.fp8 import FP8_MAX
+from hswq_runtime.loading import joined_rows
+
+from ..settings import Recipe
+
+_HEADROOM = 1
+"""Powers of two left free below 448, as compensated rounding may make a weight larger."""
+
+
+def moved(tensor: torch.Tensor, runs: Runs | None, *, back: bool = False) -> torch.Tensor:
+    """`tensor` with its rows multiplied by their powers of two (None: as it is), or divided again."""
+    if not runs:
+        return tensor
+    factors = [torch.full((rows,), 2.0 ** (-exponent if back else exponent)) for rows, exponent in runs]
+    factor = torch.cat(factors).to(tensor.device, tensor.dtype)
+    return tensor * factor.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def check_fold(checkpoint: Checkpoint, versions: Iterable[Format], recipe: Recipe) -> None:
+    """Check, before anything is read, that a recipe that folds can.
+
+    Raises:
+        HSWQError: no format has a use for it, or no exact moves are known of the architecture.
+    """
+    if not recipe.fold:
+        return
+    if all(version.scaled for version in versions):
+        raise HSWQError("folding is for V1, since V2's scales do the same; leave out --fold, or add --format both")
+    if not checkpoint.architecture.folds:
+        raise HSWQError(f"no exact moves are known of {checkpoint.architecture.title}; leave out --fold")
+
+
+def find_moves(checkpoint: Checkpoint) -> dict[str, Runs]:
+    """What each stored tensor is multiplied with, by key; those that stay as they are are left out."""
+    exponents: dict[str, int] = {}
+    for fold in checkpoint.architecture.folds:
+        suffix = fold.norm + WEIGHT
+        for name in checkpoint.parameters:
+            if name == suffix or name.endswith(f".{suffix}"):
+                exponents |= _block_moves(checkpoint, fold, name.removesuffix(suffix))
+    return {key: runs for key in checkpoint.tensors if (runs := _runs(checkpoint, key, exponents))}
+
+
+def _block_moves(checkpoint: Checkpoint, fold: Fold, block: str) -> dict[str, int]:
+    """Exponents by diffusers parameter of the block whose names begin with `block`."""
+    names = {layer: f"{block}{layer}{WEIGHT}" for layer in (fold.norm, *fold.readers, fold.after) if layer}
+    room = {layer: _room(checkpoint, names[layer]) for layer in names if layer != fold.norm}
+    direct = [room[layer] for layer in fold.readers if layer != fold.through]
+    if fold.through is not None:
+        direct.append(room[fold.through] + room[fold.after])
+    whole = _exact(joined_rows(checkpoint, names[fold.norm]), max(min(direct), 0))
+    found = {names[fold.norm]: -whole, **{names[layer]: whole for layer in fold.readers}}
+    if fold.through is not None:
+        handed_on = min(room[fold.after], max(whole // 2, whole - room[fold.through]))
+        found |= {names[fold.through]: whole - handed_on, names[fold.after]: handed_on}
+    return found
+
+
+def _room(checkpoint: Checkpoint, name: str) -> int:
+    """How many powers of two a parameter can take; 0 if it is too large already or nothing but zeros."""
+    largest = joined_rows(checkpoint, name).abs().max().item()
+    return max(math.floor(math.log2(FP8_MAX / largest)) - _HEADROOM, 0) if largest > 0 else 0
+
+
+def _exact(norm: torch.Tensor, exponent: int) -> int:
+    """The largest exponent up to `exponent` by which `norm` can be divided in its dtype and be got back."""
+    while exponent and not torch.equal(norm * 2.0**-exponent * 2.0**exponent, norm):
+        exponent -= 1
+    return exponent
+
+
+def _runs(checkpoint: Checkpoint, key: str, exponents: Mapping[str, int]) -> Runs:
+    """The moves of one stored tensor, whichever parameters its rows are in; () if there are none."""
+    pieces = [
+        (piece.start, piece.stop - piece.start, exponents.get(name, 0))
+        for name in set(checkpoint.modules.get(key, ()))
+        for piece in checkpoint.parameters[name]
+        if piece.key == key
+    ]
+    runs: list[tuple[int, int]] = []
+    for _, rows, exponent in sorted(pieces):
+        if runs and runs[-1][1] == exponent:
+            rows += runs.pop()[0]
+        runs.append((rows, exponent))
+    return tuple(runs) if any(exponent for _, exponent in runs) else ()

@@ -1,0 +1,109 @@
+"""Compensated rounding: choose FP8 codes so that the layer's output, not each weight, is as close as can be.
+
+For a layer y = W x the expected squared error of the outputs is, with D = Ŵ − W and H = E[xxᵀ],
+
+    E‖Dx‖² = Σ_rows  d H dᵀ
+
+Rounding each weight to nearest minimises the diagonal of H alone. Here, as in GPTQ (Frantar et al., "GPTQ:
+accurate post-training quantization for generative pre-trained transformers", 2022), columns are rounded one after
+another, and what a column lost is made up for by those still to come. With H = R Rᵀ, R upper triangular, and
+U = R⁻¹ (so that H⁻¹ = Uᵀ U) the error of column j, divided by U_jj, is taken off each later column k times U_jk.
+
+After that, sweeps of coordinate descent: with all other columns as they are, the best code for column j is that
+nearest to w_j − Σ_{k≠j} D_k H_kj / H_jj. No step can make the error larger; sweeps end when nothing changes.
+
+H is damped, as it may be singular: a share of its mean diagonal is added to the diagonal. The columns with the
+largest diagonal go first, while there is still most left to compensate with. Rows are independent of each other
+and are all done at once; columns go in blocks, so that most of the work is matrix products.
+"""
+
+import torch
+
+from hswq_runtime.layers.fp8 import FP8, dequantize, quantize
+
+_BLOCK = 128
+
+
+def compensated(
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    sweeps: int = 0,
+) -> torch.Tensor:
+    """FP8 codes [out, n] for `weight` [out, n], on its device.
+
+    moment: E[xxᵀ] of the inputs, [n, n], of any positive multiple. scale: None (1), [1] or [out, 1]. damping: share
+    of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
+    """
+    w = weight.to(torch.float64)
+    h = damped(moment.to(w.device, torch.float64), damping)
+    order = h.diagonal().argsort(descending=True, stable=True)
+    w, h = w[:, order], h[order.unsqueeze(1), order]
+    codes = _feedback(w, h, scale)
+    for _ in range(sweeps):
+        if not _sweep(w, h, codes, scale):
+            break
+    result = torch.empty_like(codes)
+    result.view(torch.uint8)[:, order] = codes.view(torch.uint8)
+    return result
+
+
+def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
+    """A second moment [n, n] that can be factored: `damping` times the mean of its diagonal is added to that."""
+    mean = h.diagonal().mean()
+    if mean <= 0:  # nothing ever came in: any rounding is as good, and that to nearest is what identity gives
+        return torch.eye(len(h), dtype=h.dtype, device=h.device)
+    h = h.clone()
+    h.diagonal().add_(damping * mean)
+    return h
+
+
+def upper_factor(h: torch.Tensor) -> torch.Tensor:
+    """R, upper triangular, with h = R Rᵀ: Cholesky's of `h` with rows and columns reversed."""
+    return torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
+
+
+def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a [out, 1] float64 column, and the values they stand for."""
+    codes = quantize(column, scale)
+    return codes, dequantize(codes, scale, torch.float32).double()
+
+
+def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    n = len(h)
+    u = torch.linalg.solve_triangular(upper_factor(h), torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
+    w = w.clone()
+    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        block, lost = w[:, start:stop], torch.empty_like(w[:, start:stop])
+        for i in range(stop - start):
+            j = start + i
+            column = block[:, i : i + 1]
+            codes[:, j : j + 1], value = _round(column, scale)
+            lost[:, i : i + 1] = (column - value) / u[j, j]
+            block[:, i + 1 :] -= lost[:, i : i + 1] * u[j, j + 1 : stop]
+        w[:, stop:] -= lost @ u[start:stop, stop:]
+    return codes
+
+
+def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None) -> bool:
+    """One sweep over all columns, in place; whether any code changed."""
+    n, changed = len(h), False
+    d = dequantize(codes, scale, torch.float32).double() - w
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        pull = d @ h[:, start:stop]  # Σ_k D_k H_kj for the columns of the block
+        for i in range(stop - start):
+            j = start + i
+            best = w[:, j : j + 1] + d[:, j : j + 1] - pull[:, i : i + 1] / h[j, j]
+            code, value = _round(best, scale)
+            step = value - w[:, j : j + 1] - d[:, j : j + 1]
+            if step.any():
+                changed = True
+                codes[:, j : j + 1] = code
+                d[:, j : j + 1] += step
+                pull += step * h[j, start:stop]
+    return changed

@@ -1,0 +1,128 @@
+"""Which weights stay in full precision although they could be FP8.
+
+Errors of single weights add up very nearly: the sum over all FP8 weights of the error that each makes alone predicts
+that of the whole file. So the best use of a byte is where the error per byte is largest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Format
+
+from ..settings import Recipe
+from .plan import KEPT, Decision, Plan, unread_plan
+from .writer import planned_bytes
+
+_BYTES_16_BIT = 2
+
+
+def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str, float] | None = None) -> Plan:
+    """`plan`, which keeps nothing by choice, with some of its weights kept after all.
+
+    By variance: the largest first, as published. By error: the largest error per byte that keeping costs first. With
+    a keep ratio of n layers `round(keep_ratio · n)` are kept; with a budget whatever still fits, in that order.
+
+    Args:
+        errors: by key, for a recipe that keeps by error.
+
+    Raises:
+        HSWQError: not even the file with nothing kept is within the budget.
+    """
+    cost = _cost(plan, checkpoint)
+    if recipe.keep_by == "error":
+        measure, worth = "error per byte", {key: errors[key] / cost[key] for key in cost}
+    else:
+        measure, worth = "sensitivity", {d.key: d.sensitivity for d in plan.quantized}
+    ranked = sorted(worth, key=worth.get, reverse=True)
+    if recipe.budget is None:
+        share = keep_ratio(checkpoint, recipe)
+        kept, limit = set(ranked[: round(share * len(ranked))]), f"the keep ratio {share:g}"
+    else:
+        kept, limit = _what_fits(ranked, cost, _room(plan, checkpoint, recipe.budget)), f"the budget {recipe.budget:g}"
+    rank = {key: place for place, key in enumerate(ranked, start=1)}
+
+    def decide(decision: Decision) -> Decision:
+        if decision.key not in rank:
+            return decision
+        reason = f"{measure} rank {rank[decision.key]} of {len(ranked)}"
+        if decision.unscaled:
+            reason += "; without a scale, since ComfyUI reads none of a convolution"
+        decision = replace(decision, reason=reason, error=errors[decision.key] if errors else None)
+        if decision.key not in kept:
+            return decision
+        nothing = {"rounding": None, "maximum": None, "amax": None, "scale": None}
+        reason = f"{measure} rank {rank[decision.key]} of {len(ranked)}, within {limit}"
+        return replace(decision, number_format=KEPT, reason=reason, row_scales=False, unscaled=False, **nothing)
+
+    return replace(plan, decisions=tuple(map(decide, plan.decisions)))
+
+
+def size_range(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> tuple[int, int] | None:
+    """Bytes that a file of `version` has at least and at most, as long as the ranking is not known; None if not even
+    the least is within the recipe's budget.
+    """
+    plan = unread_plan(checkpoint, version, recipe)
+    smallest, cost = planned_bytes(checkpoint, plan), sorted(_cost(plan, checkpoint).values())
+    if recipe.budget is None:
+        count = round(keep_ratio(checkpoint, recipe) * len(cost))
+        return smallest + sum(cost[:count]), smallest + sum(cost[len(cost) - count :])
+    try:
+        return smallest, smallest + min(_room(plan, checkpoint, recipe.budget), sum(cost))
+    except HSWQError:
+        return None
+
+
+def _cost(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes that keeping each weight takes more than quantizing it."""
+    return {d.key: checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized}
+
+
+def keep_ratio(checkpoint: Checkpoint, recipe: Recipe) -> float:
+    """The share of layers that a recipe without a budget keeps: its own, or the architecture's."""
+    return checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
+
+
+def check_budget(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> None:
+    """Check, before anything is read, that the recipe's budget can be met.
+
+    Raises:
+        HSWQError: it cannot.
+    """
+    if recipe.budget is not None:
+        _room(unread_plan(checkpoint, version, recipe), checkpoint, recipe.budget)
+
+
+def largest_bytes(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> int:
+    """What the file takes at most by the recipe's limit, whichever layers are kept. No weight is read."""
+    plan = unread_plan(checkpoint, version, recipe)
+    smallest = planned_bytes(checkpoint, plan)
+    if recipe.budget is not None:
+        return smallest + _room(plan, checkpoint, recipe.budget)
+    keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
+    cost = sorted(checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized)
+    return smallest + sum(cost[len(cost) - round(keep_ratio * len(cost)) :])
+
+
+def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str]:
+    fits = set()
+    for key in ranked:
+        if cost[key] <= room:
+            fits.add(key)
+            room -= cost[key]
+    return fits
+
+
+def _room(plan: Plan, checkpoint: Checkpoint, budget: float) -> int:
+    """Bytes that keeping may cost: the denoiser may take `budget` times its size in 16 bits, header included."""
+    denoiser = checkpoint.denoiser_tensors
+    others = sum(info.nbytes for key, info in checkpoint.tensors.items() if key not in denoiser)
+    whole = _BYTES_16_BIT * sum(info.values for info in denoiser.values())
+    smallest = planned_bytes(checkpoint, plan) - others
+    if smallest > budget * whole:
+        raise HSWQError(
+            f"the budget {budget:g} cannot be met: with nothing kept the file takes {smallest / whole:.4f}; "
+            "raise --budget"
+        )
+    return int(budget * whole) - smallest

@@ -1,0 +1,120 @@
+"""Compensated rounding that knows what becomes of a layer's outputs.
+
+For a layer y = W x of a model that ends in f, with D = Ŵ − W, H = E[xxᵀ] and G = E[JᵀJ], J the derivative of f by y,
+the expected squared change of f is
+
+    tr(G D H Dᵀ)
+
+as far as x and J are independent, and tokens of each other: the Kronecker-factored curvature of K-FAC (Martens and
+Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015), which Tseng et al.
+("Model-preserving adaptive rounding", 2025) round by. GPTQ, for which every output counts alike, is the case G = 1. As
+x and J do depend on each other, H is given with each token weighted by |J|², see `moments.py`.
+
+With H = R Rᵀ and G = S Sᵀ, both upper triangular, that is ‖Sᵀ D R‖²; element (i, j) of Sᵀ D R is
+
+    S_ii R_jj D_ij + S_ii Σ_{k<j} D_ik R_kj + Σ_{l<i} S_li Σ_{k≤j} D_lk R_kj
+
+So going from element to element, each D_ij is chosen such that its own is as near to zero as the grid allows: what rows
+and columns before it lost is made up for. Rows and columns with the largest diagonals go first. An element needs
+those above and to the left of it, so all of a diagonal i + j are done at once; blocks likewise, and what blocks before
+one did comes in as matrix products.
+"""
+
+import torch
+
+from hswq_runtime.layers.fp8 import FP8, saturating_cast
+
+from .gptq import damped, upper_factor
+
+_BLOCK = 64
+
+
+def compensated_both_ways(
+    weight: torch.Tensor,
+    inputs: torch.Tensor,
+    outputs: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    *,
+    damping: float = 0.003,
+    output_damping: float = 0.1,
+) -> torch.Tensor:
+    """FP8 codes [out, n] for `weight` [out, n], on its device.
+
+    inputs, outputs: H [n, n] and G [out, out], each of any positive multiple. scale: None (1), [1] or [out, 1].
+    damping, output_damping: shares of the means of their diagonals that are added to these.
+    """
+    w = weight.to(torch.float64)
+    h, g = inputs.to(w.device, torch.float64), outputs.to(w.device, torch.float64)
+    h, g = damped(h, damping), damped(g, output_damping)
+    if scale is not None:  # codes for w / scale: what they lose counts scale times as much
+        scale = scale.to(torch.float64).reshape(-1, 1)
+        w, g = w / scale, g * scale * scale.T
+    columns = h.diagonal().argsort(descending=True, stable=True)
+    rows = g.diagonal().argsort(descending=True, stable=True)
+    r, s = upper_factor(h[columns.unsqueeze(1), columns]), upper_factor(g[rows.unsqueeze(1), rows])
+    codes = _feedback(w[rows][:, columns], r, s / s.diagonal())
+    result = torch.empty_like(codes)
+    result.view(torch.uint8)[rows.unsqueeze(1), columns] = codes.view(torch.uint8)
+    return result
+
+
+def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """Codes of `w` [out, n]. s: the factor with each column divided by its diagonal. All float64."""
+    out, n = w.shape
+    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    lost, carried = torch.zeros_like(w), torch.zeros_like(w)  # D, and D R
+    height, width = -(-out // _BLOCK), -(-n // _BLOCK)
+    for diagonal in range(height + width - 1):
+        places = range(max(0, diagonal - width + 1), min(height, diagonal + 1))
+        corners = [(place * _BLOCK, (diagonal - place) * _BLOCK) for place in places]
+        blocks = [(slice(i, min(i + _BLOCK, out)), slice(j, min(j + _BLOCK, n))) for i, j in corners]
+        found = _blocks(
+            _stacked([w[i, j] for i, j in blocks]),
+            _stacked([r[j, j] for _, j in blocks], diagonal=1.0),
+            _stacked([s[i, i] for i, _ in blocks], diagonal=1.0),
+            _stacked([lost[i, : j.start] @ r[: j.start, j] for i, j in blocks]),
+            _stacked([s[: i.start, i].T @ carried[: i.start, j] for i, j in blocks]),
+        )
+        for (i, j), *parts in zip(blocks, *found, strict=True):
+            for target, part in zip((codes, lost, carried), parts, strict=True):
+                target[i, j] = part[: i.stop - i.start, : j.stop - j.start]
+    return codes
+
+
+def _stacked(parts: list[torch.Tensor], diagonal: float = 0.0) -> torch.Tensor:
+    """[len(parts), _BLOCK, _BLOCK]: what is missing at the edges is 0, on the diagonal `diagonal`."""
+    stacked = parts[0].new_zeros(len(parts), _BLOCK, _BLOCK)
+    stacked.diagonal(dim1=1, dim2=2).fill_(diagonal)
+    for target, part in zip(stacked, parts, strict=True):
+        target[: part.shape[0], : part.shape[1]] = part
+    return stacked
+
+
+def _blocks(
+    w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, left: torch.Tensor, above: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, D and D R of blocks [k, b, b] that do not depend on each other.
+
+    left: Σ D_ik R_kj over the columns before the block. above: Σ S_li (D R)_lj / S_ii over the rows before it. With the
+    columns the other way round, what is done at once lies on a diagonal.
+    """
+    b = w.shape[1]
+    w, r, left, above = w.flip(2), r.flip(1, 2), left.flip(2), above.flip(2).transpose(1, 2).contiguous()
+    steps = r.diagonal(dim1=1, dim2=2)
+    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    lost, carried = torch.empty_like(w), torch.empty_like(w)
+    for offset in range(b - 1, -b, -1):
+        rows, columns = slice(max(0, -offset), min(b, b - offset)), slice(max(0, offset), min(b, b + offset))
+        weights, before, step = _diagonal(w, offset), _diagonal(left, offset), steps[:, columns]
+        code = saturating_cast(weights - (before + _diagonal(above, -offset)) / step)
+        d = code.to(torch.float64) - weights
+        a = before + d * step
+        for target, values in ((codes, code), (lost, d), (carried, a)):
+            _diagonal(target, offset).copy_(values)
+        left[:, rows] += d.unsqueeze(2) * r[:, columns]
+        above[:, columns] += a.unsqueeze(2) * s[:, rows]
+    return codes.view(torch.uint8).flip(2).view(FP8), lost.flip(2), carried.flip(2)
+
+
+def _diagonal(blocks: torch.Tensor, offset: int) -> torch.Tensor:
+    return blocks.diagonal(offset, dim1=1, dim2=2)

@@ -1,0 +1,74 @@
+"""What each weight does to the pictures: the change of the final latents when it alone is quantized.
+
+Pictures are made with the calibration's prompts and noise of their own, never with what the files are evaluated on.
+All pictures go through the denoiser in one batch, once for the original and once for each weight.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.layers.fp8 import dequantize
+from hswq_runtime.loading import load_model
+
+from ..common.hardware import pick_device, pick_dtype
+from ..common.progress import progress
+from ..generation.generate import final_latents, generation_settings, open_pipeline
+from ..generation.metrics import latent_mse
+from ..settings import CalibrationSettings, ErrorSettings
+from ..sources.source import Source
+from .fold import moved
+from .plan import Decision, Plan
+
+
+def measure_errors(
+    source: Source,
+    plan: Plan,
+    codes: Callable[[Decision], tuple[torch.Tensor, torch.Tensor]],
+    calibration: CalibrationSettings,
+    settings: ErrorSettings,
+) -> dict[str, float]:
+    """Latent MSE against the original, by key, with one weight of `plan` quantized at a time.
+
+    `codes`: decision -> FP8 codes and scale, see `writer.codes_of`. `calibration`: device, dtype, seed, guidance and
+    size. Steps are the model's own by default, as those are what its pictures are made with.
+    """
+    device = pick_device(calibration.device)
+    dtype = pick_dtype(calibration.dtype, device)
+    checkpoint = source.checkpoint
+    denoiser = load_model(checkpoint, dtype)
+    pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
+    how = generation_settings(pipeline, source.architecture, settings.steps, calibration.guidance, calibration.size)
+    prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
+    seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]
+    reference = final_latents(pipeline, prompts, seeds, how)
+    errors = {}
+    for decision in progress(plan.quantized, desc=f"error {plan.version.value}", unit="layer"):
+        weight, scale = codes(decision)
+        values = moved(dequantize(weight, scale if plan.version.scaled else None, dtype), decision.fold, back=True)
+        with exchanged(denoiser, checkpoint, decision.key, values):
+            errors[decision.key] = latent_mse(reference, final_latents(pipeline, prompts, seeds, how))
+    return errors
+
+
+@contextmanager
+def exchanged(denoiser: torch.nn.Module, checkpoint: Checkpoint, key: str, values: torch.Tensor) -> Iterator[None]:
+    """`denoiser` with `values` in the place of the stored tensor `key`, whichever modules its rows are in."""
+    places = []
+    for name in checkpoint.modules[key]:
+        parameter, row = denoiser.get_parameter(name), 0
+        for piece in checkpoint.parameters[name]:
+            rows = piece.stop - piece.start
+            if piece.key == key:
+                places.append((parameter.data[row : row + rows], values[piece.start : piece.stop]))
+            row += rows
+    before = [target.clone() for target, _ in places]
+    try:
+        for target, rows in places:
+            target.copy_(rows)
+        yield
+    finally:
+        for (target, _), rows in zip(places, before, strict=True):
+            target.copy_(rows)

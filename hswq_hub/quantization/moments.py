@@ -1,0 +1,309 @@
+"""Second moments of what layers are given, and of what becomes of their outputs, gathered by replaying recorded calls.
+
+With y = W x, and g the derivative by y of something the model ends in, a change D of W changes that by Σ_t gₜᵀ D xₜ
+over all tokens t. Its square, expected, is what rounding should make small (see `kfac.py`). It takes
+
+    inputs   E[xxᵀ], or with outputs E[|g|² xxᵀ]: tokens count by how much they matter
+    outputs  E[ggᵀ], where g is that of Σ v · output with v drawn from a normal distribution, for each call anew:
+             then E[ggᵀ] is JᵀJ, J the derivative of the model's output (Hutchinson's estimator)
+
+A layer with n inputs and m outputs has n² + m² of them, which for a model of 6 billion parameters is more than the
+model itself. So layers are taken in groups that fit a bound on memory, and the calls are replayed once for each group.
+Going block by block with the inputs of each block kept would not do: a derivative needs all that comes after.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import layer_of
+
+from ..common.progress import progress
+from ..generation.recording import Call
+from ..settings import RoundingSettings
+
+_WORD, GB = torch.float32.itemsize, 1e9
+TOGETHER = 4096
+"""Rows that at most have second moments of outputs with each other."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a stored weight: `count` outputs of `module`, from `start` on in one group (of a
+    convolution)."""
+
+    module: nn.Module
+    group: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A stored weight and the modules that compute with it, all of which are given the same.
+
+    rows: all of the weight's, in its order.
+    """
+
+    rows: tuple[Rows, ...]
+
+    @property
+    def inputs_shape(self) -> tuple[int, int, int]:
+        """[groups, n, n]: n is the length of a row of the weight, as a convolution's group sees it unfolded."""
+        module = self.rows[0].module
+        n = module.weight[0].numel()
+        return _groups(module), n, n
+
+    def moment_bytes(self, outputs: bool) -> int:
+        """Memory that its second moments take; with those of outputs also its inputs, which wait for a derivative."""
+        values = torch.Size(self.inputs_shape).numel()
+        if outputs:
+            waiting = RoundingSettings().tokens * self.inputs_shape[0] * self.inputs_shape[1]
+            values += waiting + sum(rows.count**2 for rows in self.rows)
+        return _WORD * values
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one layer. inputs: float32 [groups, n, n], of any positive multiple. rows: the layer's, as runs of (group,
+    count). outputs: float32 [count, count] for each of these, of any positive multiple; None: rows do not matter to
+    each other."""
+
+    inputs: torch.Tensor
+    rows: tuple[tuple[int, int], ...]
+    outputs: tuple[torch.Tensor, ...] | None = None
+
+
+def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> dict[str, Layer]:
+    """By key what computes with each stored weight, in `model`, a denoiser made from `checkpoint`.
+
+    Raises:
+        HSWQError: some of a weight's rows are used twice.
+    """
+    layers = {key: Layer(tuple(_rows_of(checkpoint, model, key))) for key in keys}
+    for key, layer in layers.items():
+        if sum(rows.count for rows in layer.rows) != checkpoint.tensors[key].shape[0]:
+            raise HSWQError(
+                f"rows of {key} are used more than once, which compensated rounding cannot; --rounding nearest"
+            )
+    return layers
+
+
+def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Rows]:
+    runs = []
+    for name in checkpoint.modules[key]:
+        start = 0
+        for piece in checkpoint.parameters[name]:
+            count = piece.stop - piece.start
+            if piece.key == key:
+                runs.append((piece.start, model.get_submodule(layer_of(name)), start, count))
+            start += count
+    for _, module, start, count in sorted(runs, key=lambda run: run[0]):
+        in_group = len(module.weight) // _groups(module)
+        while count:
+            taken = min(count, in_group - start % in_group, TOGETHER)
+            yield Rows(module, start // in_group, start % in_group, taken)
+            start, count = start + taken, count - taken
+
+
+def _groups(module: nn.Module) -> int:
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
+    """What the rows of the weight are multiplied with, `tokens` of them at most: float32 [groups, tokens, n].
+
+    `inputs`: [..., n] of a linear layer; [B, C, H, W] of a convolution, whose patches become rows.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return _thin(inputs.reshape(1, -1, inputs.shape[-1]), tokens).float()
+    padding = module.padding
+    if isinstance(padding, str):  # "same" or "valid", which torch has worked out already
+        padding = module._reversed_padding_repeated_twice[2::-2] if padding == "same" else (0, 0)
+    if module.padding_mode != "zeros":
+        inputs, padding = F.pad(inputs, module._reversed_padding_repeated_twice, mode=module.padding_mode), (0, 0)
+    patches = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
+    batch, _, places = patches.shape
+    grouped = patches.reshape(batch, module.groups, -1, places)
+    return _thin(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1), tokens).float()
+
+
+def gradient_rows(module: nn.Module, gradients: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Derivatives by the outputs, in the order of :func:`layer_rows`: float32 [groups, tokens, outputs of a group].
+
+    `gradients`: [..., m] of a linear layer; [B, C, H, W] of a convolution.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return _thin(gradients.reshape(1, -1, gradients.shape[-1]), tokens).float()
+    batch = len(gradients)
+    grouped = gradients.reshape(batch, module.groups, len(module.weight) // module.groups, -1)
+    return _thin(grouped.permute(1, 0, 3, 2).flatten(1, 2), tokens).float()
+
+
+def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
+    """[groups, tokens, n] -> at most `wanted` of the tokens, evenly spread."""
+    count = rows.shape[1]
+    if count <= wanted:
+        return rows
+    return rows[:, torch.arange(wanted, device=rows.device) * count // wanted]
+
+
+def second_moments(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    calls: Sequence[Call],
+    device: torch.device | str,
+    tokens: int = RoundingSettings().tokens,
+    *,
+    outputs: bool = False,
+) -> dict[str, Moments]:
+    """The second moments of each of `layers` (of `model`, by any name), on `device`.
+
+    `model` has to be on `device`. Of one call of a layer at most `tokens` rows of input count; a call whose values are
+    not finite is left out. outputs: those of outputs as well, for which every replay goes backwards too.
+
+    Raises:
+        HSWQError: nothing was recorded, or a layer saw nothing finite.
+    """
+    if not calls:
+        raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
+    gather = _Both(layers, device, tokens) if outputs else _Inputs(layers, device, tokens)
+    handles = [module.register_forward_hook(gather.after) for module in gather.modules]
+    try:
+        for number, call in enumerate(progress(calls, desc="second moments", unit="call")):
+            gather.replay(call, model, device, number)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent := gather.silent():
+        raise HSWQError(f"nothing finite was seen of {', '.join(silent)}; try --dtype float32")
+    return {name: gather.moments(name) for name in layers}
+
+
+class _Inputs:
+    """Sums over the inputs of layers."""
+
+    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
+        self._layers, self._tokens = layers, tokens
+        self._sums = {
+            name: torch.zeros(layer.inputs_shape, dtype=torch.float32, device=device) for name, layer in layers.items()
+        }
+        self._count = dict.fromkeys(layers, 0)
+        self._behind: dict[nn.Module, list[str]] = {}
+        for name, layer in layers.items():
+            for module in self._speakers(layer):
+                self._behind.setdefault(module, []).append(name)
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        return self._behind
+
+    def _speakers(self, layer: Layer) -> list[nn.Module]:
+        return [layer.rows[0].module]
+
+    def replay(self, call: Call, model: nn.Module, device: torch.device | str, _number: int) -> None:
+        call.replay(model, device)
+
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        x = layer_rows(module, inputs[0].detach(), self._tokens)
+        if x.isfinite().all():
+            for name in self._behind[module]:
+                self._sums[name].baddbmm_(x.transpose(1, 2), x)
+                self._count[name] += x.shape[1]
+
+    def silent(self) -> list[str]:
+        return [name for name, count in self._count.items() if count == 0]
+
+    def moments(self, name: str) -> Moments:
+        inputs = self._sums[name] / max(self._count[name], 1)
+        groups, in_group = len(inputs), sum(rows.count for rows in self._layers[name].rows) // len(inputs)
+        return Moments(inputs, tuple((group, in_group) for group in range(groups)))
+
+
+class _Both(_Inputs):
+    """Sums over the inputs of layers and over the derivatives by their outputs.
+
+    A layer whose output does not matter to the model's has sums of zero.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
+        super().__init__(layers, device, tokens)
+        self._outputs = {
+            name: tuple(torch.zeros(r.count, r.count, dtype=torch.float32, device=device) for r in layer.rows)
+            for name, layer in layers.items()
+        }
+        self._finite, self._spoilt, self._heard = set(), set(), set()
+        self._start = torch.zeros((), device=device, requires_grad=True)
+
+    def _speakers(self, layer: Layer) -> list[nn.Module]:
+        return list(dict.fromkeys(rows.module for rows in layer.rows))
+
+    def replay(self, call: Call, model: nn.Module, device: torch.device | str, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        ends = [(t, torch.randn(t.shape, generator=generator)) for t in call.replay(model, device, derivable=True)]
+        if sums := [(end.float() * probe.to(device)).sum() for end, probe in ends if end.requires_grad]:
+            sum(sums).backward()
+
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = layer_rows(module, inputs[0].detach(), self._tokens)
+        if not x.isfinite().all() or not torch.is_grad_enabled():
+            return output
+        if x.untyped_storage().data_ptr() == inputs[0].untyped_storage().data_ptr():
+            x = x.clone()  # what comes next may be written over it
+        self._finite.add(module)
+        if not output.requires_grad:  # nothing that needs a derivative led here
+            output = output + self._start.to(output.dtype)
+        output.register_hook(lambda gradients: self._add(module, x, gradients))
+        return output
+
+    def _add(self, module: nn.Module, x: torch.Tensor, gradients: torch.Tensor) -> None:
+        g = gradient_rows(module, gradients, self._tokens)
+        if not g.isfinite().all():
+            self._spoilt.add(module)
+            return
+        self._heard.add(module)
+        for name in self._behind[module]:
+            weight = torch.zeros(x.shape[:2], device=x.device)
+            for rows, total in zip(self._layers[name].rows, self._outputs[name], strict=True):
+                if rows.module is module:
+                    part = g[rows.group, :, rows.start : rows.start + rows.count]
+                    total.addmm_(part.T, part)
+                    weight[rows.group] += part.square().sum(dim=1)
+            self._sums[name].baddbmm_((x * weight.unsqueeze(2)).transpose(1, 2), x)
+            self._count[name] += x.shape[1]
+
+    def silent(self) -> list[str]:
+        known = self._finite - (self._spoilt - self._heard)
+        return [name for name, layer in self._layers.items() if not known.issuperset(self._speakers(layer))]
+
+    def moments(self, name: str) -> Moments:
+        count = max(self._count[name], 1)
+        rows = tuple((rows.group, rows.count) for rows in self._layers[name].rows)
+        return Moments(self._sums[name] / count, rows, tuple(total / count for total in self._outputs[name]))
+
+
+def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = False) -> Iterable[dict[str, Layer]]:
+    """`layers` in their order, cut into groups whose second moments take at most `memory` GB.
+
+    Raises:
+        HSWQError: one of them alone takes more.
+    """
+    group, taken = {}, 0
+    for name, layer in layers.items():
+        size = layer.moment_bytes(outputs)
+        if size > memory * GB:
+            raise HSWQError(
+                f"the second moments of {name} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
+            )
+        if taken + size > memory * GB:
+            yield group
+            group, taken = {}, 0
+        group[name] = layer
+        taken += size
+    if group:
+        yield group

@@ -1,0 +1,246 @@
+"""The plan: for every weight of the denoiser its number format, how it gets there, and why.
+
+The unit is the stored tensor. A fused tensor such as Z-Image's `attention.qkv` is one layer here; its statistics
+are put together from those of the diffusers modules that its rows become.
+
+A plan is made in two steps: first every weight that can be FP8 is given its range (:func:`plan_everything`), then
+some are kept in full precision after all (`keep.py`). Between the two the weights may be rounded and what each does
+to the pictures measured.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format, Reader, Runs, layer_of
+from hswq_runtime.layers.fp8 import FP8_MAX
+
+from ..calibration.calibrate import Calibration
+from ..common.prefetch import ahead
+from ..common.progress import progress
+from ..settings import Recipe, SearchSettings
+from .fold import check_fold, find_moves, moved
+from .search import Histogram, largest, search_amax, weighted_histogram, weighted_values
+
+KEPT, FP8 = "kept", "fp8_e4m3fn"
+NAIVE = "naive"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one stored weight.
+
+    number_format: KEPT or FP8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance. error:
+    mean squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
+    range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
+    has one (row_scales). None where nothing was measured. fold: what its rows are multiplied with before that, kept or
+    not, see `fold.py`; maximum, amax and scale are of the weight that is. unscaled: a file with scales has
+    none here, the FP8 value is the value.
+    """
+
+    key: str
+    layer: str
+    kind: str
+    number_format: str
+    reason: str
+    rounding: str | None = None
+    sensitivity: float | None = None
+    error: float | None = None
+    maximum: float | None = None
+    amax: float | None = None
+    scale: float | None = None
+    row_scales: bool = False
+    fold: Runs = ()
+    unscaled: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        return self.number_format == FP8
+
+    @property
+    def never(self) -> bool:
+        """Whether it was kept because FP8 is impossible there, not by choice."""
+        return not self.quantized and self.reason.startswith(_NEVER)
+
+    def scale_tensor(self, weight: torch.Tensor) -> torch.Tensor:
+        """Float32: [1], or a scale for each row of `weight` that broadcasts against it."""
+        if not self.row_scales:
+            return torch.tensor([self.scale], dtype=torch.float32, device=weight.device)
+        amax = weight.to(torch.float32).abs().flatten(1).amax(dim=1)
+        return torch.where(amax > 0, amax / FP8_MAX, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+
+
+_NEVER = "never quantized: "
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for every Linear and Conv2d weight, in file order, for a file of format `version`.
+
+    moves: what the rows of all stored tensors that are folded are multiplied with, by key.
+    """
+
+    version: Format
+    recipe: str
+    decisions: tuple[Decision, ...]
+    moves: Mapping[str, Runs] = field(default_factory=dict)
+    reader: Reader = Reader.HSWQ
+
+    @property
+    def kept(self) -> list[Decision]:
+        return [d for d in self.decisions if not d.quantized]
+
+    @property
+    def quantized(self) -> list[Decision]:
+        return [d for d in self.decisions if d.quantized]
+
+    def as_rows(self) -> list[dict]:
+        """Plain dictionaries, for JSON."""
+        return [asdict(decision) for decision in self.decisions]
+
+
+def plan_everything(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    versions: Iterable[Format],
+    recipe: Recipe,
+    device: torch.device | str = "cpu",
+) -> dict[Format, Plan]:
+    """All that can be FP8 is: the range of each weight is searched, on `device`, and nothing is kept by choice.
+
+    Raises:
+        FormatError: the calibration is of another model, or a weight is not finite.
+        HSWQError: the recipe asks for a fold that is not possible.
+    """
+    versions = tuple(versions)
+    check_fold(checkpoint, versions, recipe)
+    found: dict[Format, list[Decision]] = {version: [] for version in versions}
+    moves = find_moves(checkpoint) if recipe.fold else {}
+    for decision, original in _start(checkpoint, "search"):
+        decision = replace(decision, sensitivity=_output_variance(checkpoint, calibration, decision.key))
+        histogram = None
+        for version in versions:
+            fold = () if version.scaled else moves.get(decision.key, ())
+            if original is None:
+                found[version].append(replace(decision, fold=fold))
+                continue
+            weight = moved(original, fold)
+            amax = maximum = largest(weight) if fold else decision.maximum
+            described = _format_of(decision, version, recipe)
+            scaled = version.scaled and not described.unscaled
+            if recipe.search is not None and not described.row_scales:
+                if histogram is None or moves:
+                    importance = _importance(checkpoint, calibration, decision.key)
+                    histogram = _histogram(weight.to(device), importance, recipe.search)
+                amax = search_amax(histogram, scaled, recipe.search)
+            found[version].append(
+                replace(
+                    described,
+                    rounding=recipe.rounding,
+                    maximum=maximum,
+                    amax=amax if scaled else min(amax, FP8_MAX),
+                    scale=_scale(amax) if scaled else 1.0,
+                    fold=fold,
+                )
+            )
+    return {
+        version: Plan(version, recipe.label, tuple(decisions), {} if version.scaled else moves, recipe.reader)
+        for version, decisions in found.items()
+    }
+
+
+def _format_of(decision: Decision, version: Format, recipe: Recipe) -> Decision:
+    """The decision with what the format and its reader say of scales."""
+    plain = version.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
+    return replace(decision, row_scales=recipe.row_scales and version.scaled, unscaled=plain)
+
+
+def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
+    if search.bins is None:
+        return weighted_values(weight, importance)
+    return weighted_histogram(weight, importance, search.bins)
+
+
+def plan_naive(checkpoint: Checkpoint) -> Plan:
+    """The baseline: a plain cast of every layer that can be FP8 at all. No calibration, nothing kept, no scale."""
+    decisions = []
+    for decision, weight in _start(checkpoint, NAIVE):
+        if weight is not None:
+            amax = min(decision.maximum, FP8_MAX)
+            decision = replace(decision, reason="plain cast", rounding="nearest", amax=amax, scale=1.0)
+        decisions.append(decision)
+    return Plan(Format.V1, NAIVE, tuple(decisions))
+
+
+def unread_plan(
+    checkpoint: Checkpoint, version: Format, recipe: Recipe, calibration: Calibration | None = None
+) -> Plan:
+    """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
+    with a calibration for what is kept by variance."""
+    decisions = [_format_of(d, version, recipe) if d.quantized else d for d in _undecided(checkpoint)]
+    if calibration is not None:
+        decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
+    return Plan(version, recipe.label, tuple(decisions), reader=recipe.reader)
+
+
+def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:
+    """A decision for each weight as far as it needs no choice."""
+    for key, kind in checkpoint.layers.items():
+        why = checkpoint.why_never_quantized(key)
+        number_format, reason = (FP8, "") if why is None else (KEPT, _NEVER + why)
+        yield Decision(key, checkpoint.layer(key), kind.__name__, number_format, reason)
+
+
+def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.Tensor | None]]:
+    """A decision for each weight as far as it needs no choice, and the weight if it can be FP8, with its maximum.
+
+    Raises:
+        FormatError: a weight holds NaN or infinity, which no FP8 file can stand for.
+    """
+
+    def read(decision: Decision) -> tuple[Decision, torch.Tensor | None]:
+        if not decision.quantized:
+            return decision, None
+        weight = checkpoint.tensor(decision.key)
+        maximum = largest(weight)
+        if not math.isfinite(maximum):
+            raise FormatError(f"{decision.key} of {checkpoint.path} holds NaN or infinity; the checkpoint is damaged")
+        return replace(decision, maximum=maximum), weight
+
+    undecided = list(_undecided(checkpoint))
+    return progress(ahead(undecided, read), total=len(undecided), desc=what, unit="layer")
+
+
+def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):
+    try:
+        return [calibration.layers[layer_of(name)] for name in checkpoint.modules[key]]
+    except KeyError as error:
+        raise FormatError(f"the calibration knows no layer {error}; it was made from another model") from error
+
+
+def _output_variance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> float:
+    """Variance of the outputs of all modules behind `key`, weighted by how many rows each has."""
+    rows = [_rows(checkpoint, name) for name in checkpoint.modules[key]]
+    statistics = _statistics(checkpoint, calibration, key)
+    mean = sum(n * s.output_mean for n, s in zip(rows, statistics, strict=True)) / sum(rows)
+    square = sum(n * s.output_square for n, s in zip(rows, statistics, strict=True)) / sum(rows)
+    return max(square - mean**2, 0.0)
+
+
+def _rows(checkpoint: Checkpoint, parameter: str) -> int:
+    """First dimension of a diffusers parameter."""
+    return sum(piece.stop - piece.start for piece in checkpoint.parameters[parameter])
+
+
+def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> torch.Tensor:
+    """I_c of the input that the modules behind `key` share: their mean, should they be called with different ones."""
+    return torch.stack([s.importance for s in _statistics(checkpoint, calibration, key)]).mean(dim=0)
+
+
+def _scale(amax: float) -> float:
+    """Δ*/448 rounded to the float32 that is stored; 1 for a weight of zeros."""
+    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item() if amax else 1.0

@@ -1,0 +1,88 @@
+"""The Civitai token: from the environment, the system's keyring where there is one, or a file only its owner can read.
+
+The Hub's own token is huggingface_hub's affair (`hf auth login`).
+"""
+
+import os
+import re
+from pathlib import Path
+
+from ...workflow.workspace import home
+from ..errors import AccessError
+
+TOKEN_VARIABLE = "CIVITAI_API_TOKEN"
+_SERVICE, _ACCOUNT = "hswq-hub", "civitai"
+
+
+def civitai_token(*, stored: bool = True) -> str | None:
+    """The token, None if there is none.
+
+    stored: whether one that was kept may be taken, besides that of the environment, which is set for this run.
+
+    Raises:
+        AccessError: what is there cannot be a token; the message does not show it.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) or (stored and (_from_keyring() or _from_file()))
+    return check_token(token) if token else None
+
+
+def check_token(token: str) -> str:
+    """`token` without the blanks around it.
+
+    Raises:
+        AccessError: it is empty or holds something that no token does.
+    """
+    token = token.strip()
+    if not re.fullmatch(r"[!-~]+", token):  # an HTTP library would quote a malformed header in its error
+        raise AccessError("the Civitai token is empty or has blanks in it; copy it anew from civitai.com/user/account")
+    return token
+
+
+def store_civitai_token(token: str) -> str:
+    """Keep `token` for later runs; returns where, for people."""
+    token = check_token(token)
+    if _to_keyring(token):
+        return "the system's keyring"
+    path = _file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # one that is there keeps its mode
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    return str(path)
+
+
+def _file() -> Path:
+    return home() / "civitai-token"
+
+
+def _from_file() -> str | None:
+    path = _file()
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _from_keyring() -> str | None:
+    keyring = _keyring()
+    try:
+        return keyring and keyring.get_password(_SERVICE, _ACCOUNT)
+    except keyring.errors.KeyringError:
+        return None  # a locked or absent keyring holds nothing for us; the file may
+
+
+def _to_keyring(token: str) -> bool:
+    keyring = _keyring()
+    if keyring is None:
+        return False
+    try:
+        keyring.set_password(_SERVICE, _ACCOUNT, token)
+    except keyring.errors.KeyringError:
+        return False  # the caller says where the token went instead
+    return True
+
+
+def _keyring():
+    try:
+        import keyring
+        import keyring.errors
+    except ImportError:
+        return None
+    return keyring

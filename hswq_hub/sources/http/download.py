@@ -1,0 +1,235 @@
+"""One model file over HTTP: resumed where an earlier run stopped, and kept only if it is what was listed.
+
+What has arrived is kept in the cache with the entity tag of what it is a part of. The next try asks for the rest,
+on the condition that the tag is still the same, and starts over when the server sends the whole file instead. The
+header comes first in a safetensors file, so a file that cannot be used is refused after some kilobytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from hswq_runtime.errors import HSWQError
+
+from ...common.files import file_sha256, write_atomically
+from ...common.progress import progress
+from ...common.targets import check_room
+from ..errors import DownloadError, SourceError, UnsuitableSourceError
+from ..listing import RemoteFile
+from . import cache
+from .header import CheckHeader, check_as_file
+from .web import Interrupted, Patience, Web, raise_if_passing, read_json
+
+LONGEST_HEADER = 100_000_000
+"""What the safetensors library allows."""
+WEB_PAGES = ("text/", "application/json", "application/xml", "application/xhtml")
+_SIZE_TOLERANCE = 2048
+"""Civitai lists sizes in rounded kilobytes: that many bytes more or less may be the same file, its digest decides."""
+
+Explain = Callable[[int, dict, bool], SourceError]
+"""Status, JSON body, whether the host itself answered and not its storage -> what to tell the user."""
+
+
+@dataclass
+class _Part:
+    """The beginning of a file, and what it is the beginning of."""
+
+    path: Path
+    name: str
+    tag: str | None = None
+    arrived: int = 0
+    header_checked: bool = False
+
+    @classmethod
+    def open(cls, path: Path, name: str) -> "_Part":
+        """What an earlier run left at `path`."""
+        try:
+            record = json.loads(_beside(path).read_text(encoding="utf-8"))
+            return cls(path, name, record["tag"], path.stat().st_size)
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(path, name)
+
+    def start(self, tag: str | None) -> None:
+        """Forget what there was; what comes now is a part of `tag`."""
+        self.tag, self.arrived, self.header_checked = tag, 0, False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"")
+        write_atomically(_beside(self.path), json.dumps({"name": self.name, "tag": tag}).encode())
+
+    def ask_for_the_rest(self, listed: bool) -> dict[str, str]:
+        """Request headers. Without a tag only a listed digest tells whether the rest belongs to the beginning."""
+        tag = None if (self.tag or "").startswith("W/") else self.tag  # a weak one promises no equal bytes
+        if not self.arrived or not (tag or listed):
+            return {}
+        return {"Range": f"bytes={self.arrived}-", **({"If-Range": tag} if tag else {})}
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        self.path.unlink(missing_ok=True)
+        _beside(self.path).unlink(missing_ok=True)
+        self.tag, self.arrived, self.header_checked = None, 0, False
+
+
+def download(
+    web: Web,
+    url: str,
+    file: RemoteFile,
+    explain: Explain,
+    check_header: CheckHeader,
+    *,
+    verify: bool = False,
+) -> tuple[Path, str]:
+    """Fetch `file` from `url` into the cache, or find it there.
+
+    Args:
+        web: the client; it alone decides where the token goes.
+        url: path below its endpoint, or a whole address.
+        file: what is listed; a size or digest that is listed is checked.
+        explain: the sentence for an answer that is no file.
+        check_header: whether the file is of use, as soon as its header is there.
+        verify: read a file that is in the cache again, in full.
+
+    Returns:
+        Where it is, and its SHA-256 in lower-case hex.
+
+    Raises:
+        DownloadError: it did not arrive, or is not what was listed.
+        HSWQError: what `explain` and `check_header` say.
+        TargetError: the disk has no room.
+    """
+    key = file.sha256 or hashlib.sha256(f"{web.endpoint} {url} {file.size}".encode()).hexdigest()
+    with cache.locked(key):
+        known = file.sha256 or cache.recall(key)
+        if known and (found := cache.find(known, verify=verify)):
+            return found, known
+        part = _Part.open(cache.partial(key), file.name)
+        resumed = part.arrived > 0
+        digest = _fetch(web, url, file, part, explain, check_header)
+        if resumed and file.sha256 not in (None, digest):
+            # Two runs may have met two files under one address: only a download in one piece decides.
+            part.remove()
+            digest = _fetch(web, url, file, part, explain, check_header)
+        if file.sha256 not in (None, digest):
+            part.remove()
+            raise DownloadError(
+                f"{file.name} has the SHA-256 {digest}, but {file.sha256} is listed; nothing was kept: try again, or "
+                "tell its creator"
+            )
+        path = cache.add(part.path, file.name, digest)
+        part.remove()
+        if file.sha256 is None:
+            cache.remember(key, digest)
+        return path, digest
+
+
+def _fetch(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, check_header: CheckHeader) -> str:
+    """Transfer until all has arrived; returns the digest of what did."""
+    patience = Patience()
+    with progress(total=file.size, desc=file.name, unit="B", initial=part.arrived) as bar:
+        while True:
+            before = part.arrived
+            try:
+                _transfer(web, url, file, part, explain, check_header, bar)
+                break
+            except Interrupted as failure:
+                if part.arrived > before:
+                    patience.progress()
+                patience.wait(failure)
+    if file.size is not None and abs(part.arrived - file.size) > _SIZE_TOLERANCE:
+        arrived = part.arrived
+        part.remove()
+        raise DownloadError(f"{file.name} has {arrived} bytes, but {file.size} are listed; nothing was kept")
+    if not part.header_checked:
+        part.remove()
+        raise UnsuitableSourceError(f"{file.name} is not a safetensors file: it ends within its header")
+    return file_sha256(part.path)
+
+
+def _transfer(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, check_header: CheckHeader, bar):
+    """One request for what is missing, written behind what is there.
+
+    Raises:
+        Interrupted: the rest may come with the next request.
+    """
+    with web.get(url, part.ask_for_the_rest(listed=file.sha256 is not None)) as response:
+        at_home, total = web.is_home(response.url), None
+        raise_if_passing(response)
+        if not at_home and response.status_code in (400, 401, 403, 404, 410):
+            # The storage's address is signed for a time; the next request gets a new one.
+            raise Interrupted(f"the storage at {response.url.host} answers {response.status_code}")
+        if response.status_code == 416:
+            if part.arrived and response.headers.get("Content-Range", "").endswith(f"*/{part.arrived}"):
+                _check_header(part, file, check_header)
+                return
+            part.start(None)
+            raise Interrupted(f"{response.url.host} does not have the rest of what had arrived")
+        is_page = response.headers.get("Content-Type", "").lower().startswith(WEB_PAGES)
+        if response.status_code not in (200, 206) or is_page:
+            raise explain(response.status_code, read_json(response), at_home)
+        if response.status_code == 206:
+            total = _total_of_the_rest(response, part)
+        else:
+            part.start(response.headers.get("ETag") or response.headers.get("Last-Modified"))
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdecimal() else None
+        if None not in (total, file.size) and abs(total - file.size) > _SIZE_TOLERANCE:
+            part.remove()
+            raise DownloadError(
+                f"{response.url.host} offers {total} bytes of {file.name}, but {file.size} are listed; nothing was kept"
+            )
+        check_room(part.path.parent, (total or file.size or 0) - part.arrived)
+        bar.n, bar.total = part.arrived, total or file.size
+        most = total or (file.size and file.size + _SIZE_TOLERANCE)
+        with part.path.open("ab") as out:
+            for piece in response.iter_raw():
+                if most is not None and part.arrived + len(piece) > most:
+                    part.remove()
+                    raise DownloadError(f"{response.url.host} sends more than the {most} bytes that {file.name} has")
+                out.write(piece)
+                out.flush()
+                part.arrived += len(piece)
+                bar.update(len(piece))
+                _check_header(part, file, check_header)
+            os.fsync(out.fileno())
+        if total is not None and part.arrived < total:
+            raise Interrupted(f"the connection to {response.url.host} broke")
+
+
+def _total_of_the_rest(response: httpx2.Response, part: _Part) -> int | None:
+    """The size of the whole file, by a 206 answer that begins where what is there ends."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if match is None or int(match[1]) != part.arrived:
+        part.start(None)
+        raise Interrupted(f"{response.url.host} sends another piece than was asked for")
+    return None if match[2] == "*" else int(match[2])
+
+
+def _check_header(part: _Part, file: RemoteFile, check_header: CheckHeader) -> None:
+    """As soon as the header is there: let `check_header` see it, as a file that is empty but for it."""
+    if part.header_checked or part.arrived < 9:
+        return
+    with part.path.open("rb") as begun:
+        size = int.from_bytes(begun.read(8), "little")
+        if size > LONGEST_HEADER or begun.read(1) != b"{":
+            part.remove()
+            raise UnsuitableSourceError(f"{file.name} is not a safetensors file; nothing was kept")
+        if part.arrived < 8 + size:
+            return
+        begun.seek(0)
+        header = begun.read(8 + size)
+    try:
+        check_as_file(header, file.name, file.size and file.size + _SIZE_TOLERANCE, check_header)
+    except HSWQError:
+        part.remove()
+        raise
+    part.header_checked = True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -1,0 +1,1 @@
+"""A source and settings go in; a finished folder comes out, step by step, each done once."""

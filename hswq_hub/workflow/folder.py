@@ -1,0 +1,102 @@
+"""The folder as it is uploaded: quantized files, figures, pictures, card, licence, components of a local base."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hswq_runtime.checkpoints.locate import MODEL_INDEX
+from hswq_runtime.formats import Format
+
+from .. import __version__
+from ..cards.card import CARD, IMAGES, METRICS, licence_text, write_card
+from ..cards.facts import licence_facts, source_facts
+from ..common.files import write_atomically
+from ..common.targets import CONTENTS, RECORD, list_contents
+from ..evaluation import plots
+from ..evaluation.evaluate import Evaluation
+from ..evaluation.examples import EXAMPLES
+from ..quantization.plan import Plan
+from ..settings import Recipe
+from ..sources.components import ignore_foreign, local_components
+from ..sources.licence import LICENCE_FILE
+from ..sources.source import Source
+from .quantizing import plan_of
+from .steps import RECORD as STEP_RECORD
+from .steps import Step
+
+
+def facts_of(source: Source, repo: str, recipe: Recipe, command: str) -> dict:
+    """What the record says besides what comes of the steps. `repo`: the folder's name."""
+    return {
+        "tool": f"hswq-hub {__version__}",
+        "name": source.name,
+        "repo": repo,
+        "architecture": source.checkpoint.architecture.name,
+        "base": source.hub_base,
+        "bundled": sorted(source.checkpoint.bundled),
+        **licence_facts(source.licence),
+        "source": source_facts(source),
+        "command": command,
+        "recipe": asdict(recipe),
+    }
+
+
+def fill_folder(
+    target: Path, source: Source, calibration: dict, writing: Mapping[Format, Step], measured: Path, facts: dict
+) -> None:
+    """Put the products together. `calibration`: what made it. `measured`: the folder that `save_evaluation` wrote."""
+    plans = {version: plan_of(step) for version, step in writing.items()}
+    for step in writing.values():
+        for file in step.folder.glob("*.safetensors"):
+            shutil.copyfile(file, target / file.name)
+    shutil.copytree(measured, target, ignore=shutil.ignore_patterns(STEP_RECORD), dirs_exist_ok=True)
+    _draw(target, source, list(plans.values()))
+    examples = json.loads((target / EXAMPLES).read_text(encoding="utf-8"))
+    (target / EXAMPLES).unlink()
+    if (text := licence_text(source.licence, source.licence_text)) is not None:
+        write_atomically(target / LICENCE_FILE, text.encode())
+    components = local_components(source)
+    if components:
+        shutil.copyfile(Path(source.base) / MODEL_INDEX, target / MODEL_INDEX)
+    for component in components:
+        shutil.copytree(component, target / component.name, ignore=ignore_foreign)
+    record = facts | {
+        "calibration": calibration,
+        "files": {version.value: _file_facts(step, plans[version]) for version, step in writing.items()},
+        "layers": {version.value: plan.as_rows() for version, plan in plans.items()},
+        "examples": examples,
+        CONTENTS: sorted([*list_contents(target), CARD]),
+    }
+    write_atomically(target / RECORD, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    write_card(target)
+
+
+def state_of(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file of `folder`: what tells whether it is as it was."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
+    """What was decided in the last of the published files, and what all of them cost and give."""
+    evaluation = Evaluation.load(target / METRICS)
+    whole, *variants = evaluation.variants
+    points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
+    plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
+    if plans[-1].quantized:
+        plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
+    plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
+
+
+def _file_facts(step: Step, plan: Plan) -> dict:
+    made = step.made
+    file = next(step.folder.glob("*.safetensors"))
+    return {
+        "file": file.name,
+        "sha256": made.files[file.name],
+        "bytes": file.stat().st_size,
+        "kept_layers": len(plan.kept),
+        "layers": len(plan.decisions),
+    }

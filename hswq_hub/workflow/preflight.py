@@ -1,0 +1,52 @@
+"""Everything that can be known to fail, before anything costs time."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ..common.targets import check_target
+from ..quantization.compensate import check_memory
+from ..quantization.fold import check_fold
+from ..quantization.keep import check_budget
+from ..settings import COMPENSATED, PublishSettings
+from ..sources.http import cache
+from ..sources.source import Source
+from .memory import memory_of
+from .steps import Step, Tell, check_disks, open_steps, silent
+
+
+def preflight(
+    source: Source,
+    folder: Path,
+    settings: PublishSettings,
+    steps: Sequence[Step],
+    again: Collection[str] = (),
+    arriving: bool = False,
+    tell: Tell = silent,
+) -> None:
+    """Check that `steps` can be done: the target, the components, the recipe's limits, the disks, the memory.
+
+    `arriving`: the source's file is still to be fetched. `tell`: is warned of what may be too little.
+
+    Raises:
+        TargetError: the folder holds something else or cannot be made, or a disk has no room.
+        ComponentError: the base lacks a component.
+        DeviceError: the model does not fit into memory.
+        HSWQError: the budget or the bound on memory cannot be met.
+    """
+    check_target(folder)
+    source.check_components()
+    check_fold(source.checkpoint, settings.formats, settings.recipe)
+    for version in settings.formats:
+        check_budget(source.checkpoint, version, settings.recipe)
+    if settings.recipe.rounding in COMPENSATED:
+        check_memory(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
+    check_disks(open_steps(steps, again), arriving_bytes(source) if arriving else {})
+    for memory in memory_of(source, settings):
+        memory.check()
+        if memory.is_tight:
+            tell(f"warning: this takes {memory.line}")
+
+
+def arriving_bytes(source: Source) -> dict[Path, int]:
+    """What its file takes once it is fetched, and where."""
+    return {cache.folder(): source.path.stat().st_size}

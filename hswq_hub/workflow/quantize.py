@@ -1,0 +1,122 @@
+"""From a full-precision checkpoint and its statistics to HSWQ files.
+
+search (ranges) · fold · compensate (moments; kfac or gptq) · measure (errors) · keep · writer; steps puts them in order
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
+
+from ...calibration.calibrate import Calibration
+from ...common.files import atomic_file
+from ...common.hardware import pick_device
+from ...common.targets import check_replaceable
+from ...quantization.compensate import check_memory, rounding_bytes, write_compensated
+from ...quantization.fold import check_fold
+from ...quantization.keep import check_budget, keep
+from ...quantization.measure import measure_errors
+from ...quantization.plan import Decision, Plan, plan_everything, plan_naive
+from ...quantization.writer import codes_of, write_quantized
+from ...settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
+from ...settings import recipe as recipe_of
+from ...sources.source import Source
+from ..quantizing import STATISTICS, Quantization, naive_cast, naive_name, plan_of, quantized_name
+from ..steps import Step, Tell, check_disks, make, open_steps, silent
+from ..workspace import Workspace
+
+__all__ = [
+    "STATISTICS",
+    "Decision",
+    "Plan",
+    "Quantization",
+    "check_budget",
+    "check_fold",
+    "check_memory",
+    "codes_of",
+    "keep",
+    "measure_errors",
+    "naive_cast",
+    "naive_name",
+    "plan_everything",
+    "plan_naive",
+    "plan_of",
+    "quantize",
+    "quantized_name",
+    "rounding_bytes",
+    "write_compensated",
+    "write_quantized",
+]
+
+
+def quantize(
+    source: Source,
+    calibration: Calibration,
+    versions: Sequence[Format],
+    folder: Path,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    memory: float = CALIBRATION_MEMORY,
+    tell: Tell = silent,
+    begin: Callable[[Quantization], None] = lambda _: None,
+) -> list[tuple[Path, Plan]]:
+    """Write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
+
+    The steps are those of `publish`; they are kept in the workspace, so that a run that was stopped goes on where it
+    was. `tell`: see `steps.make`. `begin`: is told what is to be done once it is known that it can be.
+
+    Raises:
+        FormatError: the calibration was made from another file.
+        DeviceError: CUDA asked for and absent.
+        TargetError: another kind of file has that name already, or a disk has no room.
+        HSWQError: the budget or the bound on memory cannot be met.
+    """
+    recipe = recipe or recipe_of()
+    todo = _quantization(source, calibration, versions, recipe, device, memory)
+    paths = {version: folder / quantized_name(source, version) for version in versions}
+    for path in paths.values():
+        check_replaceable(path, path.suffix, _require_quantized)
+    check_fold(source.checkpoint, versions, recipe)
+    for version in versions:
+        check_budget(source.checkpoint, version, recipe)
+    steps, writing = todo.steps()
+    steps = [todo.statistics, *steps]
+    check_disks(open_steps(steps), {folder: sum(step.work().kept for step in writing.values())})
+    begin(todo)
+    with Workspace(source.name, source.sha256).locked(tell):
+        make(steps, tell)
+        for version, path in paths.items():
+            _copy(writing[version].folder / path.name, path)
+    return [(path, plan_of(writing[version])) for version, path in paths.items()]
+
+
+def _quantization(
+    source: Source, calibration: Calibration, versions: Sequence[Format], recipe: Recipe, device: str, memory: float
+) -> Quantization:
+    made_by = calibration.made_by
+    if made_by.get("source_sha256") != source.sha256:
+        raise FormatError(
+            f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
+        )
+    how = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
+    place = Workspace(source.name, source.sha256).folder
+
+    def take(product: Path) -> None:
+        calibration.save(product / STATISTICS)
+
+    given = Step("statistics", "calibrate", place, calibration.sha256, take)
+    return Quantization(place, source, given, tuple(versions), recipe, how, memory)
+
+
+def _copy(product: Path, path: Path) -> None:
+    with product.open("rb") as file, atomic_file(path) as target:
+        shutil.copyfileobj(file, target, 1 << 24)
+
+
+def _require_quantized(path: Path) -> None:
+    if not Checkpoint(path).quantized:
+        raise FormatError(f"{path} is not quantized")

@@ -1,0 +1,203 @@
+"""Find the one file that is meant by a folder, a Hub repo, or a path inside a repo; and a base's other components.
+
+What a file is, is told from its header, never from its name. Of files on the Hub only the header is fetched until one
+is chosen.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from ..errors import FormatError, UnknownArchitectureError
+from ..formats import Format, version_of
+from .checkpoint import Checkpoint, recognise_header
+
+MODEL_INDEX = "model_index.json"
+PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
+"""What a diffusers folder may hold of weights, configurations and vocabularies; no pickles, no code."""
+
+OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
+"""Twins of full-precision weights, which would only cost time."""
+
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_HOST = "huggingface.co"
+_URL = re.compile(
+    r"https?://(?P<host>[^/]+)/(?P<repo>[^/]+/[^/]+)/(?:blob|resolve)/(?P<revision>[^/]+)/(?P<file>[^?#]+)(?:[?#].*)?"
+)
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to reach the Hub: arguments of the same names in huggingface_hub."""
+
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    def elsewhere(self) -> "HubOptions":
+        """The same for another repo, which does not have this one's revisions."""
+        return HubOptions(None, self.token, self.cache_dir, self.local_files_only)
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a reference leads to.
+
+    file: the checkpoint on this disk; None if the reference is a saved diffusers pipeline. folder: that pipeline, or
+    the folder it was looked for in. repo, hub: of the Hub repo it came from; None if it was here.
+    """
+
+    file: Path | None
+    folder: Path
+    repo: str | None = None
+    hub: HubOptions | None = None
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` is spelled like "owner/name"."""
+    return _REPO_ID.fullmatch(text) is not None
+
+
+def locate(reference: str | Path, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
+    """The checkpoint or the saved pipeline that `reference` means, fetched if need be.
+
+    Args:
+        reference: a file, a folder, "owner/repo", "owner/repo/path/in/it.safetensors", or such a file's URL.
+        variant: "v1" or "v2": which of several files. None: V2 where there is one, it being the closer to the original.
+        weight_name: which of several files, by name (a path within the folder or repo).
+
+    Raises:
+        FormatError: nothing there, no such file or variant, or several to choose from.
+    """
+    if variant is not None and variant not in {format.value for format in Format}:
+        raise FormatError(f"there is no variant {variant!r}; choose {' or '.join(format.value for format in Format)}")
+    path = Path(reference)
+    if path.is_file():
+        return Located(path, path.parent)
+    if path.is_dir():
+        return Located(_in_folder(path, variant, weight_name), path)
+    return _on_hub(str(reference), variant, weight_name, hub)
+
+
+def _in_folder(folder: Path, variant: str | None, weight_name: str | None) -> Path | None:
+    names = [file.name for file in sorted(folder.glob("*.safetensors"))]
+    if weight_name is None and not names and (folder / MODEL_INDEX).is_file():
+        return None
+
+    def read_format(name: str) -> Format | None:
+        return Checkpoint(folder / name).format
+
+    name = weight_name or _choose(names, variant, read_format, where=str(folder))
+    if not (folder / name).is_file():
+        raise FormatError(f"{folder} has no file {name}; it holds {', '.join(names) or 'no safetensors file'}")
+    return folder / name
+
+
+def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
+    from huggingface_hub.constants import ENDPOINT
+
+    if match := _URL.fullmatch(reference):
+        if match["host"] not in (_HUB_HOST, urlsplit(ENDPOINT).netloc):
+            raise FormatError(f"{reference} is not on the Hub; download it and give its path")
+        hub = HubOptions(unquote(match["revision"]), hub.token, hub.cache_dir, hub.local_files_only)
+        reference = f"{match['repo']}/{unquote(match['file'])}"
+    parts = PurePosixPath(reference).parts
+    repo = "/".join(parts[:2])
+    if not is_repo_id(repo) or ".." in parts:
+        raise FormatError(f"{reference} is neither a file nor a folder here, nor a Hub repo")
+    weight_name = weight_name or "/".join(parts[2:]) or None
+    if hub.local_files_only:
+        folder = _download(repo, [MODEL_INDEX, weight_name or ""], hub)
+        return Located(_in_folder(folder, variant, weight_name), folder, repo, hub)
+    names = _list_files(repo, hub)
+    candidates = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    if weight_name is None and not candidates and MODEL_INDEX in names:
+        return Located(None, _download(repo, [f"**{suffix}" for suffix in PUBLISHED_SUFFIXES], hub), repo, hub)
+
+    def read_format(name: str) -> Format | None:
+        header = _hub_call(repo, "parse_safetensors_file_metadata", name, revision=hub.revision, token=hub.token)
+        recognise_header(header.tensors, header.metadata)
+        return version_of(header.metadata)
+
+    name = weight_name or _choose(candidates, variant, read_format, where=repo)
+    if name not in names:
+        raise FormatError(f"{repo} has no file {name}; it holds {', '.join(candidates) or 'no safetensors file'}")
+    folder = _download(repo, [name], hub)
+    return Located(folder / name, folder, repo, hub)
+
+
+def _choose(names: list[str], variant: str | None, read_format: Callable[[str], Format | None], where: str) -> str:
+    """The one model among `names` that `variant` leaves; only headers are read."""
+    if len(names) == 1:
+        return names[0]
+    found: dict[Format | None, list[str]] = {}
+    for name in names:
+        try:
+            found.setdefault(read_format(name), []).append(name)
+        except UnknownArchitectureError:  # a LoRA, say: not what is looked for
+            continue
+    if variant:
+        wanted = found.get(Format(variant), [])
+    else:
+        wanted = found.get(Format.V2) or [name for names_of_format in found.values() for name in names_of_format]
+    if len(wanted) == 1:
+        return wanted[0]
+    wish = f" of variant {variant}" if variant else ""
+    held = ", ".join(names) or "no safetensors file"
+    raise FormatError(f"{where} does not hold just one model{wish}: it holds {held}; choose with weight_name")
+
+
+def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_weights: Iterable[str] = ()) -> Path:
+    """The index of a Hub repo and the components `names` of it, as a folder on this disk; of those `without_weights`
+    the configuration alone.
+
+    Raises:
+        FormatError: it cannot be reached.
+    """
+    patterns = [f"{name}/*{suffix}" for name in sorted(names) for suffix in PUBLISHED_SUFFIXES]
+    patterns += [f"{name}/*.json" for name in sorted(without_weights)]
+    return _download(repo, [MODEL_INDEX, *patterns], hub)
+
+
+def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=OTHER_PRECISIONS, **asdict(hub)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FormatError(_unreachable(repo, hub, error)) from error
+
+
+def _list_files(repo: str, hub: HubOptions) -> set[str]:
+    return set(_hub_call(repo, "list_repo_files", revision=hub.revision, token=hub.token))
+
+
+def _hub_call(repo: str, method: str, *arguments, **options):
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError
+
+    try:
+        return getattr(HfApi(), method)(repo, *arguments, **options)
+    except SafetensorsParsingError as error:
+        raise FormatError(f"{repo} holds a damaged safetensors file: {' '.join(str(error).split())}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        raise FormatError(_unreachable(repo, HubOptions(options.get("revision")), error)) from error
+
+
+def _unreachable(repo: str, hub: HubOptions, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, RevisionNotFoundError):
+        return f"the Hub repo {repo} has no revision {hub.revision}"
+    if isinstance(error, GatedRepoError):
+        return f"the Hub repo {repo} is gated: accept its terms on its page, then run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no Hub repo {repo} that you may read; check its name, or run `hf auth login` if it is private"
+    if hub.local_files_only:
+        return f"the Hub repo {repo} is not in the cache; load it once without local_files_only"
+    return f"the Hub repo {repo} cannot be reached ({type(error).__name__}); check the connection, or pass a folder"

@@ -1,0 +1,1 @@
+"""FP8 weights go in; the modules that compute with them, their LoRAs included, come out."""
