@@ -36,7 +36,7 @@ from hswq_runtime.formats import layer_of
 from hswq_runtime.layers.fp8 import FP8, FP8_MAX, saturating_cast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny
+from support import tiny
 
 Z_IMAGE = {
     "in_channels": 16,

@@ -1,0 +1,51 @@
+"""What the repository shows people is what its commands made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hswq_hub.cards.card import Card, write_catalog_cards
+from hswq_hub.evaluation.report import HEADINGS, table
+from hswq_hub.sources.catalog import catalog
+from hswq_hub.sources.source import resolve
+
+ROOT = Path(__file__).parents[2]
+SHOWN = ROOT / "model_cards/demo-hswq"
+
+
+def test_shown_card_is_what_the_card_command_renders_from_its_figures():
+    assert (SHOWN / "README.md").read_text() == Card.from_folder(SHOWN).render()
+
+
+def test_shown_cards_of_the_catalog_are_what_the_card_command_writes(tmp_path):
+    written = write_catalog_cards(tmp_path)
+    assert len(written) == len(catalog())
+    for path in written:
+        assert (SHOWN.parent / path.relative_to(tmp_path)).read_text() == path.read_text()
+
+
+def test_no_other_card_is_shown():
+    shown = {path.parent.name for path in SHOWN.parent.glob("*/README.md")}
+    assert shown == {SHOWN.name, *(f"{entry.name}-hswq" for entry in catalog().values())}
+
+
+def test_shown_figures_are_of_the_bundled_model():
+    assert json.loads((SHOWN / "hswq.json").read_text())["source"]["sha256"] == resolve("demo").sha256
+
+
+def test_readme_has_the_figures_of_the_shown_card():
+    readme, card = (ROOT / "README.md").read_text(), Card.from_folder(SHOWN)
+    for row in (HEADINGS, *table(card.evaluation)):
+        assert f"| {' | '.join(row)} |" in readme
+    for line in card.verdict_lines:
+        assert line in readme
+    assert card.evaluation.protocol["hardware"] in readme
+
+
+@pytest.mark.parametrize("document", ["README.md", "model_cards/demo-hswq/README.md"])
+def test_pictures_are_there(document):
+    text = (ROOT / document).read_text()
+    pictures = [part.split(")")[0] for part in text.split("](")[1:] if part.split(")")[0].endswith(".png")]
+    assert pictures
+    assert [name for name in pictures if not ((ROOT / document).parent / name).is_file()] == []

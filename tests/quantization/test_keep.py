@@ -1,0 +1,178 @@
+"""What is kept and why, on plans made by hand; and the errors that decide it, against a slow way to measure them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny
+
+from hswq_hub.calibration.calibrate import Calibration
+from hswq_hub.generation.generate import final_latents, generate, generation_settings, open_pipeline
+from hswq_hub.quantization import keep
+from hswq_hub.quantization.compensate import write_compensated
+from hswq_hub.quantization.keep import check_budget
+from hswq_hub.quantization.measure import exchanged, measure_errors
+from hswq_hub.quantization.plan import plan_everything, plan_naive
+from hswq_hub.quantization.writer import codes_of, write_quantized
+from hswq_hub.settings import CalibrationSettings, ErrorSettings, RoundingSettings, recipe
+from hswq_hub.sources.source import resolve
+from hswq_runtime import Checkpoint, Format, load_model
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.layers.fp8 import quantize
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Checkpoint:
+    return Checkpoint(tiny.checkpoint(tmp_path_factory.mktemp("source")))
+
+
+@pytest.fixture(scope="module")
+def calibration(source) -> Calibration:
+    return tiny.calibration(source)
+
+
+@pytest.fixture(scope="module")
+def plan(source, calibration):
+    return plan_everything(source, calibration, [Format.V1], recipe())[Format.V1]
+
+
+def errors_of(plan, large: dict[str, float]) -> dict[str, float]:
+    return {d.key: large.get(d.layer, 1e-9) for d in plan.quantized}
+
+
+def kept(plan) -> set[str]:
+    return {d.layer for d in plan.kept if not d.never}
+
+
+def test_the_error_counts_per_byte(source, plan):
+    """x_embedder has 96·16 values and w1 256·96: a tenth of the error on a sixteenth of the bytes is worth more."""
+    errors = errors_of(plan, {"layers.0.feed_forward.w1": 1e-3, "x_embedder": 1e-4})
+    first = keep(plan, source, recipe(keep_ratio=1 / len(plan.quantized)), errors)
+    assert kept(first) == {"x_embedder"}
+    (decision,) = (d for d in first.decisions if d.layer == "x_embedder")
+    assert decision.reason.startswith("error per byte rank 1 of 21, within the keep ratio")
+    assert decision.error == 1e-4 and decision.scale is None
+
+
+@pytest.mark.parametrize("budget", [0.75, 0.8, 0.9, 1.1])
+def test_the_file_is_within_the_budget_and_uses_it(source, plan, budget, tmp_path):
+    errors = errors_of(plan, {"x_embedder": 1.0})
+    chosen = keep(plan, source, recipe(rounding="nearest", budget=budget), errors)
+    path = tmp_path / "out.safetensors"
+    nearest = keep(plan_nearest(source, plan), source, recipe(rounding="nearest", budget=budget), errors)
+    write_quantized(source, nearest, path, source_sha256="0" * 64)
+    whole = 2 * sum(info.values for info in source.denoiser_tensors.values())
+    metadata = 400
+    assert kept(chosen) == kept(nearest) and "x_embedder" in kept(chosen)
+    assert path.stat().st_size <= budget * whole + metadata
+    left = [source.tensors[d.key].values for d in chosen.quantized]
+    assert not left or path.stat().st_size + min(left) > budget * whole - 400
+
+
+def plan_nearest(source, plan):
+    return replace(plan, decisions=tuple(replace(d, rounding="nearest") if d.quantized else d for d in plan.decisions))
+
+
+def test_an_impossible_budget_says_what_is_possible(source, plan):
+    with pytest.raises(HSWQError, match=r"budget 0\.4 cannot be met: .* takes 0\.7\d+; raise --budget"):
+        keep(plan, source, recipe(budget=0.4), errors_of(plan, {}))
+    with pytest.raises(HSWQError, match="budget 0\\.4 cannot be met"):
+        check_budget(source, Format.V1, recipe(budget=0.4))
+    check_budget(source, Format.V2, recipe(budget=0.75))
+
+
+def test_a_keep_ratio_and_a_budget_exclude_each_other():
+    with pytest.raises(ValueError, match="cannot both be kept"):
+        recipe(keep_ratio=0.1, budget=0.6)
+    assert recipe(keep_ratio=0.1).budget is None and recipe("hswq", budget=0.6).keep_ratio is None
+
+
+def test_the_header_says_what_differs_from_the_recipe():
+    assert recipe().label == "measured"
+    assert recipe("hswq", rounding="gptq", keep_ratio=0.2).label == "hswq (rounding gptq, keep_ratio 0.2)"
+    assert recipe("hswq", search="exact").label == "hswq (search changed)"
+    assert recipe(search="none").label == "measured"
+
+
+def test_an_exchanged_weight_reaches_all_modules_behind_it_and_goes_again(source):
+    model = load_model(source, torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    key = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
+    values = torch.randn(3 * 96, 96)
+    with exchanged(model, source, key, values):
+        parts = [model.layers[0].attention.get_submodule(f"to_{part}").weight for part in "qkv"]
+        assert torch.equal(torch.cat(parts), values)
+        changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        assert len(changed) == 3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_measured_errors_are_those_of_pictures_made_one_by_one():
+    source = resolve("demo")
+    checkpoint = source.checkpoint
+    settings, calibration = ErrorSettings(samples=2, steps=2, seed_offset=7), CalibrationSettings(seed=3, size=32)
+    plan = plan_of(checkpoint, ["x_embedder", "layers.0.attention.qkv"])
+    errors = measure_errors(source, plan, codes_of(checkpoint, Format.V1), calibration, settings)
+    assert list(errors) == [d.key for d in plan.quantized]
+    for key, error in errors.items():
+        latents = []
+        for quantized in (False, True):
+            model = load_model(checkpoint, torch.float32)
+            if quantized:
+                weight = quantize(checkpoint.tensor(key)).float()
+                rows = iter(weight.split([len(model.get_parameter(n)) for n in checkpoint.modules[key]]))
+                for name in checkpoint.modules[key]:
+                    model.get_parameter(name).data.copy_(next(rows))
+            pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
+            how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
+            prompts = source.prompts.calibration
+            latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, how).latents for i in range(2)]))
+        assert error == pytest.approx((latents[0] - latents[1]).square().mean().item(), rel=1e-2)
+
+
+def plan_of(checkpoint, layers):
+    plan = plan_naive(checkpoint)
+    return replace(plan, decisions=tuple(d for d in plan.decisions if d.layer in layers))
+
+
+def test_pictures_of_a_batch_are_those_made_alone():
+    source = resolve("demo")
+    checkpoint = source.checkpoint
+    model = load_model(checkpoint, torch.float32)
+    pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
+    how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
+    prompts = source.prompts.calibration[:2]
+    together = final_latents(pipeline, prompts, [5, 6], how)
+    alone = torch.stack([generate(pipeline, p, s, how).latents for p, s in zip(prompts, [5, 6], strict=True)])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rounding", "versions"), [("gptq", list(Format)), ("kfac", [Format.V1])])
+def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, tmp_path, rounding, versions):
+    plans, written = plan_everything(source, calibration, versions, recipe(rounding=rounding)), []
+    for memory in (1.0, 0.0015):
+        paths = {version: tmp_path / f"{version}-{memory}.safetensors" for version in versions}
+        arguments = source, calibration, plans, paths, rounding, RoundingSettings(sweeps=1)
+        write_compensated(*arguments, source_sha256="0" * 64, memory=memory)
+        written.append({version: path.read_bytes() for version, path in paths.items()})
+    assert written[0] == written[1]
+    exact, nearest = tiny.run(load_model(source, torch.float32)), tmp_path / "nearest.safetensors"
+    for version, path in paths.items():
+        error = (tiny.run(load_model(path, torch.float32)) - exact).square().mean()
+        write_quantized(source, plan_nearest(source, plans[version]), nearest, source_sha256="0" * 64)
+        assert error < 0.5 * (tiny.run(load_model(nearest, torch.float32)) - exact).square().mean()
+
+
+def test_row_scales_are_stored_a_row(source, calibration, tmp_path):
+    plans = plan_everything(source, calibration, [Format.V2], recipe(row_scales=True, rounding="nearest"))
+    path = tmp_path / "rows.safetensors"
+    write_quantized(source, plans[Format.V2], path, source_sha256="0" * 64)
+    stored = Checkpoint(path)
+    for decision in plans[Format.V2].quantized:
+        layer = decision.key.removesuffix(".weight")
+        weight, scale = source.tensor(decision.key).float(), stored.tensor(f"{layer}.scale")
+        assert scale.shape == (len(weight), 1)
+        assert torch.equal(scale, weight.abs().amax(dim=1, keepdim=True) / 448)
+        assert torch.equal(stored.tensor(decision.key).float(), quantize(weight, scale).float())
+    assert json.dumps(plans[Format.V2].as_rows())

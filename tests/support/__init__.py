@@ -1,0 +1,1 @@
+"""What tests share: small models, servers with the real protocols, processes that are killed."""

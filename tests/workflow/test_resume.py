@@ -1,0 +1,59 @@
+"""A publish that is killed, in every step of it, goes on to the same bytes; and two at once do not meet."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What killing.py leaves."""
+    place = tmp_path_factory.mktemp("killed")
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS.parent / "runtime"), str(TESTS)])
+    result = subprocess.run(
+        [sys.executable, str(TESTS / "support/killing.py"), str(place)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return place
+
+
+def test_a_run_that_was_killed_in_every_step_ends_in_the_same_bytes(folder):
+    whole, killed = contents(folder / "whole/out"), contents(folder / "killed/out")
+    assert {"README.md", "metrics.json", "hswq.json", "images/compare-01.png"} < whole.keys()
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if whole[name] != killed[name]] == []
+
+
+def test_what_was_done_is_not_done_again(folder):
+    """Each step was begun twice, since it was killed once, and ended once with the settings of the first run."""
+    log = (folder / "killed.log").read_text().splitlines()
+    first = log[: log.index(next(line for line in log if line.startswith("folder: done"))) + 1]
+    for name in (*NAMES, "folder"):
+        assert first.count(f"{name}: begun") == 2, name
+        assert sum(line.startswith(f"{name}: done") for line in first) == 1, name
+
+
+def test_nothing_is_left_of_the_dead(folder):
+    assert [path.name for path in (folder / "killed").iterdir() if path.name.startswith(".")] == []
+    assert [str(path) for path in (folder / "killed/home").rglob(".*") if path.name != ".lock"] == []
+
+
+def test_two_at_once_do_the_work_once(folder):
+    log = (folder / "together.log").read_text().splitlines()
+    assert log.count("another hswq-hub is at work on tiny; waiting for it to end") == 1
+    assert log.count("calibrate: begun") == log.count("calibrate: found") == 1
+    assert (folder / "together/out/README.md").is_file()
