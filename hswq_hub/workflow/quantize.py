@@ -1,7 +1,4 @@
-"""From a full-precision checkpoint and its statistics to HSWQ files.
-
-search (ranges) · fold · compensate (moments; kfac or gptq) · measure (errors) · keep · writer; steps puts them in order
-"""
+"""From a full-precision checkpoint and its statistics to HSWQ files, without a folder around them."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,45 +9,19 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
-from ...calibration.calibrate import Calibration
-from ...common.files import atomic_file
-from ...common.hardware import pick_device
-from ...common.targets import check_replaceable
-from ...quantization.compensate import check_memory, rounding_bytes, write_compensated
-from ...quantization.fold import check_fold
-from ...quantization.keep import check_budget, keep
-from ...quantization.measure import measure_errors
-from ...quantization.plan import Decision, Plan, plan_everything, plan_naive
-from ...quantization.writer import codes_of, write_quantized
-from ...settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
-from ...settings import recipe as recipe_of
-from ...sources.source import Source
-from ..quantizing import STATISTICS, Quantization, naive_cast, naive_name, plan_of, quantized_name
-from ..steps import Step, Tell, check_disks, make, open_steps, silent
-from ..workspace import Workspace
-
-__all__ = [
-    "STATISTICS",
-    "Decision",
-    "Plan",
-    "Quantization",
-    "check_budget",
-    "check_fold",
-    "check_memory",
-    "codes_of",
-    "keep",
-    "measure_errors",
-    "naive_cast",
-    "naive_name",
-    "plan_everything",
-    "plan_naive",
-    "plan_of",
-    "quantize",
-    "quantized_name",
-    "rounding_bytes",
-    "write_compensated",
-    "write_quantized",
-]
+from ..calibration.calibrate import Calibration
+from ..common.files import atomic_file
+from ..common.hardware import pick_device
+from ..common.targets import check_replaceable
+from ..quantization.fold import check_fold
+from ..quantization.keep import check_budget
+from ..quantization.plan import Plan
+from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
+from ..settings import recipe as recipe_of
+from ..sources.source import Source
+from .quantizing import STATISTICS, Quantization, plan_of, quantized_name
+from .steps import Step, Tell, check_disks, make, open_steps, silent
+from .workspace import Workspace
 
 
 def quantize(

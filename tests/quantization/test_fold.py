@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import pytest
-import test_lora
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny
+from support import loras, tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.evaluation.compare import compare
@@ -82,19 +81,19 @@ def test_the_runtime_takes_the_moves_back(source, folded):
 def test_fp8_weights_mean_the_same_with_and_without_the_header(source, folded):
     ours, others = (tiny.run(load_model(path, torch.float32)) for path in folded["fp8"])
     assert torch.equal(ours, others)
-    assert test_lora.distance(ours, tiny.run(load_model(source, torch.float32))) < 0.2
+    assert loras.distance(ours, tiny.run(load_model(source, torch.float32))) < 0.2
 
 
 def test_a_lora_does_on_a_folded_file_what_it_does_on_the_original(source, folded):
     def with_lora(path, **how):
-        pipe = test_lora.pipeline(load_model(path, torch.float32, **how))
-        pipe.load_lora_weights(test_lora.diffusers_layout())
+        pipe = loras.pipeline(load_model(path, torch.float32, **how))
+        pipe.load_lora_weights(loras.diffusers_layout())
         return tiny.run(pipe.transformer)
 
     told, silent = folded["kept"]
     assert torch.equal(with_lora(told), with_lora(source))
     without = tiny.run(load_model(source, torch.float32))
-    effect, elsewhere = (test_lora.distance(with_lora(path), without) for path in (source, silent))
+    effect, elsewhere = (loras.distance(with_lora(path), without) for path in (source, silent))
     assert effect > 0.02 and elsewhere < 0.2 * effect, "what README says of other loaders"
     told, _ = folded["fp8"]
     assert torch.equal(with_lora(told), with_lora(told, dequantize=True))

@@ -4,26 +4,13 @@ import itertools
 
 import pytest
 import torch
+from support.layers import case, scale_of
 
 from hswq_hub.quantization.compensate import compensated_layer
 from hswq_hub.quantization.gptq import compensated
 from hswq_hub.quantization.moments import Moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.layers.fp8 import dequantize, grid, quantize
-
-
-def case(seed: int, rows=24, n=40, tokens=64):
-    """A weight [rows, n] of the size that real ones have, and the second moment of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(tokens, 8, generator=generator) @ torch.randn(8, n, generator=generator)
-    x = (mixed + 0.3 * torch.randn(tokens, n, generator=generator)).double()
-    return torch.randn(rows, n, generator=generator) * 0.02, x.T @ x / tokens
-
-
-def scale_of(weight, kind):
-    if kind == "v1":
-        return None
-    return weight.abs().amax().reshape(1) / 448 if kind == "v2" else weight.abs().amax(dim=1, keepdim=True) / 448
 
 
 def output_error(weight, codes, moment, scale=None):

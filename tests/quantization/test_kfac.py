@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 from support import tiny
-from test_gptq import case, scale_of
+from support.layers import case, scale_of
 from torch import nn
 
 from hswq_hub.common.hardware import PeakMemory

@@ -4,13 +4,12 @@ import copy
 import pickle
 
 import pytest
-import test_lora
 import torch
 from accelerate import cpu_offload, dispatch_model
 from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import save_file
-from support import tiny
+from support import loras, tiny
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
@@ -278,7 +277,7 @@ def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
     does not compile that, be the model plain or quantized. A UNet has nothing of the kind: `test_unet.py`."""
     model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=how == "fp8_matmul")
     if how == "lora":
-        test_lora.pipeline(model).load_lora_weights(test_lora.diffusers_layout())
+        loras.pipeline(model).load_lora_weights(loras.diffusers_layout())
     model.rope_embedder(torch.zeros(1, 3, dtype=torch.int64))
     counter = CompileCounter()
     found = tiny.run(torch.compile(model, fullgraph=True, backend=counter))
