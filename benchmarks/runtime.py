@@ -475,7 +475,8 @@ def settings_of(args) -> str:
 
 
 def hardware(args) -> str:
-    from hswq_hub.common.hardware import describe, versions
+    from hswq_hub.common.hardware import describe
+    from hswq_hub.common.identity import versions
 
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"{describe(torch.device(args.device))}, {args.threads} threads; {found}, Python {platform.python_version()}"

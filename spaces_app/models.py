@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hswq_hub.cards.card import CARD, METRICS
 from hswq_hub.common.files import file_sha256
-from hswq_hub.common.targets import RECORD
+from hswq_hub.common.layout import CARD, METRICS, RECORD
 from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation
 from hswq_hub.generation.generate import default_size
 from hswq_hub.quantization.plan import Decision, Plan

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
+from hswq_hub.common.text import megabytes
 from hswq_hub.evaluation.plots import by_sensitivity
-from hswq_hub.evaluation.report import megabytes
 from hswq_hub.quantization.plan import Plan
 
 from .runs import Run, png

@@ -23,7 +23,8 @@ from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
 
 from ..common.files import write_atomically
-from ..common.hardware import describe, pick_device, pick_dtype, versions
+from ..common.hardware import describe, pick_device, pick_dtype
+from ..common.identity import versions
 from ..common.progress import progress
 from ..generation.generate import generate, generation_settings, open_pipeline
 from ..generation.recording import Call, record_calls, spread

@@ -15,30 +15,18 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..common.files import write_atomically
-from ..common.targets import CONTENTS, RECORD
+from ..common.layout import CARD, CONTENTS, EARLIER, IMAGES, LICENCE_FILE, METRICS, RECORD
+from ..common.text import megabytes, share
 from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
 from ..evaluation.plots import SENSITIVITY, SIZES, WEIGHTS
-from ..evaluation.report import (
-    HEADINGS,
-    comparisons,
-    earlier_table,
-    megabytes,
-    pair_table,
-    protocol_table,
-    share,
-    table,
-)
-from ..hub.history import EARLIER
+from ..evaluation.report import HEADINGS, comparisons, earlier_table, pair_table, protocol_table, table
 from ..quantization.plan import Decision
 from ..settings import COMPENSATED
 from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
-from ..sources.licence import LICENCE_FILE, Licence
+from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
 
-METRICS = "metrics.json"
-CARD = "README.md"
-IMAGES = "images"
 _LICENCE_TEXTS = ("apache-2.0",)
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror."""

@@ -119,7 +119,8 @@ def publish(reference, folder, from_, redo, dry_run, space, yes, **options):
     hswq-hub publish harukiMIX_zit2603 --repo alice/haruki-hswq --on hf-jobs --flavor l40sx1 --timeout 3h
     """
     from ..cards.card import Card
-    from ..evaluation.report import HEADINGS, table, text_table
+    from ..common.text import text_table
+    from ..evaluation.report import HEADINGS, table
     from ..sources.source import resolve
     from ..workflow.outlook import Outlook
     from ..workflow.outlook import dry_run as say_plan
@@ -282,8 +283,9 @@ def quantize(
     hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
     """
     from ..calibration.calibrate import Calibration
+    from ..common.text import text_table
     from ..evaluation.plots import draw_plan
-    from ..evaluation.report import plan_table, text_table
+    from ..evaluation.report import plan_table
     from ..sources.source import resolve
     from ..workflow.outlook import estimate_of
     from ..workflow.quantize import quantize
@@ -322,8 +324,9 @@ def evaluate(reference, files, pairs, steps, seed, guidance, size, device, dtype
     hswq-hub evaluate demo out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
     """
     from ..common.targets import check_replaceable
+    from ..common.text import text_table
     from ..evaluation.evaluate import Evaluation, evaluate, label_files
-    from ..evaluation.report import HEADINGS, table, text_table
+    from ..evaluation.report import HEADINGS, table
     from ..sources.source import resolve
 
     _quiet()
@@ -347,8 +350,9 @@ def compare(one, other):
     """
     from hswq_runtime.checkpoints.checkpoint import Checkpoint
 
+    from ..common.text import text_table
     from ..evaluation.compare import compare
-    from ..evaluation.report import compare_table, text_table
+    from ..evaluation.report import compare_table
 
     click.echo(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
 
@@ -437,7 +441,7 @@ def models():
     \b
     hswq-hub models
     """
-    from ..evaluation.report import text_table
+    from ..common.text import text_table
     from ..sources.catalog import catalog
     from .tables import CATALOG_HEADINGS, catalog_table
 
@@ -456,7 +460,7 @@ def list_():
     \b
     hswq-hub cache list
     """
-    from ..evaluation.report import text_table
+    from ..common.text import text_table
     from ..sources.http.cache import contents, folder
     from .tables import CACHE_HEADINGS, cache_table
 
@@ -471,7 +475,7 @@ def prune(older_than):
     \b
     hswq-hub cache prune --older-than 0
     """
-    from ..evaluation.report import text_table
+    from ..common.text import text_table
     from ..sources.http.cache import prune
     from .tables import CACHE_HEADINGS, cache_table
 
@@ -509,7 +513,7 @@ def publish_all(models, again, on, flavor, timeout, package, namespace, yes):
     hswq-hub publish-all models.yaml
     hswq-hub publish-all models.yaml --on hf-jobs --flavor l40sx1 --yes
     """
-    from ..evaluation.report import text_table
+    from ..common.text import text_table
     from ..jobs.batch import HEADINGS, publish_all, read_list, summary
 
     entries, job = read_list(models, _read_entry), job_settings(on, flavor, timeout, package, namespace)
@@ -534,7 +538,7 @@ def jobs(context, namespace):
     """
     if context.invoked_subcommand is not None:
         return
-    from ..evaluation.report import text_table
+    from ..common.text import text_table
     from ..jobs.jobs import HEADINGS, Jobs, rows
 
     click.echo(text_table(HEADINGS, rows(Jobs(namespace).listing())))
@@ -679,7 +683,7 @@ def _choose(question: str, answers: list[str]) -> int:
 
 def _agree_to_work(outlook) -> None:
     """Ask before long work."""
-    from ..common.progress import roughly
+    from ..common.text import roughly
 
     if outlook.seconds > LONG:
         click.echo("\n".join(outlook.lines()), err=True)

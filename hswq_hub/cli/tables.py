@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..evaluation.report import megabytes
+from ..common.text import megabytes
 from ..sources.catalog import Entry
 from ..sources.http.cache import Cached
 from ..sources.listing import Listing

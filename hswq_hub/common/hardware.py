@@ -10,7 +10,6 @@ import torch
 from hswq_runtime.errors import DeviceError
 
 from ..settings import DEVICES, DTYPES
-from ..workflow.workspace import code_digest
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -105,27 +104,6 @@ def _peak() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a figure depends on."""
-    import diffusers
-    import transformers
-
-    from .. import __version__
-
-    return {
-        "hswq-hub": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def maker(device: str) -> list:
-    """What a computed product depends on besides its inputs: our code, the libraries, the hardware."""
-    return [code_digest(), versions(), describe(torch.device(device))]
 
 
 def _cpu_name() -> str:

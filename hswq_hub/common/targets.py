@@ -11,9 +11,8 @@ from filelock import FileLock, Timeout
 
 from hswq_runtime.errors import HSWQError
 
-RECORD = "hswq.json"
-CONTENTS = "contents"
-"""Every folder that we make holds RECORD, whose CONTENTS lists all its files; anything else is somebody else's."""
+from .layout import CONTENTS, RECORD
+
 _LOCK, _FRESH, _OLD = ".hswq-lock", "new", "old"
 
 

@@ -16,7 +16,8 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 
 from ..common.files import write_atomically
-from ..common.hardware import describe, pick_device, pick_dtype, versions
+from ..common.hardware import describe, pick_device, pick_dtype
+from ..common.identity import versions
 from ..common.progress import progress
 from ..generation import metrics
 from ..generation.generate import Sample, generate, generation_settings

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..cards.card import IMAGES, METRICS
 from ..common.files import write_atomically
+from ..common.layout import EXAMPLES, IMAGES, METRICS
 from .evaluate import Evaluation
 from .pictures import comparison
 
-EXAMPLES = "examples.json"
 _SHOWN = 4
 
 

@@ -1,21 +1,16 @@
 """The table that every report shows, and what it says about which file is the better one."""
 
 import itertools
-from collections.abc import Collection
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from ..common.text import megabytes
 from ..quantization.plan import Plan
 from .compare import TensorComparison
 from .evaluate import ORIGINAL, Evaluation, VariantResult
 
 HEADINGS = ("format", "size", "weights", "SSIM mean", "SSIM worst", "PSNR", "latent MSE", "kept layers")
-
-
-def megabytes(size: int) -> str:
-    """A size as people read it: "9.3 MB", "6.16 GB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
@@ -53,11 +48,6 @@ def _fidelity(ssim_mean: float, ssim_worst: float, psnr_mean: float | None, late
     return (f"{ssim_mean:.4f}", f"{ssim_worst:.4f}", psnr, f"{latent_mse_mean:.2e}")
 
 
-def share(part: int, whole: int) -> str:
-    """One size in another, for people: "56 %"."""
-    return f"{100 * part / whole:.0f} %"
-
-
 def protocol_table(evaluation: Evaluation) -> list[tuple[str, str]]:
     """How the figures were measured, a name and what it was in each row."""
     protocol, pairs = evaluation.protocol, evaluation.variants[0].pairs
@@ -80,19 +70,6 @@ def pair_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str,
         for pairs in zip(*(variant.pairs for variant in measured), strict=True)
     ]
     return ("prompt", "seed", *(variant.label for variant in measured)), rows
-
-
-def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Collection[str] = ()) -> str:
-    """Aligned columns for a terminal: the first and those headed by one of `left` to the left, others to the right."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-
-    to_left = {headings[0], *left}
-
-    def line(cells):
-        columns = zip(headings, cells, widths, strict=True)
-        return "  ".join(c.ljust(w) if heading in to_left else c.rjust(w) for heading, c, w in columns).rstrip()
-
-    return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 from hswq_runtime.errors import HSWQError
 
 from .. import __version__
-from ..sources.listing import plain
+from ..common.text import plain
 
 TRIES = 4
 LONGEST_WAIT = 600.0

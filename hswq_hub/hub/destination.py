@@ -11,8 +11,8 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.errors import FormatError
 
-from ..cards.card import METRICS
-from ..common.targets import RECORD, TargetError
+from ..common.layout import METRICS, RECORD
+from ..common.targets import TargetError
 from ..settings import UploadSettings
 from .account import check_account
 from .client import AccountError, UploadError, api, explained, patiently, site

@@ -13,10 +13,10 @@ from pathlib import Path
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
-from ..sources.listing import plain
-from ..workflow.workspace import fingerprint
+from ..common.identity import fingerprint
+from ..common.layout import EARLIER
+from ..common.text import plain
 
-EARLIER = "earlier"
 FIGURES = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean")
 _MOST = 100
 

@@ -18,13 +18,14 @@ from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.pipeline import HSWQPipeline
 
-from ..cards.card import METRICS, write_card
+from ..cards.card import write_card
 from ..common.files import file_sha256, write_atomically
-from ..common.targets import CONTENTS, RECORD, check_room
+from ..common.layout import CONTENTS, EARLIER, METRICS, RECORD
+from ..common.targets import check_room
 from ..settings import UploadSettings
 from .client import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently, site
 from .destination import PULL, Destination, check_upload, collection_slug, find
-from .history import EARLIER, description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
+from .history import description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
 
 _TITLE_LENGTH = 190
 

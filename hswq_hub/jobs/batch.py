@@ -19,6 +19,8 @@ from hswq_runtime.errors import AlreadyQuantizedError, HSWQError, UnknownArchite
 
 from .. import __version__
 from ..common.files import write_atomically
+from ..common.home import home
+from ..common.identity import fingerprint
 from ..settings import JobSettings
 from ..sources.errors import (
     AccessError,
@@ -27,7 +29,6 @@ from ..sources.errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
-from ..workflow.workspace import fingerprint, home
 from .jobs import ENDED, SUCCEEDED, Jobs, Need
 
 OPEN, STARTING, RUNNING, DONE, FAILED, IMPOSSIBLE = "open", "starting", "running", "done", "failed", "impossible"

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from hswq_runtime.errors import HSWQError
 
 from .. import __version__
-from ..evaluation.report import megabytes
+from ..common.text import megabytes
 from ..hub.client import api, said, site
 from ..settings import JobSettings
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token

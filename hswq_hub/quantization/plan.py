@@ -20,7 +20,7 @@ from hswq_runtime.formats import Format, Reader, Runs, layer_of
 from hswq_runtime.layers.fp8 import FP8_MAX
 
 from ..calibration.calibrate import Calibration
-from ..common.prefetch import ahead
+from ..common.prefetch import prefetched
 from ..common.progress import progress
 from ..settings import Recipe, SearchSettings
 from .fold import check_fold, find_moves, moved
@@ -212,7 +212,7 @@ def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.
         return replace(decision, maximum=maximum), weight
 
     undecided = list(_undecided(checkpoint))
-    return progress(ahead(undecided, read), total=len(undecided), desc=what, unit="layer")
+    return progress(prefetched(undecided, read), total=len(undecided), desc=what, unit="layer")
 
 
 def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):

@@ -20,7 +20,7 @@ from hswq_runtime.layers.fp8 import quantize
 
 from .. import __version__
 from ..common.files import atomic_file
-from ..common.prefetch import ahead
+from ..common.prefetch import prefetched
 from ..common.progress import progress
 from .fold import moved
 from .plan import Decision, Plan
@@ -74,7 +74,7 @@ def write_quantized(
     with quantized_file(checkpoint, plan, path, source_sha256=source_sha256, base=base) as file:
         file.copy_kept()
         todo = plan.quantized
-        made = progress(ahead(todo, codes), total=len(todo), desc=f"write {path.name}", unit="tensor")
+        made = progress(prefetched(todo, codes), total=len(todo), desc=f"write {path.name}", unit="tensor")
         for decision, (weight, scale) in zip(todo, made, strict=True):
             file.put_weight(decision, weight, scale)
 

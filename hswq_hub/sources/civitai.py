@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..common.text import plain
 from .errors import AccessError, DownloadError, SourceError, UnknownReferenceError, UnsuitableSourceError
 from .http.credentials import check_token, civitai_token, store_civitai_token
 from .http.download import CheckHeader, download
 from .http.ranges import fetch_header
 from .http.web import LOOPBACK, Web
 from .licence import licence_of_base_model
-from .listing import Listing, Provenance, RemoteFile, plain, safe_name
+from .listing import Listing, Provenance, RemoteFile, safe_name
 from .permissions import Permissions
 from .reference import CIVITAI_HOSTS, CivitaiRef
 

@@ -29,6 +29,8 @@ from huggingface_hub.hf_api import ModelInfo
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 
 from ..common.files import file_sha256
+from ..common.layout import LICENCE_FILE
+from ..common.text import plain
 from .diffusers_folder import (
     CONFIG,
     DENOISERS,
@@ -54,8 +56,8 @@ from .http.download import Explain, download
 from .http.header import CheckHeader, stand_in
 from .http.ranges import fetch_header
 from .http.web import Web
-from .licence import LICENCE_FILE, licence_of_card
-from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, plain, safe_name
+from .licence import licence_of_card
+from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, safe_name
 from .reference import HubRef
 
 Choose = Callable[[str, list[str]], int]

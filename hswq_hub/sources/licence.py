@@ -11,9 +11,6 @@ from huggingface_hub import ModelCardData
 
 from hswq_runtime.architectures import ARCHITECTURES
 
-LICENCE_FILE = "LICENSE"
-"""What the text is called in a published folder."""
-
 
 @dataclass(frozen=True)
 class Licence:

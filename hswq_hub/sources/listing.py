@@ -94,10 +94,3 @@ def safe_name(name: str, instead: str = "model") -> str:
 
 def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:NAME_LENGTH]
-
-
-def plain(text, length: int = 200) -> str | None:
-    """A text from a stranger on one line, without control characters; None for anything else."""
-    if not isinstance(text, str):
-        return None
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:length] or None

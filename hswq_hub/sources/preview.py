@@ -7,10 +7,11 @@ from hswq_runtime.architectures import ARCHITECTURES, base_named
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.pipeline import find_base
 
+from ..common.text import plain
 from .diffusers_folder import CONFIG, architecture_of, find_denoiser, whole_folder
 from .errors import DownloadError
 from .huggingface import Choose, Hub
-from .listing import Listing, plain
+from .listing import Listing
 from .reference import DemoRef, LocalRef, parse
 from .source import locate, resolve
 

@@ -10,20 +10,19 @@ from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.formats import Format
 
 from .. import __version__
-from ..cards.card import CARD, IMAGES, METRICS, licence_text, write_card
+from ..cards.card import licence_text, write_card
 from ..cards.facts import licence_facts, source_facts
 from ..common.files import write_atomically
-from ..common.targets import CONTENTS, RECORD, list_contents
+from ..common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
+from ..common.targets import list_contents
 from ..evaluation import plots
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.examples import EXAMPLES
 from ..quantization.plan import Plan
 from ..settings import Recipe
 from ..sources.components import ignore_foreign, local_components
-from ..sources.licence import LICENCE_FILE
 from ..sources.source import Source
 from .quantizing import plan_of
-from .steps import RECORD as STEP_RECORD
+from .steps import PRODUCT_RECORD as STEP_RECORD
 from .steps import Step
 
 

@@ -26,7 +26,7 @@ from ..generation.generate import default_size
 from ..settings import PublishSettings
 from ..sources.diffusers_folder import CONFIG
 from ..sources.source import Source
-from .steps import RECORD, Made, Step, Work
+from .steps import PRODUCT_RECORD, Made, Step, Work
 
 _LATENT, _TOKEN = 8, 16
 """Pixels a side of a latent value, and of a transformer's token."""
@@ -159,5 +159,5 @@ def disk_rate(place: Path) -> float:
 
 
 def _records(place: Path) -> list[Made]:
-    found = (Made.read(record.parent) for record in place.glob(f"*/{RECORD}"))
+    found = (Made.read(record.parent) for record in place.glob(f"*/{PRODUCT_RECORD}"))
     return [made for made in found if made is not None]

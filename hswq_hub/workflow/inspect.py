@@ -11,8 +11,7 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format, Metadata
 
 from ..common.hardware import describe, pick_device, pick_dtype
-from ..common.progress import roughly
-from ..evaluation.report import megabytes
+from ..common.text import megabytes, roughly
 from ..quantization.keep import keep_ratio, size_range
 from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe
 from ..sources.listing import Listing

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from hswq_runtime.errors import DeviceError
 
 from ..common.hardware import free_memory, total_memory
-from ..evaluation.report import megabytes
+from ..common.text import megabytes
 from ..quantization.compensate import rounding_bytes
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..cli.tables import preview_lines
-from ..common.progress import duration, roughly
-from ..evaluation.report import megabytes, text_table
+from ..common.text import duration, megabytes, roughly, text_table
 from ..settings import PublishSettings
 from ..sources.preview import preview
 from ..sources.source import Source, resolve

@@ -13,9 +13,10 @@ from pathlib import Path
 from hswq_runtime.formats import Format
 
 from ..calibration.calibrate import calibrate
-from ..cards.card import METRICS
 from ..common.files import write_atomically
-from ..common.hardware import maker, pick_device, pick_dtype
+from ..common.hardware import pick_device, pick_dtype
+from ..common.identity import code_digest, environment_fingerprint
+from ..common.layout import METRICS
 from ..common.targets import check_same_source, replace_folder
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.examples import save_evaluation
@@ -30,7 +31,7 @@ from .preflight import preflight
 from .quantizing import STATISTICS, Quantization, naive_cast
 from .recall import remember
 from .steps import Step, Tell, Work, silent
-from .workspace import Workspace, code_digest
+from .workspace import Workspace
 
 NAIVE = "naive FP8"
 _STATE = "state.json"
@@ -121,7 +122,12 @@ def publication(source: Source, folder: Path, settings: PublishSettings, command
 
 def calibration_step(place: Path, source: Source, settings: CalibrationSettings) -> Step:
     """Gather the statistics. The product holds `STATISTICS`, and the same without the vectors as JSON."""
-    made_from = [maker(settings.device), asdict(settings), source.prompts.calibration, base_identity(source)]
+    made_from = [
+        environment_fingerprint(settings.device),
+        asdict(settings),
+        source.prompts.calibration,
+        base_identity(source),
+    ]
 
     def make(product: Path) -> None:
         calibrate(source, settings).save(product / STATISTICS)
@@ -134,7 +140,13 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
 
 def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], settings: EvaluationSettings) -> Step:
     """Measure the file of each of `files` (label -> the step that wrote it) against the source."""
-    made_from = [maker(settings.device), asdict(settings), source.prompts.evaluation, base_identity(source), [*files]]
+    made_from = [
+        environment_fingerprint(settings.device),
+        asdict(settings),
+        source.prompts.evaluation,
+        base_identity(source),
+        [*files],
+    ]
 
     def make(product: Path) -> None:
         paths = {label: next(step.folder.glob("*.safetensors")) for label, step in files.items()}

@@ -15,7 +15,7 @@ from hswq_runtime.formats import Format, Reader, Runs
 
 from ..calibration.calibrate import Calibration
 from ..common.files import write_atomically
-from ..common.hardware import maker
+from ..common.identity import code_digest, environment_fingerprint
 from ..quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
 from ..quantization.keep import keep, largest_bytes
 from ..quantization.measure import measure_errors
@@ -26,7 +26,6 @@ from ..settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ..sources.components import base_identity
 from ..sources.source import Source
 from .steps import Step, Work
-from .workspace import code_digest
 
 STATISTICS = "calibration.safetensors"
 STAGE = "quantize"
@@ -81,7 +80,7 @@ class Quantization:
         def work() -> Work:
             return Work(moved=self.source.path.stat().st_size)
 
-        return self._step("search", [maker(self.how.device), asked], make, work, [self.statistics])
+        return self._step("search", [environment_fingerprint(self.how.device), asked], make, work, [self.statistics])
 
     def _round(self, search: Step) -> Step:
         """All weights of each format with compensated rounding, in one file."""
@@ -113,7 +112,9 @@ class Quantization:
                 kept=kept,
             )
 
-        return self._step("round", [maker(self.how.device), asdict(settings)], make, work, [self.statistics, search])
+        return self._step(
+            "round", [environment_fingerprint(self.how.device), asdict(settings)], make, work, [self.statistics, search]
+        )
 
     def _rounding_flops(self, key: str) -> float:
         """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
@@ -128,7 +129,13 @@ class Quantization:
     def _measure(self, version: Format, before: list[Step]) -> Step:
         """What each weight does to the pictures when it alone is quantized."""
         settings, prompts = self.recipe.measurement, self.source.prompts.calibration
-        made_from = [maker(self.how.device), asdict(self.how), asdict(settings), prompts, base_identity(self.source)]
+        made_from = [
+            environment_fingerprint(self.how.device),
+            asdict(self.how),
+            asdict(settings),
+            prompts,
+            base_identity(self.source),
+        ]
 
         def make(folder: Path) -> None:
             plan = self._plans(before[0])[version]

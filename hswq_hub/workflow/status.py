@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..common.progress import duration
-from ..evaluation.report import megabytes, text_table
+from ..common.text import duration, megabytes, text_table
 from ..settings import PublishSettings
 from ..sources.reference import DemoRef, LocalRef, parse
 from ..sources.source import Source, resolve
 from .outlook import Outlook
 from .publish import usual_folder
 from .recall import recall
-from .steps import RECORD, State, Step
+from .steps import PRODUCT_RECORD, State, Step
 
 HEADINGS = ("step", "state", "size", "took", "made", "product")
 _NOWHERE = "0" * 64
@@ -43,7 +42,7 @@ def status_lines(
     rows += [_row(step) for step in steps]
     left = [step.name for step in steps if step.state is not State.DONE]
     lines = [text_table(HEADINGS, rows, left=("state", "product")), "", f"work is kept in {_short(place)}/"]
-    others = {path.parent for path in place.glob(f"*/{RECORD}")} - {step.folder for step in steps}
+    others = {path.parent for path in place.glob(f"*/{PRODUCT_RECORD}")} - {step.folder for step in steps}
     if others:
         size = megabytes(sum(path.stat().st_size for other in others for path in other.rglob("*") if path.is_file()))
         lines.append(f"there are {len(others)} products of other settings or releases as well, {size}")

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..common.files import file_sha256, write_atomically
-from ..common.progress import duration
+from ..common.identity import fingerprint
 from ..common.targets import check_room, nearest_existing, replace_folder
-from .workspace import fingerprint
+from ..common.text import duration
 
 RECORD = "made.json"
 Tell = Callable[[str], None]

@@ -6,44 +6,17 @@
 One process at a time works in it; others wait.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import hswq_hub
-import hswq_runtime
-
 from ..common.files import write_atomically
+from ..common.home import home
 from ..common.targets import clear_away
 
-HOME_VARIABLE = "HSWQ_HOME"
 _WORK, _NOTE, _LOCK = "work", "source.json", ".lock"
-
-
-def home() -> Path:
-    """Where work and caches are kept: $HSWQ_HOME, or ~/.cache/hswq-hub."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "hswq-hub")
-
-
-def fingerprint(made_from) -> str:
-    """Twelve hex digits of the SHA-256 of `made_from` as canonical JSON."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@cache
-def code_digest() -> str:
-    """Twelve hex digits of the project's own source: a product of other code is another product."""
-    digest = hashlib.sha256()
-    for package in (hswq_hub, hswq_runtime):
-        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 class Workspace:

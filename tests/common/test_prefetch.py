@@ -1,10 +1,10 @@
-"""One ahead, in order, and no more than one."""
+"""One prefetched, in order, and no more than one."""
 
 import threading
 
 import pytest
 
-from hswq_hub.common.prefetch import ahead
+from hswq_hub.common.prefetch import prefetched
 
 
 def test_results_come_in_order_one_ahead_and_from_another_thread():
@@ -14,7 +14,7 @@ def test_results_come_in_order_one_ahead_and_from_another_thread():
         made.append(item)
         return item * 10, threading.get_ident()
 
-    for value, thread in ahead(iter(range(5)), make):
+    for value, thread in prefetched(iter(range(5)), make):
         seen.append(value)
         assert thread != threading.get_ident()
         assert len(made) <= len(seen) + 1, "more would be more memory"
@@ -22,7 +22,7 @@ def test_results_come_in_order_one_ahead_and_from_another_thread():
 
 
 def test_nothing_comes_of_nothing():
-    assert list(ahead([], lambda _: pytest.fail("made"))) == []
+    assert list(prefetched([], lambda _: pytest.fail("made"))) == []
 
 
 def test_what_goes_wrong_is_raised_where_it_would_be_due_and_what_was_made_before_comes():
@@ -31,7 +31,7 @@ def test_what_goes_wrong_is_raised_where_it_would_be_due_and_what_was_made_befor
             raise ValueError("two")
         return item
 
-    results = ahead(range(5), make)
+    results = prefetched(range(5), make)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(results)
@@ -47,7 +47,7 @@ def test_it_really_is_two_things_at_once():
             assert written.wait(10)
         return item
 
-    results = ahead(range(2), make)
+    results = prefetched(range(2), make)
     assert next(results) == 0
     assert working.wait(10)
     written.set()

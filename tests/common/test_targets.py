@@ -6,7 +6,8 @@ import os
 import pytest
 
 from hswq_hub.common.files import atomic_file
-from hswq_hub.common.targets import CONTENTS, RECORD, TargetError, check_replaceable, check_target, replace_folder
+from hswq_hub.common.layout import CONTENTS, RECORD
+from hswq_hub.common.targets import TargetError, check_replaceable, check_target, replace_folder
 from hswq_runtime.errors import FormatError
 
 

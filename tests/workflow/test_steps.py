@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hswq_hub.common.targets import clear_away, replace_folder
-from hswq_hub.workflow.steps import RECORD, State, Step, forget, make, open_steps, silent
+from hswq_hub.workflow.steps import PRODUCT_RECORD, State, Step, forget, make, open_steps, silent
 from hswq_hub.workflow.workspace import Workspace
 
 
@@ -80,7 +80,7 @@ def test_what_is_redone_with_other_bytes_is_felt_by_all_that_was_made_from_it(ki
 def test_a_product_without_its_record_is_none(kitchen):
     """A run that is killed while it forgets has removed that first."""
     kitchen.make()
-    (kitchen.steps()[1].folder / RECORD).unlink()
+    (kitchen.steps()[1].folder / PRODUCT_RECORD).unlink()
     assert kitchen.make() == ["crust"]
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ...common.files import file_sha256, write_atomically
-from ...workflow.workspace import home
+from ...common.home import home
 
 _PARTIAL, _DIGESTS, _VERIFIED = "partial", "digests", "verified"
 _DAY = 86_400

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ...workflow.workspace import home
+from ...common.home import home
 from ..errors import AccessError
 
 TOKEN_VARIABLE = "CIVITAI_API_TOKEN"

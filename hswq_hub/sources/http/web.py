@@ -18,8 +18,8 @@ from time import sleep
 import httpx2
 
 from ... import __version__
+from ...common.text import plain
 from ..errors import DownloadError, UnknownReferenceError
-from ..listing import plain
 
 # It logs every address that it asks for, and those of Civitai's storage are signed.
 logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -1,0 +1,12 @@
+"""The names that files have in a published folder, each spelled here alone."""
+
+RECORD = "hswq.json"
+CONTENTS = "contents"
+"""Every folder that we make holds RECORD, whose CONTENTS lists all its files; anything else is somebody else's."""
+METRICS = "metrics.json"
+CARD = "README.md"
+IMAGES = "images"
+EXAMPLES = "examples.json"
+EARLIER = "earlier"
+LICENCE_FILE = "LICENSE"
+"""What the text is called in a published folder."""
