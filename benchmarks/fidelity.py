@@ -172,7 +172,7 @@ class _Variants:
     def _kept_by_error(self, label: str, how: Recipe, plan: Plan, rounded: Path | None, spent: float) -> None:
         if self._has(label):
             return
-        codes = codes_of(self.checkpoint, plan.version, rounded)
+        codes = codes_of(self.checkpoint, plan.format, rounded)
         errors, more = _timed(measure_errors, self.source, plan, codes, self.settings, how.measurement)
         self._write(label, keep(plan, self.checkpoint, how, errors), rounded, spent + more)
 

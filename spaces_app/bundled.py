@@ -41,14 +41,14 @@ Licence: Apache-2.0.
 """
 
 
-def quick_file(source: Source, version: Format) -> Path:
-    """The quantized file of `version`, made now if it is not in the workspace."""
-    return _written(source)[version].folder / quantized_name(source, version)
+def quick_file(source: Source, format: Format) -> Path:
+    """The quantized file of `format`, made now if it is not in the workspace."""
+    return _written(source)[format].folder / quantized_name(source, format)
 
 
 def quick_plans(source: Source) -> dict[Format, Plan]:
     """What was decided for each weight."""
-    return {version: plan_of(step) for version, step in _written(source).items()}
+    return {format: plan_of(step) for format, step in _written(source).items()}
 
 
 def naive_file(original: Path, sha256: str) -> Path:

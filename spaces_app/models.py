@@ -119,7 +119,7 @@ def _bundled() -> Model:
         ORIGINAL: lambda: source.path,
         NAIVE: lambda: bundled.naive_file(source.path, source.sha256),
     }
-    files |= {version.label: lambda version=version: bundled.quick_file(source, version) for version in Format}
+    files |= {format.label: lambda format=format: bundled.quick_file(source, format) for format in Format}
     return Model(
         reference=DEMO,
         title="Demo model",
@@ -145,11 +145,11 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         architecture = ARCHITECTURES[record["architecture"]]
-        names = {Format(version): _plain_name(facts["file"]) for version, facts in record["files"].items()}
+        names = {Format(format): _plain_name(facts["file"]) for format, facts in record["files"].items()}
         base = record["base"] or reference
         if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
-        files = {version.label: lambda name=name: file(name) for version, name in sorted(names.items())}
+        files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.
         files, missing = _with_original(files, {} if strange else record["source"], original)
         return Model(
@@ -213,8 +213,8 @@ def _limits(files: Mapping, generation: Mapping) -> Limits:
 
 def _plans(record: Mapping) -> dict[Format, Plan]:
     return {
-        Format(version): Plan(Format(version), record["recipe"]["name"], tuple(Decision(**row) for row in rows))
-        for version, rows in record["layers"].items()
+        Format(format): Plan(Format(format), record["recipe"]["name"], tuple(Decision(**row) for row in rows))
+        for format, rows in record["layers"].items()
     }
 
 

@@ -130,7 +130,7 @@ def layers(plan: Plan) -> str:
     )
     quantized, all_ = len(plan.quantized), len(plan.decisions)
     return (
-        f'<p class="lead"><b>{quantized}</b> of {all_} weights are FP8 in {plan.version.label}, '
+        f'<p class="lead"><b>{quantized}</b> of {all_} weights are FP8 in {plan.format.label}, '
         f"<b>{len(plan.kept)}</b> stay in full precision. The bars show the {escape(meaning)}, on a logarithmic "
         'scale.</p><div class="layers"><table><thead><tr><th scope="col">layer</th><th scope="col">stored as</th>'
         f'<th scope="col" colspan="2">sensitivity</th><th scope="col">why</th></tr></thead>'

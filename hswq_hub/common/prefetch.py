@@ -1,4 +1,4 @@
-"""Two things at once: what comes next is read and worked out while what is there is written."""
+"""Prefetches one item on a background thread while the caller works on the one before."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(items: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
+def prefetched(items: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
     """What `make` makes of each item, in order, always one ahead of the caller, on another thread.
 
     No more than two results exist at once. What `make` raises is raised when its result would be due.

@@ -72,7 +72,7 @@ def sensitivity(plan: Plan, title: str | None = None):
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel(meaning)
-    axes.set_title(title or f"{plan.version.label}: red layers stay in full precision", fontsize=9)
+    axes.set_title(title or f"{plan.format.label}: red layers stay in full precision", fontsize=9)
     return figure
 
 
@@ -131,7 +131,7 @@ def keeping(checkpoint: Checkpoint, plan: Plan):
     axes.set_yscale("log")
     axes.set_xlabel("size of the file, % of the original")
     axes.set_ylabel("sum of the errors of single layers")
-    axes.set_title(f"{plan.version.label}: what keeping more layers would give; red: this file", fontsize=9)
+    axes.set_title(f"{plan.format.label}: what keeping more layers would give; red: this file", fontsize=9)
     return figure
 
 

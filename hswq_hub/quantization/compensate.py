@@ -56,12 +56,12 @@ def write_compensated(
     model = load_model(checkpoint, getattr(torch, calibration.made_by["dtype"])).to(device).requires_grad_(False)
     if outputs and model._supports_gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    todo = {version: {d.key: d for d in plan.quantized} for version, plan in plans.items()}
+    todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     layers = layers_of(checkpoint, model, next(iter(todo.values())))
     with ExitStack() as stack:
         files = {
-            version: stack.enter_context(quantized_file(checkpoint, plan, paths[version], source_sha256=source_sha256))
-            for version, plan in plans.items()
+            format: stack.enter_context(quantized_file(checkpoint, plan, paths[format], source_sha256=source_sha256))
+            for format, plan in plans.items()
         }
         for file in files.values():
             file.copy_kept()
@@ -69,13 +69,13 @@ def write_compensated(
             moments = second_moments(model, group, calibration.calls, device, settings.tokens, outputs=outputs)
             for key in progress(group, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
-                for version, file in files.items():
-                    decision = todo[version][key]
+                for format, file in files.items():
+                    decision = todo[format][key]
                     scale = decision.scale_tensor(weight)
                     # A fold changes inputs and outputs by a power of two for each module, and moments count up to a
                     # positive multiple.
                     folded = moved(weight, decision.fold)
-                    codes = compensated_layer(folded, moments[key], scale if version.scaled else None, settings)
+                    codes = compensated_layer(folded, moments[key], scale if format.scaled else None, settings)
                     file.put_weight(decision, codes, scale)
                 del moments[key]
 

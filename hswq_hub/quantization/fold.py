@@ -38,7 +38,7 @@ def moved(tensor: torch.Tensor, runs: Runs | None, *, back: bool = False) -> tor
     return tensor * factor.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
-def check_fold(checkpoint: Checkpoint, versions: Iterable[Format], recipe: Recipe) -> None:
+def check_fold(checkpoint: Checkpoint, formats: Iterable[Format], recipe: Recipe) -> None:
     """Check, before anything is read, that a recipe that folds can.
 
     Raises:
@@ -46,7 +46,7 @@ def check_fold(checkpoint: Checkpoint, versions: Iterable[Format], recipe: Recip
     """
     if not recipe.fold:
         return
-    if all(version.scaled for version in versions):
+    if all(format.scaled for format in formats):
         raise HSWQError("folding is for V1, since V2's scales do the same; leave out --fold, or add --format both")
     if not checkpoint.architecture.folds:
         raise HSWQError(f"no exact moves are known of {checkpoint.architecture.title}; leave out --fold")

@@ -59,11 +59,11 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
 
 
-def size_range(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> tuple[int, int] | None:
-    """Bytes that a file of `version` has at least and at most, as long as the ranking is not known; None if not even
+def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int] | None:
+    """Bytes that a file of `format` has at least and at most, as long as the ranking is not known; None if not even
     the least is within the recipe's budget.
     """
-    plan = unread_plan(checkpoint, version, recipe)
+    plan = unread_plan(checkpoint, format, recipe)
     smallest, cost = planned_bytes(checkpoint, plan), sorted(_cost(plan, checkpoint).values())
     if recipe.budget is None:
         count = round(keep_ratio(checkpoint, recipe) * len(cost))
@@ -84,19 +84,19 @@ def keep_ratio(checkpoint: Checkpoint, recipe: Recipe) -> float:
     return checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
 
 
-def check_budget(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> None:
+def check_budget(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> None:
     """Check, before anything is read, that the recipe's budget can be met.
 
     Raises:
         HSWQError: it cannot.
     """
     if recipe.budget is not None:
-        _room(unread_plan(checkpoint, version, recipe), checkpoint, recipe.budget)
+        _room(unread_plan(checkpoint, format, recipe), checkpoint, recipe.budget)
 
 
-def largest_bytes(checkpoint: Checkpoint, version: Format, recipe: Recipe) -> int:
+def largest_bytes(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> int:
     """What the file takes at most by the recipe's limit, whichever layers are kept. No weight is read."""
-    plan = unread_plan(checkpoint, version, recipe)
+    plan = unread_plan(checkpoint, format, recipe)
     smallest = planned_bytes(checkpoint, plan)
     if recipe.budget is not None:
         return smallest + _room(plan, checkpoint, recipe.budget)

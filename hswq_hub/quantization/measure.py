@@ -45,9 +45,9 @@ def measure_errors(
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]
     reference = final_latents(pipeline, prompts, seeds, how)
     errors = {}
-    for decision in progress(plan.quantized, desc=f"error {plan.version.value}", unit="layer"):
+    for decision in progress(plan.quantized, desc=f"error {plan.format.value}", unit="layer"):
         weight, scale = codes(decision)
-        values = moved(dequantize(weight, scale if plan.version.scaled else None, dtype), decision.fold, back=True)
+        values = moved(dequantize(weight, scale if plan.format.scaled else None, dtype), decision.fold, back=True)
         with exchanged(denoiser, checkpoint, decision.key, values):
             errors[decision.key] = latent_mse(reference, final_latents(pipeline, prompts, seeds, how))
     return errors

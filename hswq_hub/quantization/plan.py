@@ -79,12 +79,12 @@ _NEVER = "never quantized: "
 
 @dataclass(frozen=True)
 class Plan:
-    """The decisions for every Linear and Conv2d weight, in file order, for a file of format `version`.
+    """The decisions for every Linear and Conv2d weight, in file order, for a file of format `format`.
 
     moves: what the rows of all stored tensors that are folded are multiplied with, by key.
     """
 
-    version: Format
+    format: Format
     recipe: str
     decisions: tuple[Decision, ...]
     moves: Mapping[str, Runs] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Plan:
 def plan_everything(
     checkpoint: Checkpoint,
     calibration: Calibration,
-    versions: Iterable[Format],
+    formats: Iterable[Format],
     recipe: Recipe,
     device: torch.device | str = "cpu",
 ) -> dict[Format, Plan]:
@@ -116,28 +116,28 @@ def plan_everything(
         FormatError: the calibration is of another model, or a weight is not finite.
         HSWQError: the recipe asks for a fold that is not possible.
     """
-    versions = tuple(versions)
-    check_fold(checkpoint, versions, recipe)
-    found: dict[Format, list[Decision]] = {version: [] for version in versions}
+    formats = tuple(formats)
+    check_fold(checkpoint, formats, recipe)
+    found: dict[Format, list[Decision]] = {format: [] for format in formats}
     moves = find_moves(checkpoint) if recipe.fold else {}
     for decision, original in _start(checkpoint, "search"):
         decision = replace(decision, sensitivity=_output_variance(checkpoint, calibration, decision.key))
         histogram = None
-        for version in versions:
-            fold = () if version.scaled else moves.get(decision.key, ())
+        for format in formats:
+            fold = () if format.scaled else moves.get(decision.key, ())
             if original is None:
-                found[version].append(replace(decision, fold=fold))
+                found[format].append(replace(decision, fold=fold))
                 continue
             weight = moved(original, fold)
             amax = maximum = largest(weight) if fold else decision.maximum
-            described = _format_of(decision, version, recipe)
-            scaled = version.scaled and not described.unscaled
+            described = _format_of(decision, format, recipe)
+            scaled = format.scaled and not described.unscaled
             if recipe.search is not None and not described.row_scales:
                 if histogram is None or moves:
                     importance = _importance(checkpoint, calibration, decision.key)
                     histogram = _histogram(weight.to(device), importance, recipe.search)
                 amax = search_amax(histogram, scaled, recipe.search)
-            found[version].append(
+            found[format].append(
                 replace(
                     described,
                     rounding=recipe.rounding,
@@ -148,15 +148,15 @@ def plan_everything(
                 )
             )
     return {
-        version: Plan(version, recipe.label, tuple(decisions), {} if version.scaled else moves, recipe.reader)
-        for version, decisions in found.items()
+        format: Plan(format, recipe.label, tuple(decisions), {} if format.scaled else moves, recipe.reader)
+        for format, decisions in found.items()
     }
 
 
-def _format_of(decision: Decision, version: Format, recipe: Recipe) -> Decision:
+def _format_of(decision: Decision, format: Format, recipe: Recipe) -> Decision:
     """The decision with what the format and its reader say of scales."""
-    plain = version.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
-    return replace(decision, row_scales=recipe.row_scales and version.scaled, unscaled=plain)
+    plain = format.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
+    return replace(decision, row_scales=recipe.row_scales and format.scaled, unscaled=plain)
 
 
 def _histogram(weight: torch.Tensor, importance: torch.Tensor, search: SearchSettings) -> Histogram:
@@ -176,15 +176,13 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     return Plan(Format.V1, NAIVE, tuple(decisions))
 
 
-def unread_plan(
-    checkpoint: Checkpoint, version: Format, recipe: Recipe, calibration: Calibration | None = None
-) -> Plan:
+def unread_plan(checkpoint: Checkpoint, format: Format, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
     """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
     with a calibration for what is kept by variance."""
-    decisions = [_format_of(d, version, recipe) if d.quantized else d for d in _undecided(checkpoint)]
+    decisions = [_format_of(d, format, recipe) if d.quantized else d for d in _undecided(checkpoint)]
     if calibration is not None:
         decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
-    return Plan(version, recipe.label, tuple(decisions), reader=recipe.reader)
+    return Plan(format, recipe.label, tuple(decisions), reader=recipe.reader)
 
 
 def _undecided(checkpoint: Checkpoint) -> Iterator[Decision]:

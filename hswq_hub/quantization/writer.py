@@ -70,7 +70,7 @@ def write_quantized(
     Raises:
         FormatError: the source holds a dtype that cannot be copied.
     """
-    codes = codes_of(checkpoint, plan.version, rounded, device)
+    codes = codes_of(checkpoint, plan.format, rounded, device)
     with quantized_file(checkpoint, plan, path, source_sha256=source_sha256, base=base) as file:
         file.copy_kept()
         todo = plan.quantized
@@ -80,7 +80,7 @@ def write_quantized(
 
 
 def codes_of(
-    checkpoint: Checkpoint, version: Format, rounded: Path | None = None, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint, format: Format, rounded: Path | None = None, device: torch.device | str = "cpu"
 ) -> Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]:
     """Decision -> its weight's FP8 codes and the scale they are to be multiplied with; see :func:`write_quantized`."""
     already = Checkpoint(rounded) if rounded is not None else None
@@ -88,23 +88,23 @@ def codes_of(
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:
         if decision.rounding == "nearest":
             weight = moved(checkpoint.tensor(decision.key).to(device), decision.fold)
-            return round_to_nearest(weight, decision, version)
+            return round_to_nearest(weight, decision, format)
         return already.tensor(decision.key), decision.scale_tensor(checkpoint.tensor(decision.key))
 
     return codes
 
 
-def round_to_nearest(weight: torch.Tensor, decision: Decision, version: Format) -> tuple[torch.Tensor, torch.Tensor]:
+def round_to_nearest(weight: torch.Tensor, decision: Decision, format: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8 codes of `weight`, folded already, clipped at the decision's amax; and the scale to multiply them with."""
     scale = decision.scale_tensor(weight)
-    return quantize(weight, scale if version.scaled else None, decision.amax), scale
+    return quantize(weight, scale if format.scaled else None, decision.amax), scale
 
 
 class QuantizedFile:
     """A file that is being written: its header is there, tensors may come in any order."""
 
     def __init__(self, file: BinaryIO, checkpoint: Checkpoint, plan: Plan, metadata: Mapping[str, str]):
-        self._file, self._checkpoint, self._version, self._moves = file, checkpoint, plan.version, plan.moves
+        self._file, self._checkpoint, self._format, self._moves = file, checkpoint, plan.format, plan.moves
         self._layout = planned_layout(checkpoint, plan)
         order, header = _header(self._layout, metadata)
         file.write(header)
@@ -122,7 +122,7 @@ class QuantizedFile:
     def put_weight(self, decision: Decision, codes: torch.Tensor, scale: torch.Tensor) -> None:
         """A quantized weight and what goes beside it. `scale` broadcasts against `codes`."""
         self._put(decision.key, codes)
-        for name, tensor in _companions(decision, scale, self._version).items():
+        for name, tensor in _companions(decision, scale, self._format).items():
             self._put(name, tensor)
 
     def _put(self, name: str, tensor: torch.Tensor) -> None:
@@ -161,7 +161,7 @@ def planned_layout(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorInfo]:
             continue
         layout[key] = TensorInfo(formats.DTYPE_FP8, info.shape)
         scale = torch.empty(info.shape[0] if decision.row_scales else 1)
-        for name, tensor in _companions(decision, scale, plan.version).items():
+        for name, tensor in _companions(decision, scale, plan.format).items():
             layout[name] = TensorInfo("U8" if tensor.dtype == torch.uint8 else "F32", tuple(tensor.shape))
     return layout
 
@@ -173,16 +173,16 @@ def planned_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
     return len(header) + sum(info.nbytes for info in layout.values())
 
 
-def _companions(decision: Decision, scale: torch.Tensor, version: Format) -> dict[str, torch.Tensor]:
+def _companions(decision: Decision, scale: torch.Tensor, format: Format) -> dict[str, torch.Tensor]:
     if decision.unscaled:
         return {}
     value = scale.reshape(-1, 1) if decision.row_scales else scale.item()
-    return formats.companions(decision.key, value, version, comfyui=decision.kind == "Linear")
+    return formats.companions(decision.key, value, format, comfyui=decision.kind == "Linear")
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str | None) -> dict[str, str]:
     ours = {
-        Metadata.FORMAT: plan.version.value,
+        Metadata.FORMAT: plan.format.value,
         Metadata.ARCHITECTURE: checkpoint.architecture.name,
         Metadata.RECIPE: plan.recipe,
         Metadata.SOURCE_SHA256: source_sha256,
@@ -192,7 +192,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
         ours[Metadata.BASE] = base
     if plan.moves:
         ours[Metadata.FOLD] = formats.fold_entry(plan.moves)
-    if plan.version.scaled and plan.reader is not Reader.HSWQ:
+    if plan.format.scaled and plan.reader is not Reader.HSWQ:
         ours[Metadata.READER] = plan.reader.value
     carried = {key: value for key, value in checkpoint.metadata.items() if key in _CARRIED}
     return carried | {key.value: value for key, value in ours.items()}

@@ -46,7 +46,7 @@ def fill_folder(
     target: Path, source: Source, calibration: dict, writing: Mapping[Format, Step], measured: Path, facts: dict
 ) -> None:
     """Put the products together. `calibration`: what made it. `measured`: the folder that `save_evaluation` wrote."""
-    plans = {version: plan_of(step) for version, step in writing.items()}
+    plans = {format: plan_of(step) for format, step in writing.items()}
     for step in writing.values():
         for file in step.folder.glob("*.safetensors"):
             shutil.copyfile(file, target / file.name)
@@ -63,8 +63,8 @@ def fill_folder(
         shutil.copytree(component, target / component.name, ignore=ignore_foreign)
     record = facts | {
         "calibration": calibration,
-        "files": {version.value: _file_facts(step, plans[version]) for version, step in writing.items()},
-        "layers": {version.value: plan.as_rows() for version, plan in plans.items()},
+        "files": {format.value: _file_facts(step, plans[format]) for format, step in writing.items()},
+        "layers": {format.value: plan.as_rows() for format, plan in plans.items()},
         "examples": examples,
         CONTENTS: sorted([*list_contents(target), CARD]),
     }

@@ -188,17 +188,15 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe) -> str:
 
 def _sizes(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> dict[tuple[str, str], tuple[int, int] | None]:
     return {
-        (recipe.name, version.label): size_range(checkpoint, version, recipe)
-        for recipe in recipes
-        for version in Format
+        (recipe.name, format.label): size_range(checkpoint, format, recipe) for recipe in recipes for format in Format
     }
 
 
 def _size_line(what: tuple[str, str], size: tuple[int, int] | None) -> str:
-    recipe, version = what
+    recipe, format = what
     if size is None:
-        return f"{version}, recipe {recipe}: above its budget even with nothing kept; raise --budget"
-    return f"{version}, recipe {recipe}: {megabytes(size[0])} to {megabytes(size[1])}, by what is kept"
+        return f"{format}, recipe {recipe}: above its budget even with nothing kept; raise --budget"
+    return f"{format}, recipe {recipe}: {megabytes(size[0])} to {megabytes(size[1])}, by what is kept"
 
 
 def _column(name: str, lines: Iterable[str]) -> list[str]:

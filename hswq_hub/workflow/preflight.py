@@ -36,8 +36,8 @@ def preflight(
     check_target(folder)
     source.check_components()
     check_fold(source.checkpoint, settings.formats, settings.recipe)
-    for version in settings.formats:
-        check_budget(source.checkpoint, version, settings.recipe)
+    for format in settings.formats:
+        check_budget(source.checkpoint, format, settings.recipe)
     if settings.recipe.rounding in COMPENSATED:
         check_memory(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
     check_disks(open_steps(steps, again), arriving_bytes(source) if arriving else {})

@@ -113,7 +113,7 @@ def publication(source: Source, folder: Path, settings: PublishSettings, command
         place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
     ).steps()
     naive = naive_cast(place, source, settings.calibration.device)
-    labelled = {NAIVE: naive, **{version.label: step for version, step in writing.items()}}
+    labelled = {NAIVE: naive, **{format.label: step for format, step in writing.items()}}
     measured = evaluation_step(place, source, labelled, settings.evaluation)
     facts = facts_of(source, folder.resolve().name, settings.recipe, command)
     filled = folder_step(place, source, folder, calibration, writing, measured, facts)

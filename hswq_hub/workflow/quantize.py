@@ -27,7 +27,7 @@ from .workspace import Workspace
 def quantize(
     source: Source,
     calibration: Calibration,
-    versions: Sequence[Format],
+    formats: Sequence[Format],
     folder: Path,
     recipe: Recipe | None = None,
     device: str = "auto",
@@ -35,7 +35,7 @@ def quantize(
     tell: Tell = silent,
     begin: Callable[[Quantization], None] = lambda _: None,
 ) -> list[tuple[Path, Plan]]:
-    """Write `<folder>/<name>-hswq-<version>.safetensors`; returns path and plan of each version.
+    """Write `<folder>/<name>-hswq-<format>.safetensors`; returns path and plan of each format.
 
     The steps are those of `publish`; they are kept in the workspace, so that a run that was stopped goes on where it
     was. `tell`: see `steps.make`. `begin`: is told what is to be done once it is known that it can be.
@@ -47,26 +47,26 @@ def quantize(
         HSWQError: the budget or the bound on memory cannot be met.
     """
     recipe = recipe or recipe_of()
-    todo = _quantization(source, calibration, versions, recipe, device, memory)
-    paths = {version: folder / quantized_name(source, version) for version in versions}
+    todo = _quantization(source, calibration, formats, recipe, device, memory)
+    paths = {format: folder / quantized_name(source, format) for format in formats}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
-    check_fold(source.checkpoint, versions, recipe)
-    for version in versions:
-        check_budget(source.checkpoint, version, recipe)
+    check_fold(source.checkpoint, formats, recipe)
+    for format in formats:
+        check_budget(source.checkpoint, format, recipe)
     steps, writing = todo.steps()
     steps = [todo.statistics, *steps]
     check_disks(open_steps(steps), {folder: sum(step.work().kept for step in writing.values())})
     begin(todo)
     with Workspace(source.name, source.sha256).locked(tell):
         make(steps, tell)
-        for version, path in paths.items():
-            _copy(writing[version].folder / path.name, path)
-    return [(path, plan_of(writing[version])) for version, path in paths.items()]
+        for format, path in paths.items():
+            _copy(writing[format].folder / path.name, path)
+    return [(path, plan_of(writing[format])) for format, path in paths.items()]
 
 
 def _quantization(
-    source: Source, calibration: Calibration, versions: Sequence[Format], recipe: Recipe, device: str, memory: float
+    source: Source, calibration: Calibration, formats: Sequence[Format], recipe: Recipe, device: str, memory: float
 ) -> Quantization:
     made_by = calibration.made_by
     if made_by.get("source_sha256") != source.sha256:
@@ -80,7 +80,7 @@ def _quantization(
         calibration.save(product / STATISTICS)
 
     given = Step("statistics", "calibrate", place, calibration.sha256, take)
-    return Quantization(place, source, given, tuple(versions), recipe, how, memory)
+    return Quantization(place, source, given, tuple(formats), recipe, how, memory)
 
 
 def _copy(product: Path, path: Path) -> None:

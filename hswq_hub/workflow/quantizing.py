@@ -53,13 +53,13 @@ class Quantization:
         search = self._search()
         before = [search, *([self._round(search)] if self.recipe.rounding in COMPENSATED else [])]
         steps, writing = list(before), {}
-        for version in self.formats:
+        for format in self.formats:
             inputs = list(before)
             if self.recipe.keep_by == "error":
-                inputs.append(self._measure(version, before))
+                inputs.append(self._measure(format, before))
                 steps.append(inputs[-1])
-            writing[version] = self._write(version, inputs)
-            steps.append(writing[version])
+            writing[format] = self._write(format, inputs)
+            steps.append(writing[format])
         return steps, writing
 
     def _search(self) -> Step:
@@ -75,7 +75,7 @@ class Quantization:
 
         def make(folder: Path) -> None:
             plans = plan_everything(checkpoint, self._calibration(), self.formats, recipe, self.how.device)
-            _write_json(folder / _PLANS, {version.value: _decided(plan) for version, plan in plans.items()})
+            _write_json(folder / _PLANS, {format.value: _decided(plan) for format, plan in plans.items()})
 
         def work() -> Work:
             return Work(moved=self.source.path.stat().st_size)
@@ -91,7 +91,7 @@ class Quantization:
                 checkpoint,
                 self._calibration(),
                 self._plans(search),
-                {version: folder / _rounded_name(version) for version in self.formats},
+                {format: folder / _rounded_name(format) for format in self.formats},
                 rounding,
                 settings,
                 source_sha256=self.source.sha256,
@@ -126,7 +126,7 @@ class Quantization:
             return rows / together * (n**3 + together**3) + 2.0 * rows * n * (n + together)
         return n**3 + 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
 
-    def _measure(self, version: Format, before: list[Step]) -> Step:
+    def _measure(self, format: Format, before: list[Step]) -> Step:
         """What each weight does to the pictures when it alone is quantized."""
         settings, prompts = self.recipe.measurement, self.source.prompts.calibration
         made_from = [
@@ -138,36 +138,36 @@ class Quantization:
         ]
 
         def make(folder: Path) -> None:
-            plan = self._plans(before[0])[version]
-            codes = codes_of(self.source.checkpoint, version, _rounded(before, version), self.how.device)
+            plan = self._plans(before[0])[format]
+            codes = codes_of(self.source.checkpoint, format, _rounded(before, format), self.how.device)
             _write_json(folder / _ERRORS, measure_errors(self.source, plan, codes, self.how, settings))
 
         def work() -> Work:
             architecture = self.source.architecture
-            weights = len(unread_plan(self.source.checkpoint, version, self.recipe).quantized)
+            weights = len(unread_plan(self.source.checkpoint, format, self.recipe).quantized)
             calls = settings.samples * (settings.steps or architecture.steps) * (weights + 1)
             return Work(calls, self.how.device, self.how.size)
 
-        return self._step(f"measure {version.value}", [made_from, version.value], make, work, before)
+        return self._step(f"measure {format.value}", [made_from, format.value], make, work, before)
 
-    def _write(self, version: Format, inputs: list[Step]) -> Step:
+    def _write(self, format: Format, inputs: list[Step]) -> Step:
         """Choose what is kept, and write the file."""
         checkpoint = self.source.checkpoint
-        made_from = [code_digest(), asdict(self.recipe), version.value, self.source.name, self.source.hub_base]
+        made_from = [code_digest(), asdict(self.recipe), format.value, self.source.name, self.source.hub_base]
 
         def make(folder: Path) -> None:
             errors = None
             if self.recipe.keep_by == "error":
                 errors = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
-            plan = keep(self._plans(inputs[0])[version], checkpoint, self.recipe, errors)
-            rounded = _rounded(inputs, version)
-            _write_file(self.source, plan, folder / quantized_name(self.source, version), self.how.device, rounded)
+            plan = keep(self._plans(inputs[0])[format], checkpoint, self.recipe, errors)
+            rounded = _rounded(inputs, format)
+            _write_file(self.source, plan, folder / quantized_name(self.source, format), self.how.device, rounded)
 
         def work() -> Work:
-            kept = largest_bytes(checkpoint, version, self.recipe)
+            kept = largest_bytes(checkpoint, format, self.recipe)
             return Work(moved=self.source.path.stat().st_size + kept, kept=kept)
 
-        return self._step(f"write {version.value}", made_from, make, work, inputs)
+        return self._step(f"write {format.value}", made_from, make, work, inputs)
 
     def _step(self, name: str, made_from, make, work, inputs: list[Step]) -> Step:
         return Step(name, STAGE, self.place, made_from, make, tuple(inputs), work)
@@ -199,9 +199,9 @@ def plan_of(step: Step) -> Plan:
     return _plan(**json.loads((step.folder / _PLAN).read_text(encoding="utf-8")))
 
 
-def quantized_name(source: Source, version: Format) -> str:
+def quantized_name(source: Source, format: Format) -> str:
     """What the quantized file of `source` is called."""
-    return f"{source.name}-hswq-{version.value}.safetensors"
+    return f"{source.name}-hswq-{format.value}.safetensors"
 
 
 def naive_name(source: Source) -> str:
@@ -209,14 +209,14 @@ def naive_name(source: Source) -> str:
     return f"{source.name}-naive.safetensors"
 
 
-def _rounded(steps: Sequence[Step], version: Format) -> Path | None:
+def _rounded(steps: Sequence[Step], format: Format) -> Path | None:
     """The file with the rounded weights, if there is such a step among `steps`."""
     found = [step for step in steps if step.name == "round"]
-    return found[0].folder / _rounded_name(version) if found else None
+    return found[0].folder / _rounded_name(format) if found else None
 
 
-def _rounded_name(version: Format) -> str:
-    return f"rounded-{version.value}.safetensors"
+def _rounded_name(format: Format) -> str:
+    return f"rounded-{format.value}.safetensors"
 
 
 def _write_file(source: Source, plan: Plan, path: Path, device: str, rounded: Path | None = None) -> None:
@@ -229,7 +229,7 @@ def _write_file(source: Source, plan: Plan, path: Path, device: str, rounded: Pa
         rounded=rounded,
         device=device,
     )
-    described = {"version": plan.version.value, "recipe": plan.recipe, "reader": plan.reader, **_decided(plan)}
+    described = {"format": plan.format.value, "recipe": plan.recipe, "reader": plan.reader, **_decided(plan)}
     _write_json(path.with_name(_PLAN), described)
 
 
@@ -237,9 +237,9 @@ def _decided(plan: Plan) -> dict:
     return {"rows": plan.as_rows(), "moves": dict(plan.moves)}
 
 
-def _plan(version: str, recipe: str, reader: str, rows: list[dict], moves: dict[str, list]) -> Plan:
+def _plan(format: str, recipe: str, reader: str, rows: list[dict], moves: dict[str, list]) -> Plan:
     decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
-    return Plan(Format(version), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
+    return Plan(Format(format), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
 
 
 def _runs(listed: list) -> Runs:

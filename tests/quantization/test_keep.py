@@ -148,19 +148,19 @@ def test_pictures_of_a_batch_are_those_made_alone():
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize(("rounding", "versions"), [("gptq", list(Format)), ("kfac", [Format.V1])])
-def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, tmp_path, rounding, versions):
-    plans, written = plan_everything(source, calibration, versions, recipe(rounding=rounding)), []
+@pytest.mark.parametrize(("rounding", "formats"), [("gptq", list(Format)), ("kfac", [Format.V1])])
+def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, tmp_path, rounding, formats):
+    plans, written = plan_everything(source, calibration, formats, recipe(rounding=rounding)), []
     for memory in (1.0, 0.0015):
-        paths = {version: tmp_path / f"{version}-{memory}.safetensors" for version in versions}
+        paths = {format: tmp_path / f"{format}-{memory}.safetensors" for format in formats}
         arguments = source, calibration, plans, paths, rounding, RoundingSettings(sweeps=1)
         write_compensated(*arguments, source_sha256="0" * 64, memory=memory)
-        written.append({version: path.read_bytes() for version, path in paths.items()})
+        written.append({format: path.read_bytes() for format, path in paths.items()})
     assert written[0] == written[1]
     exact, nearest = tiny.run(load_model(source, torch.float32)), tmp_path / "nearest.safetensors"
-    for version, path in paths.items():
+    for format, path in paths.items():
         error = (tiny.run(load_model(path, torch.float32)) - exact).square().mean()
-        write_quantized(source, plan_nearest(source, plans[version]), nearest, source_sha256="0" * 64)
+        write_quantized(source, plan_nearest(source, plans[format]), nearest, source_sha256="0" * 64)
         assert error < 0.5 * (tiny.run(load_model(nearest, torch.float32)) - exact).square().mean()
 
 

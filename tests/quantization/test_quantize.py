@@ -39,10 +39,10 @@ def calibration(source) -> Calibration:
     return Calibration(layers)
 
 
-def published(source, calibration, version, keep_ratio=None) -> Plan:
+def published(source, calibration, format, keep_ratio=None) -> Plan:
     """The plan of the method as published."""
     how = recipe("hswq", keep_ratio=keep_ratio)
-    return keep(plan_everything(source, calibration, [version], how)[version], source, how)
+    return keep(plan_everything(source, calibration, [format], how)[format], source, how)
 
 
 def written(source, plan, folder, name="out.safetensors", **arguments):
@@ -80,9 +80,9 @@ def test_calibration_of_another_model_is_refused(source, calibration):
         published(source, Calibration({}), Format.V1)
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, version):
-    plan = published(source, calibration, version)
+@pytest.mark.parametrize("format", list(Format))
+def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, format):
+    plan = published(source, calibration, format)
     with safe_open(written(source, plan, tmp_path, base="owner/base"), framework="pt") as file:
         found = {k: (file.get_slice(k).get_dtype(), tuple(file.get_slice(k).get_shape())) for k in file.offset_keys()}
         metadata = file.metadata()
@@ -92,18 +92,18 @@ def test_keys_dtypes_and_shapes_of_the_file(source, calibration, tmp_path, versi
         expected[decision.key] = ("F8_E4M3", source.tensors[decision.key].shape)
         expected[f"{layer}.weight_scale"] = ("F32", ())
         expected[f"{layer}.comfy_quant"] = ("U8", found[f"{layer}.comfy_quant"][1])
-        if version is Format.V2:
+        if format is Format.V2:
             expected[f"{layer}.scale"] = ("F32", (1,))
     assert found == expected
-    assert metadata["hswq_format"] == version.value
+    assert metadata["hswq_format"] == format.value
     assert metadata["hswq_base"] == "owner/base"
     assert metadata["modelspec.title"] == "tiny"
     assert not {"modelspec.hash_sha256", "ss_dataset_dirs"} & metadata.keys(), "no longer true, and nobody's business"
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_values_of_the_file(source, calibration, tmp_path, version):
-    plan = published(source, calibration, version)
+@pytest.mark.parametrize("format", list(Format))
+def test_values_of_the_file(source, calibration, tmp_path, format):
+    plan = published(source, calibration, format)
     original, stored = load_file(source.path), load_file(written(source, plan, tmp_path))
     quantized = {d.key: d for d in plan.decisions if d.quantized}
     for key, tensor in original.items():
@@ -112,17 +112,17 @@ def test_values_of_the_file(source, calibration, tmp_path, version):
             continue
         scale = stored[key.removesuffix(".weight") + ".weight_scale"]
         clipped = tensor.float().clamp(-quantized[key].amax, quantized[key].amax)
-        expected = quantize(clipped, scale if version.scaled else None)
+        expected = quantize(clipped, scale if format.scaled else None)
         assert torch.equal(stored[key].view(torch.uint8), expected.view(torch.uint8))
-        if version.scaled:
+        if format.scaled:
             assert scale.item() == pytest.approx(quantized[key].amax / 448, rel=1e-6)
             assert torch.equal(stored[key.removesuffix(".weight") + ".scale"], scale.reshape(1))
             assert stored[key].float().abs().max() == 448, "the range is used to its end"
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration, tmp_path, version):
-    path = written(source, published(source, calibration, version), tmp_path)
+@pytest.mark.parametrize("format", list(Format))
+def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration, tmp_path, format):
+    path = written(source, published(source, calibration, format), tmp_path)
     loaded = load_model(path, torch.float32)
     assert sum(p.dtype == FP8 for p in loaded.parameters()) > 20
     stored, reference = load_file(path), tiny.model().float()
@@ -130,7 +130,7 @@ def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration
     checkpoint = Checkpoint(path)
     for name, pieces in checkpoint.parameters.items():  # W·S, put together without the loader
         rows = torch.cat([stored[p.key][p.start : p.stop].float() for p in pieces])
-        scale = stored.get(pieces[0].key.removesuffix(".weight") + ".scale") if version.scaled else None
+        scale = stored.get(pieces[0].key.removesuffix(".weight") + ".scale") if format.scaled else None
         state[name] = rows if scale is None else rows * scale
     reference.load_state_dict(state)
     expected = tiny.run(reference)
@@ -140,9 +140,9 @@ def test_loaded_model_equals_the_dequantized_one_bit_for_bit(source, calibration
     assert torch.equal(tiny.run(load_model(path, torch.float32, dequantize=True)), expected)
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, version):
-    path = written(source, published(source, calibration, version, 0), tmp_path)
+@pytest.mark.parametrize("format", list(Format))
+def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, format):
+    path = written(source, published(source, calibration, format, 0), tmp_path)
     held = weight_bytes(load_model(path))
     assert held == Checkpoint(path).weight_bytes
     assert weight_bytes(load_model(source)) == source.weight_bytes
@@ -252,7 +252,7 @@ def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("version", "suffix", "value"),
+    ("format", "suffix", "value"),
     [
         (Format.V2, ".scale", None),
         (Format.V2, ".scale", [0.0]),
@@ -262,8 +262,8 @@ def test_a_write_that_fails_leaves_nothing(source, calibration, tmp_path, monkey
     ],
     ids=["missing", "zero", "nan", "two-that-differ", "v1-with-a-scale"],
 )
-def test_scales_that_cannot_be_meant_are_refused(source, calibration, tmp_path, version, suffix, value):
-    path = written(source, published(source, calibration, version), tmp_path)
+def test_scales_that_cannot_be_meant_are_refused(source, calibration, tmp_path, format, suffix, value):
+    path = written(source, published(source, calibration, format), tmp_path)
     tensors, metadata = load_file(path), Checkpoint(path).metadata
     key = QKV.removesuffix(".weight") + suffix
     tensors.pop(key)
