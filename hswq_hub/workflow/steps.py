@@ -21,7 +21,7 @@ from ..common.identity import fingerprint
 from ..common.targets import check_room, nearest_existing, replace_folder
 from ..common.text import duration
 
-RECORD = "made.json"
+PRODUCT_RECORD = "made.json"
 Tell = Callable[[str], None]
 """Is told in one line what becomes of each step."""
 
@@ -71,7 +71,7 @@ class Made:
     def read(cls, folder: Path) -> "Made | None":
         """The record of the product in `folder`; None if there is none, or none that this release can read."""
         try:
-            found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            found = json.loads((folder / PRODUCT_RECORD).read_text(encoding="utf-8"))
             return cls(**found | {"work": Work(**found["work"])})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -186,7 +186,7 @@ def check_disks(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyTy
 def forget(steps: Iterable[Step]) -> None:
     """Remove the products of `steps`. The record goes first: without it a product is none, whatever remains of it."""
     for step in steps:
-        (step.folder / RECORD).unlink(missing_ok=True)
+        (step.folder / PRODUCT_RECORD).unlink(missing_ok=True)
         if step.folder.exists():
             shutil.rmtree(step.folder)
 
@@ -202,4 +202,4 @@ def _write_record(step: Step, folder: Path, seconds: float) -> None:
         inputs={other.name: other.made.digest for other in step.inputs},
         work=step.work(),
     )
-    write_atomically(folder / RECORD, (json.dumps(asdict(made), indent=2) + "\n").encode())
+    write_atomically(folder / PRODUCT_RECORD, (json.dumps(asdict(made), indent=2) + "\n").encode())
