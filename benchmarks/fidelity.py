@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.common.files import write_atomically
 from hswq_hub.evaluation.evaluate import evaluate
-from hswq_hub.quantization import keep
 from hswq_hub.quantization.compensate import write_compensated
+from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized

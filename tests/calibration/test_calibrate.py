@@ -90,7 +90,7 @@ def test_other_files_are_no_calibration(tmp_path):
         Calibration.load(path)
 
 
-PROMPTS = Path(hswq_hub.__file__).parent
+PROMPTS = Path(hswq_hub.__file__).parent / "data"
 
 
 @pytest.mark.parametrize("folder", [PROMPTS / "prompts", PROMPTS / "demo_model" / "prompts"], ids=["general", "demo"])

@@ -32,8 +32,8 @@ def hub(tmp_path, monkeypatch):
 
 FAMILY = """
 import os, sys
-from hswq_hub.cli import main
-from hswq_hub.processes import _state
+from hswq_hub.cli.main import main
+from hswq_hub.calibration.processes import _state
 *common, where = sys.argv[1:]
 main([*common, "-o", "one.safetensors"], standalone_mode=False)
 _state.cache_clear()  # what follows is forked, so that torch and diffusers are imported once
@@ -103,7 +103,7 @@ def test_a_killed_process_fails_the_run_with_one_sentence_and_leaves_what_was_th
 
 MEMBER = """
 import os, torch
-from hswq_hub.processes import Group
+from hswq_hub.calibration.processes import Group
 group = Group(torch.device("cpu"))
 if not group.first:
     os.kill(os.getpid(), 9)

@@ -103,7 +103,7 @@ def test_ctrl_c_stops_all_and_the_next_run_goes_on(models):
 KILLED = """
 import sys, time
 from pathlib import Path
-from hswq_hub.batch import Entry, publish_all
+from hswq_hub.jobs.batch import Entry, publish_all
 
 def run(words):
     print(words[0], flush=True)

@@ -9,9 +9,9 @@ from support import loras, tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.evaluation.compare import compare
-from hswq_hub.quantization import keep
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.fold import check_fold, find_moves, moved
+from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.plan import plan_everything
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import RoundingSettings, recipe

@@ -9,9 +9,8 @@ from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import final_latents, generate, generation_settings, open_pipeline
-from hswq_hub.quantization import keep
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import check_budget
+from hswq_hub.quantization.keep import check_budget, keep
 from hswq_hub.quantization.measure import exchanged, measure_errors
 from hswq_hub.quantization.plan import plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized

@@ -597,7 +597,7 @@ def test_a_file_that_was_only_touched_is_hashed_and_kept(server):
 
 CHILD = """
 import sys
-from hswq_hub.sources import resolve
+from hswq_hub.sources.source import resolve
 print(resolve(sys.argv[1], civitai_endpoint=sys.argv[2]).path)
 """
 

@@ -23,8 +23,8 @@ from hswq_hub.sources.source import resolve
 CHILD = """
 import json, sys
 from dataclasses import asdict
-from hswq_hub.sources import resolve
-from hswq_hub.sources.facts import licence_facts, source_facts
+from hswq_hub.sources.source import resolve
+from hswq_hub.cards.facts import licence_facts, source_facts
 
 for reference in json.loads(sys.argv[1]):
     try:
