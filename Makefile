@@ -34,6 +34,7 @@ $(CHROMIUM):
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 style: $(VENV)/ready
 	$(BIN)/ruff check --fix .

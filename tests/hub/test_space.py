@@ -92,9 +92,13 @@ def test_one_commit_makes_a_whole_space(hub):
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
     }
     assert files["models.txt"] == b"alice/model-hswq\n"
-    assert {"app.py", "requirements.txt", "hswq_hub/hub/space.py", "hswq_runtime/layers/fp8.py", "spaces_app/page.py"} <= set(
-        files
-    )
+    assert {
+        "app.py",
+        "requirements.txt",
+        "hswq_hub/hub/space.py",
+        "hswq_runtime/layers/fp8.py",
+        "spaces_app/page.py",
+    } <= set(files)
     assert files["app.py"] == (APP / "app.py").read_bytes()
     front = front_matter(files["README.md"].decode())
     assert front["models"] == front["preload_from_hub"] == ["alice/model-hswq"]
