@@ -1,6 +1,7 @@
-"""Every setting and its default, once; the command line reads them from here.
+"""Every setting that decides what comes out, and its default, once; the command line reads them from here.
 
-This module imports nothing heavy, so that `--help` need not wait for torch.
+Where it goes is in `hub/settings.py`, on which machine in `jobs/settings.py`. These modules import nothing heavy, so that
+`--help` need not wait for torch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,22 @@ CALIBRATION_MEMORY = 8.0
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """How a reference becomes a file.
+
+    base: diffusers folder or Hub repo with the other components. licence: Hub licence id, if the host names none.
+    civitai_endpoint: where Civitai's API is; None: the site that the reference names. permitted: the user has the
+    creator's permission where the listing has objections. verify: read a file that is in a cache again, in full.
+    """
+
+    base: str | None = None
+    licence: str | None = None
+    civitai_endpoint: str | None = None
+    permitted: bool = False
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,35 +190,3 @@ class PublishSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     calibration_memory: float = CALIBRATION_MEMORY
     """Bound on second moments that are held at once, in GB. It decides how often the recorded calls are replayed."""
-
-
-@dataclass(frozen=True)
-class UploadSettings:
-    """Where on the Hub a folder goes, and how.
-
-    repo: "owner/name". private, gated None: as the source is, for what is made from a gated or private repo.
-    create_pr: as a pull request. revision: to a branch, made if it is not there; None: main. collection: slug of one
-    that the repo is put in. verify: load the files back from the Hub. force: also into a repo that is not ours.
-    """
-
-    repo: str
-    private: bool | None = None
-    gated: bool | None = None
-    create_pr: bool = False
-    revision: str | None = None
-    collection: str | None = None
-    verify: bool = True
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class JobSettings:
-    """The machine of a job. flavor: as Hugging Face calls it. timeout: such as "3h", when it is stopped.
-
-    package: what the job installs, as pip has it; None: this version. namespace: who pays; None: the token's account.
-    """
-
-    flavor: str = "l40sx1"
-    timeout: str = "3h"
-    package: str | None = None
-    namespace: str | None = None

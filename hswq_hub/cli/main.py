@@ -15,7 +15,9 @@ from hswq_runtime.errors import HSWQError
 
 from .. import __version__
 from ..calibration.processes import check_shared
-from ..settings import STAGES, CalibrationSettings, EvaluationSettings, JobSettings, UploadSettings
+from ..settings import (STAGES, CalibrationSettings, EvaluationSettings)
+from ..jobs.settings import JobSettings
+from ..hub.settings import UploadSettings
 from .options import (
     ABOUT_THE_RUN,
     EVALUATION,

@@ -8,24 +8,10 @@ from click.core import ParameterSource
 
 from hswq_runtime.formats import Format, Reader
 
-from ..settings import (
-    CALIBRATION_MEMORY,
-    DEFAULT_RECIPE,
-    DEVICES,
-    DTYPES,
-    KEEP_BY,
-    RECIPES,
-    ROUNDINGS,
-    SEARCHES,
-    STAGES,
-    CalibrationSettings,
-    EvaluationSettings,
-    JobSettings,
-    PublishSettings,
-    Recipe,
-    UploadSettings,
-)
-from ..settings import recipe as recipe_of
+from ..settings import (CALIBRATION_MEMORY, DEFAULT_RECIPE, DEVICES, DTYPES, KEEP_BY, RECIPES, ROUNDINGS, SEARCHES, STAGES, CalibrationSettings, EvaluationSettings, PublishSettings, Recipe)
+from ..jobs.settings import JobSettings
+from ..hub.settings import UploadSettings
+from ..settings import (recipe as recipe_of)
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)

@@ -13,7 +13,7 @@ from hswq_runtime.errors import FormatError
 
 from ..common.layout import METRICS, RECORD
 from ..common.targets import TargetError
-from ..settings import UploadSettings
+from .settings import UploadSettings
 from .account import check_account
 from .client import AccountError, UploadError, api, explained, patiently, site
 from .history import read_json
@@ -32,7 +32,7 @@ class Destination:
     record, metrics: of what we published there; None: nothing of ours.
     """
 
-    repo: str
+    settings: UploadSettings
     account: str
     head: str | None = None
     files: Mapping[str, str | None] = field(default_factory=dict)
@@ -43,12 +43,33 @@ class Destination:
     gated: bool = False
 
     @property
+    def repo(self) -> str:
+        """ "owner/name"."""
+        return self.settings.repo
+
+    @property
     def summary(self) -> str:
         """One line for people."""
         if self.head is None:
             return f"{site()}/{self.repo}, a new repo, as {self.account}"
         kind = "made by hswq-hub, is updated" if self.record else "is there already"
         return f"{site()}/{self.repo}, {kind}, as {self.account}"
+
+    def check_free(self) -> None:
+        """Check that the repo is free or ours, or that `force` was said.
+
+        Raises:
+            TargetError: it holds what we did not make.
+            UploadError: a pull request to a repo that is not there.
+        """
+        if self.head is None and self.settings.create_pr:
+            raise UploadError(f"there is no repo {self.repo} that a pull request could be for; leave out --pr")
+        foreign = self.files.keys() - _MADE_BY_THE_HUB
+        if foreign and self.record is None and not self.settings.force:
+            raise TargetError(
+                f"{self.repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
+                "--force to add to it"
+            )
 
 
 def check_upload(settings: UploadSettings) -> Destination:
@@ -69,14 +90,7 @@ def check_upload(settings: UploadSettings) -> Destination:
         if settings.collection is not None:
             _check_collection(settings.collection)
         found = find(settings, account)
-    if found.head is None and settings.create_pr:
-        raise UploadError(f"there is no repo {repo} that a pull request could be for; leave out --pr")
-    foreign = found.files.keys() - _MADE_BY_THE_HUB
-    if foreign and found.record is None and not settings.force:
-        raise TargetError(
-            f"{repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
-            "--force to add to it"
-        )
+    found.check_free()
     return found
 
 
@@ -88,7 +102,7 @@ def find(settings: UploadSettings, account: str) -> Destination:
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
-        return Destination(repo, account)
+        return Destination(settings, account)
     if not settings.create_pr:
         try:
             patiently(client.auth_check, repo, write=True)
@@ -107,7 +121,7 @@ def find(settings: UploadSettings, account: str) -> Destination:
             head = patiently(client.model_info, repo, revision=settings.revision, files_metadata=True)
     record = _published(head, RECORD)
     return Destination(
-        repo,
+        settings,
         account,
         head.sha,
         {file.rfilename: file.lfs.sha256 if file.lfs else None for file in head.siblings or ()},

@@ -22,7 +22,7 @@ from ..cards.card import write_card
 from ..common.files import file_sha256, write_atomically
 from ..common.layout import CONTENTS, EARLIER, METRICS, RECORD
 from ..common.targets import check_room
-from ..settings import UploadSettings
+from .settings import UploadSettings
 from .client import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently, site
 from .destination import PULL, Destination, check_upload, collection_slug, find
 from .history import description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
@@ -55,11 +55,22 @@ def upload(folder: Path, settings: UploadSettings) -> Uploaded:
         VerificationError: what the Hub holds afterwards is something else, or cannot be loaded.
         AccountError, TargetError, UploadError: see :func:`hswq_hub.hub.destination.check_upload`.
     """
-    local = list_files(folder)
-    destination = check_upload(settings)
+    list_files(folder)
+    return upload_to(folder, check_upload(settings))
+
+
+def upload_to(folder: Path, destination: Destination) -> Uploaded:
+    """:func:`upload` for a destination that was checked before, be it hours ago: the repo is looked at again.
+
+    Raises:
+        FormatError, VerificationError, AccountError, TargetError, UploadError: see there.
+    """
+    local, settings = list_files(folder), destination.settings
     if settings.verify:
         check_room(Path(constants.HF_HUB_CACHE), sum((folder / name).stat().st_size for name in local))
     with explained(settings.repo):
+        destination = find(settings, destination.account)
+        destination.check_free()
         _open(destination, settings, read_json(folder / RECORD)["source"])
         commit, revision = _commit(folder, local, settings, destination.account)
         _check_listing(folder, local, settings.repo, commit)

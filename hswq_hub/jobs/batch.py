@@ -21,7 +21,7 @@ from .. import __version__
 from ..common.files import write_atomically
 from ..common.home import home
 from ..common.identity import fingerprint
-from ..settings import JobSettings
+from .settings import JobSettings
 from ..sources.errors import (
     AccessError,
     AmbiguousReferenceError,

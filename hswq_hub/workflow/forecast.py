@@ -36,11 +36,11 @@ _TRIAL_WIDTH, _TRIAL_TOKENS, _TRIAL_SECONDS, _TRIAL_BYTES = 1024, 512, 0.3, 1 <<
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the denoiser for one picture.
+class DenoiserCost:
+    """The cost of one call of the denoiser for one picture.
 
-    weights: how many it multiplies with. tokens: that each of them sees, in the mean. width: input channels that most
-    weights have.
+    weights: how many it multiplies with. tokens: how many each weight is applied to, in the mean. width: the most
+    common number of input channels, counted by weights.
     """
 
     weights: int
@@ -57,9 +57,9 @@ class Forecast:
     """Estimates for the steps of `source` with `settings`, settled ones, whose products are in `place`."""
 
     def __init__(self, source: Source, settings: PublishSettings, place: Path):
-        self._checkpoint, self._how, self._place = source.checkpoint, settings.calibration, place
+        self._checkpoint, self._calibration, self._place = source.checkpoint, settings.calibration, place
         self._size = usual_size(source)
-        made = (made for made in _records(place) if not made.work.calls or made.work.device == self._how.device)
+        made = (made for made in _records(place) if not made.work.calls or made.work.device == self._calibration.device)
         self._made = sorted(made, key=lambda made: -made.finished)
 
     @property
@@ -82,14 +82,14 @@ class Forecast:
         rates = [m.seconds / m.work.calls / self._pixels(m.work) for m in self._made if m.work.calls >= _TELLING]
         if rates:
             return min(rates) * self._pixels(work)
-        call = call_of(self._checkpoint, work.size or self._size)
+        call = denoiser_cost(self._checkpoint, work.size or self._size)
         return call.flops / self._flop_rate
 
     @cached_property
     def _flop_rate(self) -> float:
         """Operations a second of a layer like the model's."""
-        call = call_of(self._checkpoint, self._how.size or self._size)
-        return layer_rate(call, self._how.device, getattr(torch, self._how.dtype))
+        call = denoiser_cost(self._checkpoint, self._calibration.size or self._size)
+        return layer_rate(call, self._calibration.device, getattr(torch, self._calibration.dtype))
 
     @cached_property
     def _byte_rate(self) -> float:
@@ -103,7 +103,7 @@ def usual_size(source: Source) -> int:
     return default_size(source.architecture, known)
 
 
-def call_of(checkpoint: Checkpoint, size: int) -> Call:
+def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
     """What a picture of `size` pixels a side costs, from the shapes of the layers.
 
     A weight of a transformer sees every token; one of a UNet every place of its level, each half as wide and high as
@@ -118,7 +118,7 @@ def call_of(checkpoint: Checkpoint, size: int) -> Call:
         found = _tokens(module, size, levels)
         weights, places = weights + info.values, places + info.values * found
         widths[info.values // info.shape[0]] += info.values
-    return Call(weights, places / weights, widths.most_common(1)[0][0])
+    return DenoiserCost(weights, places / weights, widths.most_common(1)[0][0])
 
 
 def _tokens(module: str, size: int, levels: int) -> float:
@@ -131,7 +131,7 @@ def _tokens(module: str, size: int, levels: int) -> float:
 
 
 @torch.no_grad()
-def layer_rate(call: Call, device: str, dtype: torch.dtype) -> float:
+def layer_rate(call: DenoiserCost, device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a transformer layer on `device`, about as wide as the model's."""
     width = max(64, min(call.width, _TRIAL_WIDTH) // 64 * 64)
     tokens = max(1, min(round(call.tokens), _TRIAL_TOKENS))

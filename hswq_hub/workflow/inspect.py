@@ -16,7 +16,7 @@ from ..quantization.keep import keep_ratio, size_range
 from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe
 from ..sources.listing import Listing
 from ..sources.peek import peek
-from .forecast import Call, call_of, layer_rate
+from .forecast import DenoiserCost, denoiser_cost, layer_rate
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Inspection:
     sizes: dict[tuple[str, str], tuple[int, int] | None]
     size: int
     steps: int
-    call: Call
+    call: DenoiserCost
     config: dict
     bundled: list[str]
     scheduler: dict
@@ -149,7 +149,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         sizes={} if checkpoint.quantized else _sizes(checkpoint, RECIPES.values()),
         size=model.size,
         steps=model.steps,
-        call=call_of(checkpoint, model.size),
+        call=denoiser_cost(checkpoint, model.size),
         config=checkpoint.config,
         bundled=sorted(checkpoint.bundled),
         scheduler=checkpoint.scheduler,

@@ -1,6 +1,6 @@
 """Everything that can be known to fail, before anything costs time."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.targets import check_target
@@ -11,21 +11,20 @@ from ..settings import COMPENSATED, PublishSettings
 from ..sources.http import cache
 from ..sources.source import Source
 from .memory import memory_of
-from .steps import Step, Tell, check_disks, open_steps, silent
+from .steps import Step, Log, check_disks, silent
 
 
 def preflight(
     source: Source,
     folder: Path,
     settings: PublishSettings,
-    steps: Sequence[Step],
-    again: Collection[str] = (),
+    remaining: Sequence[Step],
     arriving: bool = False,
-    tell: Tell = silent,
+    log: Log = silent,
 ) -> None:
-    """Check that `steps` can be done: the target, the components, the recipe's limits, the disks, the memory.
+    """Check that `remaining` steps can be done: the target, the components, the recipe's limits, the disks, the memory.
 
-    `arriving`: the source's file is still to be fetched. `tell`: is warned of what may be too little.
+    `arriving`: the source's file is still to be fetched. `log`: is warned of what may be too little.
 
     Raises:
         TargetError: the folder holds something else or cannot be made, or a disk has no room.
@@ -40,11 +39,11 @@ def preflight(
         check_budget(source.checkpoint, format, settings.recipe)
     if settings.recipe.rounding in COMPENSATED:
         check_memory(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
-    check_disks(open_steps(steps, again), arriving_bytes(source) if arriving else {})
+    check_disks(remaining, arriving_bytes(source) if arriving else {})
     for memory in memory_of(source, settings):
         memory.check()
         if memory.is_tight:
-            tell(f"warning: this takes {memory.line}")
+            log(f"warning: this takes {memory.line}")
 
 
 def arriving_bytes(source: Source) -> dict[Path, int]:

@@ -1,40 +1,43 @@
-"""From a source to a finished folder: which steps there are, in which order, and what each is made from.
+"""From a source to a finished folder: one plan, made once, that says what it would do, what stops it, and does it.
 
-    source ─ calibrate ─ quantize (search, round, measure, write; naive) ─ evaluate ─ folder
-
-How they are done is in `steps.py`: each once, its product kept in the workspace.
+    source ─ calibrate ─ quantize (search, round, measure, write; naive) ─ evaluate ─ folder ─ Hub
 """
 
-import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+import os
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
-from hswq_runtime.formats import Format
-
-from ..calibration.calibrate import calibrate
-from ..common.files import write_atomically
 from ..common.hardware import pick_device, pick_dtype
-from ..common.identity import code_digest, environment_fingerprint
 from ..common.layout import METRICS
-from ..common.targets import check_same_source, replace_folder
-from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.examples import save_evaluation
-from ..hub.destination import check_upload
-from ..hub.upload import Uploaded, upload
-from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings, UploadSettings
-from ..sources.components import base_identity, local_bytes
+from ..common.targets import check_same_source
+from ..common.text import duration, megabytes, roughly, text_table
+from ..evaluation.evaluate import Evaluation
+from ..hub.destination import Destination, check_upload
+from ..hub.upload import Uploaded, upload_to
+from ..hub.settings import UploadSettings
+from ..settings import (CalibrationSettings, EvaluationSettings, PublishSettings)
 from ..sources.source import Source
-from . import steps
-from .folder import facts_of, fill_folder, state_of
-from .preflight import preflight
-from .quantizing import STATISTICS, Quantization, naive_cast
+from .estimate import estimate, time_line
+from .forecast import Forecast
+from .memory import memory_of
+from .preflight import arriving_bytes, preflight
 from .recall import remember
-from .steps import Step, Tell, Work, silent
+from .stages.calibrate import calibration_step
+from .stages.evaluate import evaluation_step
+from .stages.folder import folder_step
+from .stages.quantize import Quantization, naive_step
+from .steps import Log, State, Step, disk_needs, forget, make, remaining_steps, silent
 from .workspace import Workspace
 
+Part = TypeVar("Part", CalibrationSettings, EvaluationSettings)
 NAIVE = "naive FP8"
-_STATE = "state.json"
+PLAN_HEADINGS = ("step", "state", "size", "time")
+STATUS_HEADINGS = ("step", "state", "size", "took", "made", "product")
 
 
 @dataclass(frozen=True)
@@ -46,146 +49,161 @@ class Published:
     uploaded: Uploaded | None = None
 
 
-def default_folder(source: Source) -> Path:
-    """`hswq-published/<name>-hswq` below the working directory.
+@dataclass(frozen=True)
+class PublishPlan:
+    """Everything that publishing one source with some settings consists of. :meth:`of` makes it, which computes nothing.
 
-    Raises:
-        TargetError: it holds what was made from another checkpoint.
+    folder: what is made; is_default: nobody named it. settings: with nothing left open, see :func:`settle`. steps: in
+    order. workspace: where their products are. again: stages to be done anew. destination: the Hub repo that the folder
+    is uploaded to; None: it stays here. arriving: the source's file is still to be fetched, only its header is here.
     """
-    folder = usual_folder(source)
-    check_same_source(folder, source.sha256)
-    return folder
 
+    source: Source
+    folder: Path
+    is_default: bool
+    settings: PublishSettings
+    steps: tuple[Step, ...]
+    workspace: Workspace
+    again: Collection[str] = ()
+    destination: Destination | None = None
+    arriving: bool = False
 
-def usual_folder(source: Source) -> Path:
-    """The same, whatever it holds."""
-    return Path("hswq-published") / f"{source.name}-hswq"
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        settings: PublishSettings | None = None,
+        folder: Path | None = None,
+        *,
+        command: str = "",
+        again: Collection[str] = (),
+        destination: Destination | None = None,
+        arriving: bool = False,
+    ) -> "PublishPlan":
+        """The plan for `source`.
+
+        Args:
+            source: what to quantize.
+            settings: formats, recipe, calibration and evaluation; None: the defaults.
+            folder: free, empty, or made by an earlier run, which is then replaced; None: `hswq-published/NAME-hswq`
+                below the working directory.
+            command: the command line that does the same, for the card.
+            again: those of `settings.STAGES` whose products are made anew although they are there; after them, whatever
+                was made from something that has changed.
+            destination: see :func:`hswq_hub.hub.destination.check_upload`.
+            arriving: `source` is a stand-in with nothing but a header.
+
+        Raises:
+            DeviceError: CUDA asked for and absent.
+        """
+        settings = settle(settings or PublishSettings(), source)
+        target = folder or Path("hswq-published") / f"{source.name}-hswq"
+        workspace = Workspace(source.name, source.sha256)
+        steps = tuple(_steps(workspace.folder, source, target, settings, command))
+        return cls(source, target, folder is None, settings, steps, workspace, again, destination, arriving)
+
+    def check(self, log: Log = silent) -> None:
+        """Raise what is known to prevent it; `log` is warned of what may be too little.
+
+        Raises:
+            TargetError: the folder holds something else or cannot be made, or a disk has no room.
+            ComponentError: the base lacks a component.
+            DeviceError: the model does not fit into memory.
+            HSWQError: the budget or the bound on memory cannot be met.
+        """
+        if self.is_default:
+            check_same_source(self.folder, self.source.sha256)
+        preflight(self.source, self.folder, self.settings, self.remaining, self.arriving, log)
+
+    @cached_property
+    def remaining(self) -> list[Step]:
+        """The steps that were still to be done when this was asked first."""
+        return remaining_steps(self.steps, self.again)
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """How long steps take here."""
+        return Forecast(self.source, self.settings, self.workspace.folder)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Estimate for all that is still to be done."""
+        return sum(self.forecast.seconds(step) for step in self.remaining)
+
+    @property
+    def estimate(self) -> str:
+        """Time and memory of all that is still to be done, a line each."""
+        return estimate(self.forecast, self.remaining, memory_of(self.source, self.settings))
+
+    def lines(self) -> list[str]:
+        """What it would do and what that takes, as people read it on a terminal."""
+        parameters = sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
+        disks = disk_needs(self.remaining, arriving_bytes(self.source) if self.arriving else {})
+        facts = [("model", f"{self.source.architecture.title}, {parameters / 1e6:.1f} million parameters")]
+        facts += [
+            ("disk", f"{megabytes(size)} at most, {megabytes(shutil.disk_usage(place).free)} free")
+            for place, size in disks.items()
+        ]
+        facts += [("memory", memory.line) for memory in memory_of(self.source, self.settings)]
+        if self.remaining:
+            facts.append(("time", time_line(self.forecast, self.remaining)))
+        facts.append(("folder", f"{self.folder}/, {megabytes(self.steps[-1].work().kept)} at most to upload"))
+        rows = [self._plan_row(step) for step in self.steps]
+        return [*(f"  {name:<12}{value}" for name, value in facts), "", text_table(PLAN_HEADINGS, rows, left=("state",))]
+
+    def _plan_row(self, step: Step) -> tuple[str, ...]:
+        if step not in self.remaining and (made := step.made) is not None:
+            return step.name, "done", megabytes(step.size), duration(made.seconds)
+        kept = step.work().kept
+        return step.name, "to do", f"≤ {megabytes(kept)}" if kept else "", roughly(self.forecast.seconds(step))
+
+    def status_lines(self) -> list[str]:
+        """How far it is: each step, its product, its size and time. Nothing is computed."""
+        file = self.source.path
+        rows = [("source", "here", megabytes(file.stat().st_size), "", "", _short(file)), *map(_status_row, self.steps)]
+        left = [step.name for step in self.steps if step.state is not State.DONE]
+        lines = [text_table(STATUS_HEADINGS, rows, left=("state", "product")), ""]
+        lines.append(f"work is kept in {_short(self.workspace.folder)}/")
+        if others := self.workspace.products_besides(self.steps):
+            size = megabytes(sum(product.bytes for product in others))
+            lines.append(f"there are {len(others)} products of other settings or releases as well, {size}")
+        return [*lines, f"to do: {', '.join(left)}" if left else "all is done"]
+
+    def run(self, log: Log = silent) -> Published:
+        """Do what is still to be done, each step once. `log`: see :func:`hswq_hub.workflow.steps.make`.
+
+        Raises:
+            UploadError: see :func:`hswq_hub.hub.upload.upload`.
+            HSWQError: whatever the steps raise; the folder is then as it was.
+        """
+        with self.workspace.locked(log):
+            remember(self.workspace, self.source)
+            self.workspace.note_need(str(self.folder.resolve()), self.steps)
+            forget(step for step in self.steps if step.stage in self.again)
+            make(self.steps, log)
+        uploaded = None if self.destination is None else upload_to(self.folder, self.destination)
+        return Published(self.folder, Evaluation.load(self.folder / METRICS), uploaded)
 
 
 def publish(
     source: Source,
-    folder: Path,
+    folder: Path | None = None,
     settings: PublishSettings | None = None,
     *,
     command: str = "",
     again: Collection[str] = (),
-    hub: UploadSettings | None = None,
-    tell: Tell = silent,
+    upload: UploadSettings | None = None,
+    log: Log = silent,
 ) -> Published:
-    """Calibrate, quantize, measure, and write `folder` as it would be uploaded.
+    """Calibrate, quantize, measure, write `folder` as it would be uploaded, and upload it if that is asked for.
 
-    Args:
-        source: what to quantize.
-        folder: free, empty, or made by an earlier run, which is then replaced.
-        settings: formats, recipe, calibration and evaluation.
-        command: the command line that does the same, for the card.
-        again: those of `settings.STAGES` whose products are made anew although they are there; after them, whatever
-            was made from something that is now another.
-        hub: the repo that the folder is uploaded to; None: it stays here.
-        tell: see `steps.make`.
-
-    Raises:
-        UploadError: see :func:`hswq_hub.hub.upload.upload`.
-        TargetError: the folder holds something else or cannot be made, or the disk has no room.
-        ComponentError: the base lacks a component.
-        DeviceError: CUDA asked for and absent, or the model does not fit into memory.
-        HSWQError: whatever the steps raise; the folder is then as it was.
+    `upload`: see :func:`hswq_hub.hub.upload.upload`. Other arguments and errors: see :meth:`PublishPlan.of`,
+    :meth:`PublishPlan.check` and :meth:`PublishPlan.run`.
     """
-    settings = settle(settings or PublishSettings(), source)
-    todo = publication(source, folder, settings, command)
-    if hub is not None:
-        check_upload(hub)
-    preflight(source, folder, settings, todo, again, tell=tell)
-    workspace = Workspace(source.name, source.sha256)
-    with workspace.locked(tell):
-        remember(workspace, source)
-        steps.forget(step for step in todo if step.stage in again)
-        steps.make(todo, tell)
-    uploaded = None if hub is None else upload(folder, hub)
-    return Published(folder, Evaluation.load(folder / METRICS), uploaded)
-
-
-def publication(source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:
-    """All steps, in order. `settings`: settled ones."""
-    place = Workspace(source.name, source.sha256).folder
-    calibration = calibration_step(place, source, settings.calibration)
-    quantizing, writing = Quantization(
-        place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
-    ).steps()
-    naive = naive_cast(place, source, settings.calibration.device)
-    labelled = {NAIVE: naive, **{format.label: step for format, step in writing.items()}}
-    measured = evaluation_step(place, source, labelled, settings.evaluation)
-    facts = facts_of(source, folder.resolve().name, settings.recipe, command)
-    filled = folder_step(place, source, folder, calibration, writing, measured, facts)
-    return [calibration, *quantizing, naive, measured, filled]
-
-
-def calibration_step(place: Path, source: Source, settings: CalibrationSettings) -> Step:
-    """Gather the statistics. The product holds `STATISTICS`, and the same without the vectors as JSON."""
-    made_from = [
-        environment_fingerprint(settings.device),
-        asdict(settings),
-        source.prompts.calibration,
-        base_identity(source),
-    ]
-
-    def make(product: Path) -> None:
-        calibrate(source, settings).save(product / STATISTICS)
-
-    def work() -> Work:
-        return Work(settings.samples * settings.steps_of(source.architecture.steps), settings.device, settings.size)
-
-    return Step("calibrate", "calibrate", place, made_from, make, work=work)
-
-
-def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], settings: EvaluationSettings) -> Step:
-    """Measure the file of each of `files` (label -> the step that wrote it) against the source."""
-    made_from = [
-        environment_fingerprint(settings.device),
-        asdict(settings),
-        source.prompts.evaluation,
-        base_identity(source),
-        [*files],
-    ]
-
-    def make(product: Path) -> None:
-        paths = {label: next(step.folder.glob("*.safetensors")) for label, step in files.items()}
-        save_evaluation(evaluate(source, paths, settings), product)
-
-    def work() -> Work:
-        steps = settings.steps or source.architecture.steps
-        return Work((1 + len(files)) * settings.pairs * steps, settings.device, settings.size)
-
-    return Step("evaluate", "evaluate", place, made_from, make, tuple(files.values()), work)
-
-
-def folder_step(
-    place: Path,
-    source: Source,
-    folder: Path,
-    calibration: Step,
-    writing: Mapping[Format, Step],
-    measured: Step,
-    facts: dict,
-) -> Step:
-    """Put `folder` together. The product in the workspace says only how it was left."""
-
-    def make(product: Path) -> None:
-        made_by = json.loads((calibration.folder / STATISTICS).with_suffix(".json").read_text())["made_by"]
-        replace_folder(folder, lambda new: fill_folder(new, source, made_by, writing, measured.folder, facts))
-        write_atomically(product / _STATE, json.dumps(state_of(folder)).encode())
-
-    def holds(product: Path) -> bool:
-        return json.loads((product / _STATE).read_text()) == state_of(folder)
-
-    def work() -> Work:
-        kept = sum(step.work().kept for step in writing.values()) + local_bytes(source)
-        return Work(moved=2 * kept, kept=kept)
-
-    made_from = [code_digest(), str(folder.resolve()), facts]
-    return Step(
-        "folder", "folder", place, made_from, make, (calibration, *writing.values(), measured), work, folder, holds
-    )
+    destination = None if upload is None else check_upload(upload)
+    plan = PublishPlan.of(source, settings, folder, command=command, again=again, destination=destination)
+    plan.check(log)
+    return plan.run(log)
 
 
 def settle(settings: PublishSettings, source: Source) -> PublishSettings:
@@ -193,12 +211,46 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     recipe = settings.recipe
     if recipe.keep_ratio is None and recipe.budget is None:
         recipe = replace(recipe, keep_ratio=source.architecture.keep_ratio)
+    calibration, evaluation = _on_device(settings.calibration), _on_device(settings.evaluation)
+    return replace(settings, recipe=recipe, calibration=calibration, evaluation=evaluation)
 
-    def decide(part):
-        device = pick_device(part.device)
-        dtype = str(pick_dtype(part.dtype, device)).removeprefix("torch.")
-        return replace(part, device=device.type, dtype=dtype)
 
-    return replace(
-        settings, recipe=recipe, calibration=decide(settings.calibration), evaluation=decide(settings.evaluation)
+def _on_device(part: Part) -> Part:
+    device = pick_device(part.device)
+    return replace(part, device=device.type, dtype=str(pick_dtype(part.dtype, device)).removeprefix("torch."))
+
+
+def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:
+    calibration = calibration_step(place, source, settings.calibration)
+    quantizing, writing = Quantization(
+        place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
+    ).steps()
+    naive = naive_step(
+        place,
+        source.checkpoint,
+        source.name,
+        sha256=source.sha256,
+        base=source.hub_base,
+        device=settings.calibration.device,
     )
+    labelled = {NAIVE: naive, **{format.label: step for format, step in writing.items()}}
+    measured = evaluation_step(place, source, labelled, settings.evaluation)
+    filled = folder_step(place, source, folder, settings.recipe, command, calibration, writing, measured)
+    return [calibration, *quantizing, naive, measured, filled]
+
+
+def _status_row(step: Step) -> tuple[str, ...]:
+    made, state = step.made, step.state
+    if made is None or state is State.MISSING:
+        return step.name, state.value, "", "", "", ""
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(made.finished))
+    product = step.folder.name if step.target is None else _short(step.target)
+    return step.name, state.value, megabytes(step.size), duration(made.seconds), when, product
+
+
+def _short(path: Path) -> str:
+    """A path as it is said: below the working directory or the home directory from there."""
+    path = path.absolute()
+    if path.is_relative_to(Path.cwd()):
+        return os.path.relpath(path)
+    return str(Path("~") / path.relative_to(Path.home())) if path.is_relative_to(Path.home()) else str(path)

@@ -1,7 +1,7 @@
-"""From a full-precision checkpoint and its statistics to HSWQ files, without a folder around them."""
+"""From a checkpoint and given statistics to quantized files, without a folder around them."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,15 @@ from ..common.targets import check_replaceable
 from ..quantization.fold import check_fold
 from ..quantization.keep import check_budget
 from ..quantization.plan import Plan
-from ..settings import CALIBRATION_MEMORY, CalibrationSettings, Recipe
-from ..settings import recipe as recipe_of
+from ..settings import CALIBRATION_MEMORY, CalibrationSettings, PublishSettings, Recipe, recipe
 from ..sources.source import Source
-from .quantizing import STATISTICS, Quantization, plan_of, quantized_name
-from .steps import Step, Tell, check_disks, make, open_steps, silent
+from .estimate import estimate
+from .forecast import Forecast
+from .memory import memory_of
+from .publish import settle
+from .stages.calibrate import STAGE, STATISTICS
+from .stages.quantize import Quantization, plan_of, quantized_name
+from .steps import Log, Step, check_disks, make, remaining_steps, silent
 from .workspace import Workspace
 
 
@@ -29,16 +33,22 @@ def quantize(
     calibration: Calibration,
     formats: Sequence[Format],
     folder: Path,
-    recipe: Recipe | None = None,
+    how: Recipe | None = None,
     device: str = "auto",
     memory: float = CALIBRATION_MEMORY,
-    tell: Tell = silent,
-    begin: Callable[[Quantization], None] = lambda _: None,
+    log: Log = silent,
 ) -> list[tuple[Path, Plan]]:
     """Write `<folder>/<name>-hswq-<format>.safetensors`; returns path and plan of each format.
 
     The steps are those of `publish`; they are kept in the workspace, so that a run that was stopped goes on where it
-    was. `tell`: see `steps.make`. `begin`: is told what is to be done once it is known that it can be.
+    was.
+
+    Args:
+        calibration: the statistics of `source`.
+        how: the recipe; None: the default one.
+        device: one of `settings.DEVICES`.
+        memory: GB that second moments may take at once.
+        log: is told what it will take, then what becomes of each step.
 
     Raises:
         FormatError: the calibration was made from another file.
@@ -46,41 +56,54 @@ def quantize(
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
-    recipe = recipe or recipe_of()
-    todo = _quantization(source, calibration, formats, recipe, device, memory)
-    paths = {format: folder / quantized_name(source, format) for format in formats}
+    workspace = Workspace(source.name, source.sha256)
+    todo = _quantization(workspace.folder, source, calibration, formats, how or recipe(), device, memory)
+    paths = {format: folder / quantized_name(source.name, format) for format in formats}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
-    check_fold(source.checkpoint, formats, recipe)
+    check_fold(source.checkpoint, formats, todo.recipe)
     for format in formats:
-        check_budget(source.checkpoint, format, recipe)
+        check_budget(source.checkpoint, format, todo.recipe)
     steps, writing = todo.steps()
     steps = [todo.statistics, *steps]
-    check_disks(open_steps(steps), {folder: sum(step.work().kept for step in writing.values())})
-    begin(todo)
-    with Workspace(source.name, source.sha256).locked(tell):
-        make(steps, tell)
+    remaining = remaining_steps(steps)
+    check_disks(remaining, {folder: sum(step.work().kept for step in writing.values())})
+    log(_estimate(todo, remaining))
+    with workspace.locked(log):
+        workspace.note_need(str(folder.resolve()), steps)
+        make(steps, log)
         for format, path in paths.items():
             _copy(writing[format].folder / path.name, path)
     return [(path, plan_of(writing[format])) for format, path in paths.items()]
 
 
 def _quantization(
-    source: Source, calibration: Calibration, formats: Sequence[Format], recipe: Recipe, device: str, memory: float
+    place: Path,
+    source: Source,
+    calibration: Calibration,
+    formats: Sequence[Format],
+    how: Recipe,
+    device: str,
+    memory: float,
 ) -> Quantization:
     made_by = calibration.made_by
     if made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
         )
-    how = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
-    place = Workspace(source.name, source.sha256).folder
+    settings = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
 
     def take(product: Path) -> None:
         calibration.save(product / STATISTICS)
 
-    given = Step("statistics", "calibrate", place, calibration.sha256, take)
-    return Quantization(place, source, given, tuple(formats), recipe, how, memory)
+    given = Step("statistics", STAGE, place, calibration.sha256, take)
+    return Quantization(place, source, given, tuple(formats), how, settings, memory)
+
+
+def _estimate(work: Quantization, remaining: Sequence[Step]) -> str:
+    asked = PublishSettings(work.formats, work.recipe, work.calibration, calibration_memory=work.memory)
+    settings = settle(asked, work.source)
+    return estimate(Forecast(work.source, settings, work.place), remaining, memory_of(work.source, settings))
 
 
 def _copy(product: Path, path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Steps: what is made from what, kept when it is made, and made again only when it has to be.
+"""Steps: cached units of work, each with a product on disk that is made once.
 
-The product of a step is a folder, named by all that decides what is in it: the step's settings, the code, and the
-steps that it is made from. So where a product will be is known before anything is computed. A product appears as a
-whole, together with its record: how long it took, its digest, and the digests of what it was made from. A step is
-done if the record is there and those digests are still the right ones.
+The product of a step is a folder whose name holds the step's identity: a digest of its settings, of the code that it
+uses and of the identities of its inputs. So its path is known before anything is computed. A product appears as a
+whole, together with its record: how long it took, its digest, and the digests of its inputs. A step is done if the
+record is there and those digests are still the right ones.
 """
 
 import json
@@ -22,12 +22,12 @@ from ..common.targets import check_room, nearest_existing, replace_folder
 from ..common.text import duration
 
 PRODUCT_RECORD = "made.json"
-Tell = Callable[[str], None]
-"""Is told in one line what becomes of each step."""
+Log = Callable[[str], None]
+"""Takes one line for people about what happens to a step."""
 
 
 class State(Enum):
-    """Whether a step has to be done. STALE: it was made from something that was made anew since, with other bytes."""
+    """Whether a step has to be done. STALE: an input was rebuilt with different bytes."""
 
     DONE = "done"
     MISSING = "missing"
@@ -52,7 +52,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """The record of a product. finished: seconds since the epoch. files: SHA-256 by name. inputs: digests by step."""
+    """The record of a finished product. finished: seconds since the epoch. files: SHA-256 by name. inputs: digests by step."""
 
     step: str
     seconds: float
@@ -81,10 +81,10 @@ class Made:
 class Step:
     """One step of the work on a model.
 
-    name: its own. stage: what a person calls it and its like, one of `settings.STAGES`. place: the folder that its
-    product will be in. made_from: all that decides the product besides `inputs`, as JSON can hold it. make: fills an
-    empty folder. work: what that costs. target: what else it makes, outside of the workspace; holds: whether that is
-    still as it was left.
+    name: unique among the steps of a plan. stage: one of `settings.STAGES`, for `--from` and `--redo`. place: the
+    workspace's folder. made_from: all that decides the product besides `inputs`, as JSON. make: fills an empty folder.
+    work: what that costs. target: a folder outside of the workspace that it makes as well; holds: whether that is
+    unchanged since.
     """
 
     name: str
@@ -132,28 +132,28 @@ class Step:
 
 
 def silent(_: str) -> None:
-    """A `Tell` for those who do not want to know."""
+    """A `Log` that drops every line."""
 
 
-def make(steps: Iterable[Step], tell: Tell) -> None:
-    """Do what is not done yet of `steps`, each of which comes after its inputs."""
+def make(steps: Iterable[Step], log: Log) -> None:
+    """Do those of `steps`, listed after their inputs, that are not done yet."""
     for step in steps:
         if step.state is State.DONE:
-            tell(f"{step.name}: found")
+            log(f"{step.name}: found")
             continue
-        tell(f"{step.name}: begun")
+        log(f"{step.name}: begun")
         start = time.perf_counter()
 
-        def fill(folder: Path, step=step, start=start):
+        def fill(folder: Path, step: Step = step, start: float = start) -> None:
             step.make(folder)
             _write_record(step, folder, time.perf_counter() - start)
 
         replace_folder(step.folder, fill)
-        tell(f"{step.name}: done in {duration(time.perf_counter() - start)}")
+        log(f"{step.name}: done in {duration(time.perf_counter() - start)}")
 
 
-def open_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[Step]:
-    """Those of `steps` still to be done, if the stages `again` are done anew and whatever comes of them differs."""
+def remaining_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[Step]:
+    """Those of `steps` still to be done, at most: all of the stages `again`, and everything that depends on them."""
     found: list[Step] = []
     for step in steps:
         if step.stage in again or step.state is not State.DONE or any(other in found for other in step.inputs):

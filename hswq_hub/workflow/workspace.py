@@ -1,22 +1,52 @@
-"""One folder a model, in which the steps keep their products, and the note of which model it is.
+"""One folder a source, in which the steps keep their products.
 
     work/<name>-<digest>/source.json          what was resolved, so that it need not be looked up again
+    work/<name>-<digest>/needs.json           which products each run needed that began here, and when
     work/<name>-<digest>/<step>-<identity>/   a product, see `steps.py`
 
 One process at a time works in it; others wait.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+
+from hswq_runtime.errors import FormatError
 
 from ..common.files import write_atomically
 from ..common.home import home
 from ..common.targets import clear_away
+from .steps import PRODUCT_RECORD, Log, Made, Step
 
-_WORK, _NOTE, _LOCK = "work", "source.json", ".lock"
+_WORK, _NOTE, _NEEDS, _LOCK = "work", "source.json", "needs.json", ".lock"
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a step left in a workspace.
+
+    used: seconds since the epoch, when it was made or a run that needs it began. needed: whether the last run for some
+    target needs it. bytes: on disk.
+    """
+
+    workspace: str
+    name: str
+    bytes: int
+    used: float
+    needed: bool
+
+    @property
+    def days(self) -> float:
+        """Days since the last use."""
+        return max(time.time() - self.used, 0) / _DAY
 
 
 class Workspace:
@@ -26,15 +56,24 @@ class Workspace:
         self.name = name
         self.folder = home() / _WORK / f"{name}-{source_sha256[:12]}"
 
+    @classmethod
+    def existing(cls) -> list["Workspace"]:
+        """Those that are there, in the order of their names."""
+        found = []
+        for folder in sorted((home() / _WORK).glob("*/")):
+            name, _, digest = folder.name.rpartition("-")
+            found.append(cls(name, digest))
+        return found
+
     @contextmanager
-    def locked(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Only one process works here; `tell` is told when this one has to wait. What a dead one left is removed."""
+    def locked(self, log: Log) -> Iterator[None]:
+        """Only one process works here; `log` is told when this one has to wait. What a killed run left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            tell(f"another hswq-hub is at work on {self.name}; waiting for it to end")
+            log(f"another hswq-hub is at work on {self.name}; waiting for it to end")
             lock.acquire()
         try:
             clear_away(self.folder)
@@ -42,12 +81,81 @@ class Workspace:
         finally:
             lock.release()
 
-    def note(self, facts: dict) -> None:
+    @contextmanager
+    def locked_if_free(self) -> Iterator[bool]:
+        """The same without waiting: whether it could be had, and is held for the length of the block."""
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def write_note(self, facts: dict[str, object]) -> None:
         """Write down what the source is."""
         write_atomically(self.folder / _NOTE, (json.dumps(facts, indent=2) + "\n").encode())
 
+    def note(self) -> dict[str, Any] | None:
+        """What was written down; None if nothing was."""
+        path = self.folder / _NOTE
+        return _read(path) if path.is_file() else None
 
-def notes() -> list[dict]:
+    def note_need(self, target: str, steps: Iterable[Step]) -> None:
+        """Write down that a run for `target` needs the products of `steps`, in place of what one needed before."""
+        needs = self._needs() | {target: {"time": time.time(), "products": [step.folder.name for step in steps]}}
+        write_atomically(self.folder / _NEEDS, (json.dumps(needs, indent=2) + "\n").encode())
+
+    def products(self) -> list[Product]:
+        """Everything that steps left here, the largest first."""
+        uses: dict[str, float] = {}
+        for need in self._needs().values():
+            for name in need["products"]:
+                uses[name] = max(uses.get(name, 0.0), need["time"])
+        found = []
+        for record in self.folder.glob(f"*/{PRODUCT_RECORD}"):
+            place = record.parent
+            made = Made.read(place)
+            finished = made.finished if made is not None else record.stat().st_mtime
+            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+            used = max(finished, uses.get(place.name, 0.0))
+            found.append(Product(self.folder.name, place.name, size, used, place.name in uses))
+        return sorted(found, key=lambda product: -product.bytes)
+
+    def products_besides(self, steps: Iterable[Step]) -> list[Product]:
+        """Those that are not of `steps`: made with other settings or by other code."""
+        names = {step.folder.name for step in steps}
+        return [product for product in self.products() if product.name not in names]
+
+    def remove(self, products: Iterable[Product]) -> None:
+        """Remove `products`, and what is noted here once none is left. The workspace has to be locked."""
+        for product in products:
+            place = self.folder / product.name
+            (place / PRODUCT_RECORD).unlink(missing_ok=True)  # first: without it, what remains is no product
+            shutil.rmtree(place)
+        if not self.products():
+            for name in (_NOTE, _NEEDS):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _needs(self) -> dict[str, Any]:
+        path = self.folder / _NEEDS
+        return _read(path) if path.is_file() else {}
+
+
+def notes() -> list[dict[str, Any]]:
     """What was written down of every source, the latest first."""
     paths = sorted((home() / _WORK).glob(f"*/{_NOTE}"), key=lambda path: -path.stat().st_mtime)
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is damaged; remove it, nothing but a note is lost") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not what this tool writes; remove it, nothing but a note is lost")
+    return found

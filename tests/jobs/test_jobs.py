@@ -11,7 +11,7 @@ from support.jobs_server import TOKEN, JobsServer
 from hswq_hub.cli import main as cli
 from hswq_hub.jobs import jobs
 from hswq_hub.jobs.jobs import JobError, Jobs, Need, check_portable, requirement, seconds_of
-from hswq_hub.settings import JobSettings
+from hswq_hub.jobs.settings import JobSettings
 
 CIVITAI_TOKEN = "civitai-secret-0123"
 PACKAGE = "hswq-hub==9.9"

@@ -17,7 +17,7 @@ from hswq_hub.cli import main as cli
 from hswq_hub.jobs import batch
 from hswq_hub.jobs.batch import Entry, ListError, Manifest, publish_all, publish_all_as_jobs, read_list
 from hswq_hub.jobs.jobs import Jobs, Need
-from hswq_hub.settings import JobSettings
+from hswq_hub.jobs.settings import JobSettings
 from hswq_hub.sources.errors import DownloadError, NotPermittedError
 from hswq_hub.sources.source import resolve
 from hswq_runtime.errors import UnknownArchitectureError

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hswq_hub.cli.main import main
 from hswq_hub.sources.http import cache
 from hswq_hub.sources.source import resolve
-from hswq_hub.workflow.forecast import call_of
+from hswq_hub.workflow.forecast import denoiser_cost
 from hswq_runtime import Checkpoint
 
 REFERENCE = f"civitai:{MODEL}@{VERSION}"
@@ -204,7 +204,7 @@ def test_the_work_of_a_call_is_about_what_torch_counts(tmp_path):
     """Within a factor of two, which is what an estimate is worth."""
     arguments = {"x": [torch.zeros(4, 1, 32, 32)], "t": torch.zeros(1), "cap_feats": [torch.zeros(32, 32)]}
     counted = flops(tiny.model().float(), **arguments)
-    assert 0.5 < call_of(Checkpoint(tiny.checkpoint(tmp_path)), 256).flops / counted < 2
+    assert 0.5 < denoiser_cost(Checkpoint(tiny.checkpoint(tmp_path)), 256).flops / counted < 2
 
 
 def test_a_unet_sees_fewer_places_the_deeper_it_is():
@@ -222,4 +222,4 @@ def test_a_unet_sees_fewer_places_the_deeper_it_is():
         tensors={n: SimpleNamespace(values=w.numel(), shape=w.shape) for n, w in weights.items()},
         modules={name: [name] for name in weights},
     )
-    assert 0.5 < call_of(checkpoint, 256).flops / counted < 2
+    assert 0.5 < denoiser_cost(checkpoint, 256).flops / counted < 2

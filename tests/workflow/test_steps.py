@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hswq_hub.common.targets import clear_away, replace_folder
-from hswq_hub.workflow.steps import PRODUCT_RECORD, State, Step, forget, make, open_steps, silent
+from hswq_hub.workflow.steps import PRODUCT_RECORD, State, Step, forget, make, remaining_steps, silent
 from hswq_hub.workflow.workspace import Workspace
 
 
@@ -69,7 +69,7 @@ def test_what_is_redone_with_the_same_bytes_changes_nothing_after_it(kitchen):
 def test_what_is_redone_with_other_bytes_is_felt_by_all_that_was_made_from_it(kitchen):
     kitchen.make()
     kitchen.flour = "wheat"
-    assert [step.name for step in open_steps(kitchen.steps(), ["mix"])] == ["dough", "crust", "loaf"]
+    assert [step.name for step in remaining_steps(kitchen.steps(), ["mix"])] == ["dough", "crust", "loaf"]
     forget(kitchen.steps()[:1])
     make(kitchen.steps()[:1], silent)  # and then the run is killed
     assert [step.state for step in kitchen.steps()] == [State.DONE, State.STALE, State.STALE]

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +132,14 @@ def contents() -> list[Cached]:
     return sorted(found, key=lambda entry: -entry.size)
 
 
-def prune(older_than: float) -> list[Cached]:
-    """Remove what was last used more than `older_than` days ago and is not being fetched; returns what was removed."""
+def prune(older_than: float, keep: Collection[Path] = ()) -> list[Cached]:
+    """Remove what was last used more than `older_than` days ago and is not being fetched; returns what was removed.
+
+    `keep`: files that stay whatever their age.
+    """
     removed = []
     for entry in contents():
-        if entry.days < older_than:
+        if entry.days < older_than or any(path.parent in entry.paths for path in keep):
             continue
         _lock(entry.key).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,4 +1,4 @@
-"""The steps from statistics to quantized files, the same for `publish` and for `quantize`.
+"""The stage `quantize`: the steps from statistics to quantized files, the same for `publish` and for `quantize`.
 
     statistics ─ search ─ round ─┬─ measure v1 ─ write v1
                                  └─ measure v2 ─ write v2
@@ -7,28 +7,34 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format, Reader, Runs
 
-from ..calibration.calibrate import Calibration
-from ..common.files import write_atomically
-from ..common.identity import code_digest, environment_fingerprint
-from ..quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
-from ..quantization.keep import keep, largest_bytes
-from ..quantization.measure import measure_errors
-from ..quantization.moments import TOGETHER
-from ..quantization.plan import Decision, Plan, plan_everything, plan_naive, unread_plan
-from ..quantization.writer import codes_of, planned_bytes, write_quantized
-from ..settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
-from ..sources.components import base_identity
-from ..sources.source import Source
-from .steps import Step, Work
+from ... import __version__
+from ...calibration.calibrate import Calibration
+from ...common.files import write_atomically
+from ...common.identity import code_digest, environment_fingerprint
+from ...quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
+from ...quantization.keep import keep, largest_bytes
+from ...quantization.measure import measure_errors
+from ...quantization.moments import TOGETHER
+from ...quantization.naive import write_naive
+from ...quantization.plan import Decision, Plan, plan_everything, unread_plan
+from ...quantization.writer import codes_of, planned_bytes, write_quantized
+from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
+from ...sources.components import base_identity
+from ...sources.source import Source
+from ..steps import Step, Work
+from .calibrate import STATISTICS
 
-STATISTICS = "calibration.safetensors"
 STAGE = "quantize"
+ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization", __name__)
+"""The code that decides the products."""
 _PLANS, _PLAN, _ERRORS = "plans.json", "plan.json", "errors.json"
 
 
@@ -36,8 +42,9 @@ _PLANS, _PLAN, _ERRORS = "plans.json", "plan.json", "errors.json"
 class Quantization:
     """The steps that quantize one source. Each method makes one of them.
 
-    place: the folder for the products. statistics: the step whose product holds `STATISTICS`. how: the settings that
-    these were gathered with; device and dtype are what is computed with here. memory: see `write_compensated`.
+    place: the folder for the products. statistics: the step whose product holds `STATISTICS`. calibration: the settings
+    that these were gathered with, but for device and dtype, which are those to compute with here. memory: see
+    `write_compensated`.
     """
 
     place: Path
@@ -45,14 +52,14 @@ class Quantization:
     statistics: Step
     formats: tuple[Format, ...]
     recipe: Recipe
-    how: CalibrationSettings
+    calibration: CalibrationSettings
     memory: float
 
     def steps(self) -> tuple[list[Step], dict[Format, Step]]:
         """All steps in order, and of each format the one that writes its file."""
         search = self._search()
         before = [search, *([self._round(search)] if self.recipe.rounding in COMPENSATED else [])]
-        steps, writing = list(before), {}
+        steps, writing = list(before), dict[Format, Step]()
         for format in self.formats:
             inputs = list(before)
             if self.recipe.keep_by == "error":
@@ -74,13 +81,13 @@ class Quantization:
         }
 
         def make(folder: Path) -> None:
-            plans = plan_everything(checkpoint, self._calibration(), self.formats, recipe, self.how.device)
+            plans = plan_everything(checkpoint, self._statistics(), self.formats, recipe, self.calibration.device)
             _write_json(folder / _PLANS, {format.value: _decided(plan) for format, plan in plans.items()})
 
         def work() -> Work:
             return Work(moved=self.source.path.stat().st_size)
 
-        return self._step("search", [environment_fingerprint(self.how.device), asked], make, work, [self.statistics])
+        return self._step("search", [self._environment, asked], make, work, [self.statistics])
 
     def _round(self, search: Step) -> Step:
         """All weights of each format with compensated rounding, in one file."""
@@ -89,32 +96,31 @@ class Quantization:
         def make(folder: Path) -> None:
             write_compensated(
                 checkpoint,
-                self._calibration(),
+                self._statistics(),
                 self._plans(search),
                 {format: folder / _rounded_name(format) for format in self.formats},
                 rounding,
                 settings,
                 source_sha256=self.source.sha256,
                 memory=self.memory,
-                device=self.how.device,
+                device=self.calibration.device,
             )
 
         def work() -> Work:
             plan = unread_plan(checkpoint, self.formats[0], self.recipe)
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
-            recorded = min(self.how.calls, self.how.samples * self.how.steps_of(self.source.architecture.steps))
+            steps = self.calibration.steps_of(self.source.architecture.steps)
+            recorded = min(self.calibration.calls, self.calibration.samples * steps)
             return Work(
                 calls=recorded * check_memory(checkpoint, rounding, self.memory) * replay_cost(rounding),
-                device=self.how.device,
-                size=self.how.size,
+                device=self.calibration.device,
+                size=self.calibration.size,
                 flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
             )
 
-        return self._step(
-            "round", [environment_fingerprint(self.how.device), asdict(settings)], make, work, [self.statistics, search]
-        )
+        return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
 
     def _rounding_flops(self, key: str) -> float:
         """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
@@ -130,8 +136,8 @@ class Quantization:
         """What each weight does to the pictures when it alone is quantized."""
         settings, prompts = self.recipe.measurement, self.source.prompts.calibration
         made_from = [
-            environment_fingerprint(self.how.device),
-            asdict(self.how),
+            self._environment,
+            asdict(self.calibration),
             asdict(settings),
             prompts,
             base_identity(self.source),
@@ -139,29 +145,38 @@ class Quantization:
 
         def make(folder: Path) -> None:
             plan = self._plans(before[0])[format]
-            codes = codes_of(self.source.checkpoint, format, _rounded(before, format), self.how.device)
-            _write_json(folder / _ERRORS, measure_errors(self.source, plan, codes, self.how, settings))
+            codes = codes_of(self.source.checkpoint, format, _rounded(before, format), self.calibration.device)
+            _write_json(folder / _ERRORS, measure_errors(self.source, plan, codes, self.calibration, settings))
 
         def work() -> Work:
             architecture = self.source.architecture
             weights = len(unread_plan(self.source.checkpoint, format, self.recipe).quantized)
             calls = settings.samples * (settings.steps or architecture.steps) * (weights + 1)
-            return Work(calls, self.how.device, self.how.size)
+            return Work(calls, self.calibration.device, self.calibration.size)
 
         return self._step(f"measure {format.value}", [made_from, format.value], make, work, before)
 
     def _write(self, format: Format, inputs: list[Step]) -> Step:
         """Choose what is kept, and write the file."""
         checkpoint = self.source.checkpoint
-        made_from = [code_digest(), asdict(self.recipe), format.value, self.source.name, self.source.hub_base]
+        source = [self.source.name, self.source.hub_base]
+        made_from = [code_digest(*ROOMS), __version__, asdict(self.recipe), format.value, *source]
 
         def make(folder: Path) -> None:
             errors = None
             if self.recipe.keep_by == "error":
                 errors = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
             plan = keep(self._plans(inputs[0])[format], checkpoint, self.recipe, errors)
-            rounded = _rounded(inputs, format)
-            _write_file(self.source, plan, folder / quantized_name(self.source, format), self.how.device, rounded)
+            write_quantized(
+                checkpoint,
+                plan,
+                folder / quantized_name(self.source.name, format),
+                source_sha256=self.source.sha256,
+                base=self.source.hub_base,
+                rounded=_rounded(inputs, format),
+                device=self.calibration.device,
+            )
+            _write_plan(plan, folder)
 
         def work() -> Work:
             kept = largest_bytes(checkpoint, format, self.recipe)
@@ -169,10 +184,21 @@ class Quantization:
 
         return self._step(f"write {format.value}", made_from, make, work, inputs)
 
-    def _step(self, name: str, made_from, make, work, inputs: list[Step]) -> Step:
+    @property
+    def _environment(self) -> list[object]:
+        return environment_fingerprint(self.calibration.device, *ROOMS)
+
+    def _step(
+        self,
+        name: str,
+        made_from: object,
+        make: Callable[[Path], None],
+        work: Callable[[], Work],
+        inputs: list[Step],
+    ) -> Step:
         return Step(name, STAGE, self.place, made_from, make, tuple(inputs), work)
 
-    def _calibration(self) -> Calibration:
+    def _statistics(self) -> Calibration:
         return Calibration.load(self.statistics.folder / STATISTICS)
 
     def _plans(self, search: Step) -> dict[Format, Plan]:
@@ -181,17 +207,20 @@ class Quantization:
         return {Format(v): _plan(v, recipe.label, reader=recipe.reader, **decided) for v, decided in found.items()}
 
 
-def naive_cast(place: Path, source: Source, device: str) -> Step:
-    """The baseline file: a plain cast of all that can be FP8, without statistics."""
+def naive_step(
+    place: Path, checkpoint: Checkpoint, name: str, *, sha256: str, base: str | None = None, device: str = "cpu"
+) -> Step:
+    """The baseline file: a plain cast of all that can be FP8, without statistics. `name`, `sha256`: of the source."""
 
     def make(folder: Path) -> None:
-        _write_file(source, plan_naive(source.checkpoint), folder / naive_name(source), device)
+        plan = write_naive(checkpoint, folder / naive_name(name), source_sha256=sha256, base=base, device=device)
+        _write_plan(plan, folder)
 
     def work() -> Work:
-        kept = planned_bytes(source.checkpoint, unread_plan(source.checkpoint, Format.V1, RECIPES["hswq"]))
-        return Work(moved=source.path.stat().st_size + kept, kept=kept)
+        kept = planned_bytes(checkpoint, unread_plan(checkpoint, Format.V1, RECIPES["hswq"]))
+        return Work(moved=checkpoint.path.stat().st_size + kept, kept=kept)
 
-    return Step("naive", STAGE, place, [code_digest(), source.name, source.hub_base], make, work=work)
+    return Step("naive", STAGE, place, [code_digest(*ROOMS), __version__, name, base], make, work=work)
 
 
 def plan_of(step: Step) -> Plan:
@@ -199,14 +228,14 @@ def plan_of(step: Step) -> Plan:
     return _plan(**json.loads((step.folder / _PLAN).read_text(encoding="utf-8")))
 
 
-def quantized_name(source: Source, format: Format) -> str:
-    """What the quantized file of `source` is called."""
-    return f"{source.name}-hswq-{format.value}.safetensors"
+def quantized_name(name: str, format: Format) -> str:
+    """The file name of the quantized source `name`."""
+    return f"{name}-hswq-{format.value}.safetensors"
 
 
-def naive_name(source: Source) -> str:
-    """What its baseline is called."""
-    return f"{source.name}-naive.safetensors"
+def naive_name(name: str) -> str:
+    """The file name of its baseline."""
+    return f"{name}-naive.safetensors"
 
 
 def _rounded(steps: Sequence[Step], format: Format) -> Path | None:
@@ -219,32 +248,23 @@ def _rounded_name(format: Format) -> str:
     return f"rounded-{format.value}.safetensors"
 
 
-def _write_file(source: Source, plan: Plan, path: Path, device: str, rounded: Path | None = None) -> None:
-    write_quantized(
-        source.checkpoint,
-        plan,
-        path,
-        source_sha256=source.sha256,
-        base=source.hub_base,
-        rounded=rounded,
-        device=device,
-    )
+def _write_plan(plan: Plan, folder: Path) -> None:
     described = {"format": plan.format.value, "recipe": plan.recipe, "reader": plan.reader, **_decided(plan)}
-    _write_json(path.with_name(_PLAN), described)
+    _write_json(folder / _PLAN, described)
 
 
-def _decided(plan: Plan) -> dict:
+def _decided(plan: Plan) -> dict[str, object]:
     return {"rows": plan.as_rows(), "moves": dict(plan.moves)}
 
 
-def _plan(format: str, recipe: str, reader: str, rows: list[dict], moves: dict[str, list]) -> Plan:
+def _plan(format: str, recipe: str, reader: str, rows: list[dict[str, Any]], moves: dict[str, list[Any]]) -> Plan:
     decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
     return Plan(Format(format), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
 
 
-def _runs(listed: list) -> Runs:
+def _runs(listed: list[Any]) -> Runs:
     return tuple((rows, exponent) for rows, exponent in listed)
 
 
-def _write_json(path: Path, content) -> None:
+def _write_json(path: Path, content: object) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

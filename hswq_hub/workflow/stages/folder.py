@@ -1,0 +1,140 @@
+"""The stage `folder`: what is uploaded. Quantized files, figures, pictures, card, licence, components of a local base."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hswq_runtime.checkpoints.locate import MODEL_INDEX
+from hswq_runtime.formats import Format
+
+from ... import __version__
+from ...cards.card import licence_text, write_card
+from ...cards.facts import licence_facts, source_facts
+from ...common.files import write_atomically
+from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
+from ...common.identity import code_digest
+from ...common.targets import list_contents, replace_folder
+from ...evaluation import plots
+from ...evaluation.evaluate import Evaluation
+from ...quantization.plan import Plan
+from ...settings import Recipe
+from ...sources.components import ignore_foreign, local_bytes, local_components
+from ...sources.source import Source
+from ..steps import PRODUCT_RECORD, Step, Work
+from .calibrate import STATISTICS
+from .quantize import plan_of
+
+
+STAGE = "folder"
+ROOMS = ("hswq_hub.quantization", "hswq_hub.evaluation", "hswq_hub.cards", __name__)
+"""The code that decides the product."""
+_STATE = "state.json"
+
+
+def folder_step(
+    place: Path,
+    source: Source,
+    folder: Path,
+    recipe: Recipe,
+    command: str,
+    calibration: Step,
+    writing: Mapping[Format, Step],
+    measured: Step,
+) -> Step:
+    """Put `folder` together. The product in the workspace says only how it was left.
+
+    `command` is shown by the card; a folder that another spelling of it made is as good.
+    """
+    facts = _facts_of(source, folder.resolve().name, recipe)
+
+    def make(product: Path) -> None:
+        made_by = json.loads((calibration.folder / STATISTICS).with_suffix(".json").read_text())["made_by"]
+        record = facts | {"command": command, "calibration": made_by}
+        replace_folder(folder, lambda new: fill_folder(new, source, record, writing, measured.folder))
+        write_atomically(product / _STATE, json.dumps(_state_of(folder)).encode())
+
+    def holds(product: Path) -> bool:
+        return bool(json.loads((product / _STATE).read_text()) == _state_of(folder))
+
+    def work() -> Work:
+        kept = sum(step.work().kept for step in writing.values()) + local_bytes(source)
+        return Work(moved=2 * kept, kept=kept)
+
+    made_from = [code_digest(*ROOMS), str(folder.resolve()), facts]
+    inputs = (calibration, *writing.values(), measured)
+    return Step(STAGE, STAGE, place, made_from, make, inputs, work, folder, holds)
+
+
+def _facts_of(source: Source, repo: str, recipe: Recipe) -> dict[str, object]:
+    """What the record says of the source and the settings. `repo`: the folder's name."""
+    return {
+        "tool": f"hswq-hub {__version__}",
+        "name": source.name,
+        "repo": repo,
+        "architecture": source.checkpoint.architecture.name,
+        "base": source.hub_base,
+        "bundled": sorted(source.checkpoint.bundled),
+        **licence_facts(source.licence),
+        "source": source_facts(source),
+        "recipe": asdict(recipe),
+    }
+
+
+def fill_folder(
+    target: Path, source: Source, facts: Mapping[str, object], writing: Mapping[Format, Step], measured: Path
+) -> None:
+    """Put the products together in `target`. facts: of the record. measured: the folder that `save_evaluation` wrote."""
+    plans = {format: plan_of(step) for format, step in writing.items()}
+    for step in writing.values():
+        for file in step.folder.glob("*.safetensors"):
+            shutil.copyfile(file, target / file.name)
+    shutil.copytree(measured, target, ignore=shutil.ignore_patterns(PRODUCT_RECORD), dirs_exist_ok=True)
+    _draw(target, source, list(plans.values()))
+    examples = json.loads((target / EXAMPLES).read_text(encoding="utf-8"))
+    (target / EXAMPLES).unlink()
+    if (text := licence_text(source.licence, source.licence_text)) is not None:
+        write_atomically(target / LICENCE_FILE, text.encode())
+    components = local_components(source)
+    if components:
+        shutil.copyfile(Path(source.base) / MODEL_INDEX, target / MODEL_INDEX)
+    for component in components:
+        shutil.copytree(component, target / component.name, ignore=ignore_foreign)
+    record = dict(facts) | {
+        "files": {format.value: _file_facts(step, plans[format]) for format, step in writing.items()},
+        "layers": {format.value: plan.as_rows() for format, plan in plans.items()},
+        "examples": examples,
+        CONTENTS: sorted([*list_contents(target), CARD]),
+    }
+    write_atomically(target / RECORD, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    write_card(target)
+
+
+def _state_of(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file of `folder`: what tells whether it is as it was."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
+    """What was decided in the last of the published files, and what all of them cost and give."""
+    evaluation = Evaluation.load(target / METRICS)
+    whole, *variants = evaluation.variants
+    points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
+    plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
+    if plans[-1].quantized:
+        plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
+    plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
+
+
+def _file_facts(step: Step, plan: Plan) -> dict[str, object]:
+    made = step.made
+    file = next(step.folder.glob("*.safetensors"))
+    return {
+        "file": file.name,
+        "sha256": made.files[file.name],
+        "bytes": file.stat().st_size,
+        "kept_layers": len(plan.kept),
+        "layers": len(plan.decisions),
+    }
