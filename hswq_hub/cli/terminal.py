@@ -1,0 +1,59 @@
+"""Talking to whoever sits at the terminal: what is said goes to stderr, and nobody is asked where nobody can answer."""
+
+import sys
+from collections.abc import Callable
+
+import click
+
+Choose = Callable[[str, list[str]], int]
+
+
+def say(line: str) -> None:
+    """A line for people, beside the output that programs read."""
+    click.echo(line, err=True)
+
+
+def is_attended() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def chooser() -> Choose | None:
+    """Somebody to ask, if there is a terminal; nobody is asked the same thing twice."""
+    answered: dict[str, int] = {}
+
+    def choose(question: str, answers: list[str]) -> int:
+        if question not in answered:
+            answered[question] = ask(question, answers)
+        return answered[question]
+
+    return choose if is_attended() else None
+
+
+def ask(question: str, answers: list[str]) -> int:
+    """The number of one of `answers`, from 0."""
+    click.echo(f"{question}:", err=True)
+    for number, answer in enumerate(answers, start=1):
+        click.echo(f"  {number}  {answer}", err=True)
+    return int(click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True)) - 1
+
+
+def confirm_cost(question: str, yes: bool) -> None:
+    """Ask before something that costs money, unless --yes was given; where nobody can answer that is needed."""
+    if yes:
+        return
+    if not is_attended():
+        raise click.UsageError("this costs money, and there is no terminal to ask; say --yes")
+    click.confirm(f"{question}?", abort=True, err=True)
+
+
+def quiet() -> None:
+    """Keep other libraries' progress bars and notices out of our output; their warnings stay."""
+    import diffusers
+    import huggingface_hub
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
