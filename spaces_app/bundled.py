@@ -6,13 +6,14 @@ published (rounding to nearest), on few calibration pictures. `hswq-hub publish 
 
 from pathlib import Path
 
+from hswq_hub.workflow.quantizing import Quantization, plan_of, quantized_name
+
 from hswq_hub.common.identity import code_digest
 from hswq_hub.quantization.plan import Plan, plan_naive
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import CALIBRATION_MEMORY, CalibrationSettings, recipe
 from hswq_hub.sources.source import Source
 from hswq_hub.workflow.publish import calibration_step
-from hswq_hub.workflow.quantizing import Quantization, plan_of, quantized_name
 from hswq_hub.workflow.steps import Step, make, silent
 from hswq_hub.workflow.workspace import Workspace
 from hswq_runtime.checkpoints.checkpoint import Checkpoint

@@ -170,9 +170,7 @@ _PAIRS = click.option(
 )
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 NAMESPACE = click.option("--namespace", help="Organisation whose jobs they are.  [default: your account]")
-PUBLISHED_FOLDER = click.option(
-    "--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]"
-)
+PUBLISHED_FOLDER = click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
 CALIBRATION_BOUND = click.option(
     "--calibration-memory",
     type=click.FloatRange(0, min_open=True),

@@ -3,14 +3,17 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..common.text import megabytes
+from ..common.text import megabytes, text_table
 from ..sources.catalog import Entry
+from ..sources.find import Components, Found
 from ..sources.http.cache import Cached
 from ..sources.listing import Listing
-from ..sources.preview import Preview
+from ..workflow.collect import Kept
+from ..workflow.workspace import Product
 
 CATALOG_HEADINGS = ("name", "Civitai", "version", "licence", "keep", "MSE", "SSIM", "naive SSIM")
 CACHE_HEADINGS = ("file", "SHA-256", "size", "days unused")
+PRODUCT_HEADINGS = ("model", "product", "size", "days unused", "needed")
 UNFINISHED = "unfinished"
 
 
@@ -39,22 +42,38 @@ def cache_table(entries: Iterable[Cached]) -> list[tuple[str, ...]]:
     ]
 
 
-def preview_lines(preview: Preview, permitted: bool) -> list[str]:
-    """What would be fetched, its size, its licence and what its creator allows; `permitted`: the user has more."""
-    if preview.listing is None:
-        lines = ["the model is on this machine", f"  {'licence':<12}{preview.licence or 'not stated'}"]
+def kept_lines(kept: Kept) -> list[str]:
+    """Downloads and products in two tables; one that would be empty is left out."""
+    tables = []
+    if kept.downloads or not kept.products:
+        tables.append(text_table(CACHE_HEADINGS, cache_table(kept.downloads)))
+    if kept.products:
+        tables.append(text_table(PRODUCT_HEADINGS, product_table(kept.products), left=("product", "needed")))
+    return "\n\n".join(tables).splitlines()
+
+
+def product_table(products: Iterable[Product]) -> list[tuple[str, ...]]:
+    """A row for each product of a step, under `PRODUCT_HEADINGS`."""
+    return [(p.workspace, p.name, megabytes(p.bytes), f"{p.days:.0f}", "yes" if p.needed else "no") for p in products]
+
+
+def found_lines(found: Found) -> list[str]:
+    """What would be fetched, its size, its licence and what its creator allows, unless the user says to have more."""
+    components = found.components()
+    if found.listing is None:
+        lines = ["the model is on this machine", f"  {'licence':<12}{components.licence or 'not stated'}"]
     else:
-        lines = _listing_lines(preview.listing, permitted)
-    return [*lines, f"  {'components':<12}{_components(preview)}"]
+        lines = _listing_lines(found.listing, found.settings.permitted)
+    return [*lines, f"  {'components':<12}{_components(components)}"]
 
 
-def _components(preview: Preview) -> str:
-    if preview.base is None:
+def _components(found: Components) -> str:
+    if found.base is None:
         return "of the base repo of the architecture, which the file's header shows"
-    if Path(preview.base).is_dir():
-        return f"of {preview.base}, on this machine"
-    size = megabytes(preview.components) if preview.unknown is None else f"size not known: {preview.unknown}"
-    return f"of the base repo {preview.base}{' (by its name; the header decides)' if preview.is_guess else ''}, {size}"
+    if Path(found.base).is_dir():
+        return f"of {found.base}, on this machine"
+    size = f"size not known: {found.unknown}" if found.bytes is None else megabytes(found.bytes)
+    return f"of the base repo {found.base}{' (by its name; the header decides)' if found.is_guess else ''}, {size}"
 
 
 def _listing_lines(listing: Listing, permitted: bool) -> list[str]:

@@ -34,7 +34,9 @@ def command_words(
     return words
 
 
-def command_line(command: click.Command, values: Mapping[str, Any], reference: str, leaving_out: Collection[str]) -> str:
+def command_line(
+    command: click.Command, values: Mapping[str, Any], reference: str, leaving_out: Collection[str]
+) -> str:
     """The command line that does the same again, for a published card.
 
     `reference` is in its short form, since the one that was typed may hold a token; paths of this machine are cut to

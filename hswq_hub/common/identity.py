@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def _files(room: str) -> Iterator[tuple[str, Path]]:
         yield f"{room}/{path.relative_to(place).as_posix()}", path
 
 
-@lru_cache(maxsize=None)
+@cache
 def _meaning(path: Path, _mtime_ns: int) -> str:
     """The syntax tree of a module without docstrings, as text. `_mtime_ns`: it is read again when it has changed."""
     tree = ast.parse(path.read_bytes())

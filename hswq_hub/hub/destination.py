@@ -13,10 +13,10 @@ from hswq_runtime.errors import FormatError
 
 from ..common.layout import METRICS, RECORD
 from ..common.targets import TargetError
-from .settings import UploadSettings
 from .account import check_account
 from .client import AccountError, UploadError, api, explained, patiently, site
 from .history import read_json
+from .settings import UploadSettings
 
 PULL = "refs/pr/"
 """What the branch of a pull request begins with; its number follows."""

@@ -22,10 +22,10 @@ from ..cards.card import write_card
 from ..common.files import file_sha256, write_atomically
 from ..common.layout import CONTENTS, EARLIER, METRICS, RECORD
 from ..common.targets import check_room
-from .settings import UploadSettings
 from .client import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently, site
 from .destination import PULL, Destination, check_upload, collection_slug, find
 from .history import description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
+from .settings import UploadSettings
 
 _TITLE_LENGTH = 190
 

@@ -5,13 +5,13 @@ says: with other options it is another one. What failed for good is skipped from
 whatever else failed is tried again by the next run.
 """
 
-import difflib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,7 +21,6 @@ from .. import __version__
 from ..common.files import write_atomically
 from ..common.home import home
 from ..common.identity import fingerprint
-from .settings import JobSettings
 from ..sources.errors import (
     AccessError,
     AmbiguousReferenceError,
@@ -30,7 +29,10 @@ from ..sources.errors import (
     UnsuitableSourceError,
 )
 from .jobs import ENDED, SUCCEEDED, Jobs, Need
+from .settings import JobSettings
 
+Log = Callable[[str], None]
+"""Takes one line for people."""
 OPEN, STARTING, RUNNING, DONE, FAILED, IMPOSSIBLE = "open", "starting", "running", "done", "failed", "impossible"
 HEADINGS = ("model", "state", "why")
 REFERENCE = "reference"
@@ -53,9 +55,13 @@ class ListError(HSWQError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a list. words: what stands after `hswq-hub publish`, the reference first."""
+    """One model of a list. words: what stands after `hswq-hub publish`, the reference first; they tell it from others.
+
+    values: of the parameters of `publish`, by their names.
+    """
 
     words: tuple[str, ...]
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def reference(self) -> str:
@@ -114,8 +120,8 @@ class Manifest:
         write_atomically(self.path, (json.dumps(rows, indent=2) + "\n").encode())
 
 
-def read_list(models: Path, read: Callable[[dict], list[str]]) -> list[Entry]:
-    """The entries of a YAML list. read: an entry as a mapping -> its words, or ValueError with a sentence.
+def read_list(models: Path, read: Callable[[Mapping[str, Any]], Entry]) -> list[Entry]:
+    """The entries of a YAML list. read: what the list says of one -> the entry, or ValueError with a sentence.
 
     Raises:
         ListError: it is no such list, or says one thing twice; the message names the entry.
@@ -134,7 +140,7 @@ def read_list(models: Path, read: Callable[[dict], list[str]]) -> list[Entry]:
         try:
             if not isinstance(options, dict) or not isinstance(options.get(REFERENCE), str):
                 raise ValueError(f"it needs a {REFERENCE}")
-            entry = Entry(tuple(read(options)))
+            entry = read(options)
             if entry in entries:
                 raise ValueError(f"{entry.reference} is listed twice")
         except ValueError as error:
@@ -143,38 +149,8 @@ def read_list(models: Path, read: Callable[[dict], list[str]]) -> list[Entry]:
     return entries
 
 
-def words_of(options: Mapping, values: Mapping[str, str], flags: Mapping[str, Sequence[str]]) -> list[str]:
-    """An entry as words of a command line.
-
-    Args:
-        options: the reference, and options by their names.
-        values: options that take a value, as they are typed, by name.
-        flags: those that do not, by name: what is typed for true, and for false where that can be said.
-
-    Raises:
-        ValueError: an unknown name, with the nearest one, or a value of the wrong kind.
-    """
-    words = [options[REFERENCE]]
-    for key, value in options.items():
-        name = str(key).replace("_", "-")
-        if key == REFERENCE:
-            continue
-        if name in flags:
-            if not isinstance(value, bool):
-                raise ValueError(f"{key} is true or false, not {value!r}")
-            words += flags[name][:1] if value else flags[name][1:]
-        elif name in values:
-            if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-                raise ValueError(f"{key} takes one value, not {value!r}")
-            words += [values[name], str(value)]
-        else:
-            near = difflib.get_close_matches(name, [*values, *flags, REFERENCE], n=1)
-            raise ValueError(f"there is no option {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    return words
-
-
 def publish_all(
-    models: Path, entries: Sequence[Entry], run: Callable[[list[str]], object], *, again: bool = False, say=print
+    models: Path, entries: Sequence[Entry], run: Callable[[Entry], object], *, again: bool = False, log: Log = print
 ) -> list[State]:
     """Let `run` publish what is not done yet, one after another; what one of them raises does not stop the others.
 
@@ -185,10 +161,10 @@ def publish_all(
         for number, entry in enumerate(entries, start=1):
             if _skipped(manifest[entry], again) or (manifest[entry].job and manifest[entry].state == RUNNING):
                 continue
-            say(f"[{number}/{len(entries)}] {entry.reference}")
+            log(f"[{number}/{len(entries)}] {entry.reference}")
             manifest[entry] = State(RUNNING)
             try:
-                run(list(entry.words))
+                run(entry)
             except Exception as error:  # of whatever kind: it is written down, and the next model has its turn
                 manifest[entry] = State.of(error)
             else:
@@ -201,17 +177,17 @@ def publish_all_as_jobs(
     entries: Sequence[Entry],
     account: Jobs,
     settings: JobSettings,
-    prepare: Callable[[list[str]], tuple[str, list[str], Need]],
+    prepare: Callable[[Entry], tuple[str, list[str], Need]],
     agree: Callable[[int, float], object],
     *,
     again: bool = False,
-    say=print,
+    log: Log = print,
 ) -> list[State]:
     """Start a job for whatever is not done and has none, and wait for all of them; Ctrl-C leaves them running.
 
     Args:
         account: whose jobs they are.
-        prepare: an entry's words -> short reference, command of the job, what it is to hold.
+        prepare: an entry -> short reference, command of the job, what it is to hold.
         agree: asked once with how many are started and what they cost at most in dollars; raises to stop.
 
     Raises:
@@ -225,7 +201,7 @@ def publish_all_as_jobs(
             if _skipped(manifest[entry], again) or manifest[entry].state == RUNNING:
                 continue
             try:
-                ready.append((entry, *prepare(list(entry.words))))
+                ready.append((entry, *prepare(entry)))
             except Exception as error:
                 manifest[entry] = State.of(error)
         if ready:
@@ -233,20 +209,20 @@ def publish_all_as_jobs(
             offers += [replace(offers[0], need=need) for *_, need in ready[1:]]
             for (entry, *_), offer in zip(ready, offers, strict=True):
                 for line in (entry.reference, *offer.lines()):
-                    say(line)
+                    log(line)
             agree(len(ready), sum(offer.most for offer in offers))
             for (entry, reference, words, _), offer in zip(ready, offers, strict=True):
                 manifest[entry] = State(STARTING)
                 try:
                     job = account.submit(offer.command(words), reference, settings, entry.key)
                     manifest[entry] = State(RUNNING, job=f"{account.namespace}/{job.id}")
-                    say(f"{entry.reference}: {job.url}")
+                    log(f"{entry.reference}: {job.url}")
                 except HSWQError as error:
                     manifest[entry] = State.of(error)
         try:
-            _wait(account, entries, manifest, say)
+            _wait(account, entries, manifest, log)
         except KeyboardInterrupt:
-            say("the jobs go on; run the same command again to see what became of them")
+            log("the jobs go on; run the same command again to see what became of them")
         return [manifest[entry] for entry in entries]
 
 
@@ -280,13 +256,13 @@ def _look(account: Jobs, state: State) -> State:
     return replace(state, state=FAILED, why=f"its job ended as {status.stage}{said}; hswq-hub jobs logs {state.job}")
 
 
-def _wait(account: Jobs, entries: Sequence[Entry], manifest: Manifest, say) -> None:
+def _wait(account: Jobs, entries: Sequence[Entry], manifest: Manifest, log: Log) -> None:
     while running := [entry for entry in entries if manifest[entry].state == RUNNING]:
         for entry in running:
             state = _look(account, manifest[entry])
             if state != manifest[entry]:
                 manifest[entry] = state
-                say(f"{entry.reference}: {state.state}")
+                log(f"{entry.reference}: {state.state}")
         if any(manifest[entry].state == RUNNING for entry in running):
             time.sleep(POLL_SECONDS)
 

@@ -24,10 +24,10 @@ from hswq_runtime.errors import HSWQError
 from .. import __version__
 from ..common.text import megabytes
 from ..hub.client import api, said, site
-from .settings import JobSettings
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
 from ..sources.preview import preview
 from ..sources.reference import CivitaiRef, LocalRef, parse
+from .settings import JobSettings
 
 PACKAGE = "hswq-hub"
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"

@@ -13,9 +13,9 @@ from hswq_runtime.formats import Format, Metadata
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.text import megabytes, roughly
 from ..quantization.keep import keep_ratio, size_range
-from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe
+from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe, SourceSettings
+from ..sources.find import find
 from ..sources.listing import Listing
-from ..sources.peek import peek
 from .forecast import DenoiserCost, denoiser_cost, layer_rate
 
 
@@ -116,8 +116,9 @@ def inspect(reference: str | Path, civitai_endpoint: str | None = None) -> Inspe
         FormatError: not a complete safetensors file, or it does not fit its architecture.
         UnknownArchitectureError: its keys match no architecture that we know.
     """
-    with peek(str(reference), civitai_endpoint) as (path, listing):
-        return _inspection(Checkpoint(path), listing)
+    found = find(str(reference), SourceSettings(civitai_endpoint=civitai_endpoint))
+    with found.header() as path:
+        return _inspection(Checkpoint(path), found.listing)
 
 
 def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:

@@ -11,7 +11,7 @@ from ..settings import COMPENSATED, PublishSettings
 from ..sources.http import cache
 from ..sources.source import Source
 from .memory import memory_of
-from .steps import Step, Log, check_disks, silent
+from .steps import Log, Step, check_disks, silent
 
 
 def preflight(

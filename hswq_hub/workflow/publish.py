@@ -1,6 +1,6 @@
 """From a source to a finished folder: one plan, made once, that says what it would do, what stops it, and does it.
 
-    source ─ calibrate ─ quantize (search, round, measure, write; naive) ─ evaluate ─ folder ─ Hub
+source ─ calibrate ─ quantize (search, round, measure, write; naive) ─ evaluate ─ folder ─ Hub
 """
 
 import os
@@ -18,9 +18,9 @@ from ..common.targets import check_same_source
 from ..common.text import duration, megabytes, roughly, text_table
 from ..evaluation.evaluate import Evaluation
 from ..hub.destination import Destination, check_upload
-from ..hub.upload import Uploaded, upload_to
 from ..hub.settings import UploadSettings
-from ..settings import (CalibrationSettings, EvaluationSettings, PublishSettings)
+from ..hub.upload import Uploaded, upload_to
+from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from ..sources.source import Source
 from .estimate import estimate, time_line
 from .forecast import Forecast
@@ -149,7 +149,11 @@ class PublishPlan:
             facts.append(("time", time_line(self.forecast, self.remaining)))
         facts.append(("folder", f"{self.folder}/, {megabytes(self.steps[-1].work().kept)} at most to upload"))
         rows = [self._plan_row(step) for step in self.steps]
-        return [*(f"  {name:<12}{value}" for name, value in facts), "", text_table(PLAN_HEADINGS, rows, left=("state",))]
+        return [
+            *(f"  {name:<12}{value}" for name, value in facts),
+            "",
+            text_table(PLAN_HEADINGS, rows, left=("state",)),
+        ]
 
     def _plan_row(self, step: Step) -> tuple[str, ...]:
         if step not in self.remaining and (made := step.made) is not None:

@@ -25,9 +25,9 @@ from hswq_hub.generation.generate import generate, generation_settings
 from hswq_hub.hub.client import AccountError, UploadError, VerificationError
 from hswq_hub.hub.destination import check_upload
 from hswq_hub.hub.history import earlier_versions, version_tag
-from hswq_hub.hub.upload import upload
-from hswq_hub.settings import (CalibrationSettings, EvaluationSettings, PublishSettings, recipe)
 from hswq_hub.hub.settings import UploadSettings
+from hswq_hub.hub.upload import upload
+from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources.source import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime import Format, HSWQPipeline

@@ -13,8 +13,8 @@ from ... import __version__
 from ...cards.card import licence_text, write_card
 from ...cards.facts import licence_facts, source_facts
 from ...common.files import write_atomically
-from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ...common.identity import code_digest
+from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
 from ...evaluation.evaluate import Evaluation
@@ -25,7 +25,6 @@ from ...sources.source import Source
 from ..steps import PRODUCT_RECORD, Step, Work
 from .calibrate import STATISTICS
 from .quantize import plan_of
-
 
 STAGE = "folder"
 ROOMS = ("hswq_hub.quantization", "hswq_hub.evaluation", "hswq_hub.cards", __name__)

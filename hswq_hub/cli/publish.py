@@ -1,0 +1,222 @@
+"""`publish`, `status` and `upload`: from a reference to a folder or a repo."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..jobs.settings import JobSettings
+from ..settings import PublishSettings, SourceSettings
+from .groups import takes
+from .jobs import run_as_job
+from .options import (
+    AGAIN,
+    DESTINATIONS,
+    JOB,
+    LICENSED_SOURCE,
+    PUBLISH,
+    PUBLISHED_FOLDER,
+    UNPUBLISHED,
+    UPLOAD,
+    YES,
+    Destinations,
+    Headed,
+)
+from .terminal import Choose, chooser, is_attended, quiet, say
+from .words import command_line
+
+if TYPE_CHECKING:
+    from ..hub.destination import Destination
+    from ..hub.upload import Uploaded
+    from ..workflow.publish import PublishPlan
+    from ..workflow.request import PublishRequest
+
+LONG = 600
+"""Seconds of work before which people are asked."""
+
+
+@click.command(cls=Headed)
+@click.argument("reference")
+@PUBLISHED_FOLDER
+@takes(source=LICENSED_SOURCE, settings=PUBLISH, again=AGAIN, destinations=DESTINATIONS, job=JOB)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take.")
+@YES
+@click.pass_context
+def publish(
+    context: click.Context,
+    reference: str,
+    folder: Path | None,
+    source: SourceSettings,
+    settings: PublishSettings,
+    again: tuple[str, ...],
+    destinations: Destinations,
+    job: JobSettings | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Do it all: a checkpoint in, a folder or a Hub repo out.
+
+    The folder holds the quantized files, the model card, the figures and pictures. REFERENCE is "demo", a
+    safetensors file or diffusers folder, a Civitai or Hugging Face address, owner/repo, civitai:MODEL@VERSION, or
+    a name that `hswq-hub models` lists. A run that was stopped goes on where it was; after --from or --redo leave
+    those out for that. On a terminal you are asked before work that seems to take longer than ten minutes.
+
+    \b
+    hswq-hub publish demo
+    hswq-hub publish demo --dry-run
+    hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
+    hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
+    hswq-hub publish model.safetensors --repo alice/my-model-hswq --private
+    hswq-hub publish harukiMIX_zit2603 --repo alice/haruki-hswq --on hf-jobs --flavor l40sx1 --timeout 3h
+    """
+    if job is not None:
+        run_as_job(publish, context.params, job, source, yes=yes, dry_run=dry_run)
+        return
+    request, choose = request_of(context.params), chooser()
+    destination = _agree_to_upload(destinations, yes or dry_run)
+    quiet()
+    if dry_run:
+        _say_plan(request, choose)
+        return
+    carry_out(request, destinations, destination, choose=choose, yes=yes)
+
+
+def request_of(values: Mapping[str, Any]) -> "PublishRequest":
+    """What the values of `publish`'s parameters ask for."""
+    from ..workflow.request import PublishRequest
+
+    def command(reference: str) -> str:
+        return command_line(publish, values, reference, UNPUBLISHED)
+
+    return PublishRequest(
+        values["reference"],
+        LICENSED_SOURCE.of(values),
+        PUBLISH.of(values),
+        values["folder"],
+        AGAIN.of(values) if "redo" in values else (),
+        command,
+    )
+
+
+def carry_out(
+    request: "PublishRequest",
+    destinations: Destinations,
+    destination: "Destination | None",
+    *,
+    choose: Choose | None = None,
+    yes: bool = True,
+) -> None:
+    """Publish, and print what came of it."""
+    from ..cards.card import Card
+    from ..common.text import text_table
+    from ..evaluation.report import HEADINGS, table
+
+    plan = request.plan(request.find(choose), destination)
+    plan.check(say)
+    say(plan.estimate)
+    if choose and not yes:
+        _agree_to_work(plan)
+    published = plan.run(say)
+    click.echo(text_table(HEADINGS, table(published.evaluation)))
+    verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
+    click.echo(f"\n{verdict}\n\n{published.folder}/")
+    if published.uploaded is not None:
+        _say_uploaded(published.uploaded)
+        _deploy(destinations)
+
+
+@click.command(cls=Headed)
+@click.argument("reference")
+@PUBLISHED_FOLDER
+@takes(source=LICENSED_SOURCE, settings=PUBLISH)
+@click.pass_context
+def status(
+    context: click.Context, reference: str, folder: Path | None, source: SourceSettings, settings: PublishSettings
+) -> None:
+    """Say how far the work on a model is: the steps of `publish`, their products, sizes and times.
+
+    The options are those of `publish`: what was made with others counts as missing. No host is asked.
+
+    \b
+    hswq-hub status demo
+    """
+    quiet()
+    click.echo("\n".join(request_of(context.params).status()))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@takes(destinations=UPLOAD)
+@YES
+def upload(folder: Path, destinations: Destinations, yes: bool) -> None:
+    """Upload a folder that `publish` made, in one commit, and check what arrived.
+
+    A repo that is not there is made; one that hswq-hub made is updated, and its card keeps the figures of earlier
+    versions. What is there already is not sent again, so a run that was stopped is simply run again.
+
+    \b
+    hswq-hub upload hswq-published/demo-hswq --repo alice/demo-hswq
+    """
+    from ..hub.upload import upload_to
+
+    destination = _agree_to_upload(destinations, yes)
+    assert destination is not None, "--repo is required"
+    quiet()
+    _say_uploaded(upload_to(folder, destination))
+    _deploy(destinations)
+
+
+def _say_plan(request: "PublishRequest", choose: Choose | None) -> None:
+    from .tables import found_lines
+
+    found = request.find(choose)
+    for line in found_lines(found):
+        click.echo(line)
+    request.preview(found, click.echo)
+
+
+def _agree_to_work(plan: "PublishPlan") -> None:
+    """Ask before long work."""
+    from ..common.text import roughly
+
+    if plan.seconds > LONG:
+        say("\n".join(plan.lines()))
+        click.confirm(f"This will take {roughly(plan.seconds)}. Go on?", default=True, abort=True, err=True)
+
+
+def _agree_to_upload(destinations: Destinations, yes: bool) -> "Destination | None":
+    """Check that the upload can work, and on a terminal ask whether it is meant."""
+    if destinations.upload is None:
+        return None
+    from ..hub.destination import check_upload
+    from ..hub.space import check_space
+
+    destination, space = check_upload(destinations.upload), destinations.space
+    if space:
+        check_space(space)
+    if is_attended() and not yes:
+        shown = f", shown by the Space {space}" if space else ""
+        click.confirm(f"Upload to {destination.summary}{shown}?", default=True, abort=True, err=True)
+    return destination
+
+
+def _deploy(destinations: Destinations) -> None:
+    """Make the Space that was asked for, of the page that this command line can show as well."""
+    from importlib.resources import files
+
+    from ..hub.space import deploy_space
+
+    upload, space = destinations.upload, destinations.space
+    if upload is not None and space is not None:
+        page = Path(str(files("spaces_app")))
+        click.echo(f"space     {deploy_space(space, upload.repo, page, private=upload.private)}")
+
+
+def _say_uploaded(uploaded: "Uploaded") -> None:
+    click.echo(uploaded.url)
+    click.echo(f"commit    {uploaded.commit}")
+    if uploaded.tag is not None:
+        click.echo(f"tag       {uploaded.tag}")
+    loaded = f"; {' and '.join(uploaded.loaded)} loaded back from the Hub" if uploaded.loaded else ""
+    click.echo(f"verified  {uploaded.verified} files by their checksums{loaded}")

@@ -1,0 +1,187 @@
+"""The steps of `publish`, each a command of its own: `calibrate`, `quantize`, `evaluate`, `card`, and `compare`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from hswq_runtime.formats import Format
+
+from ..settings import CalibrationSettings, EvaluationSettings, Recipe, SourceSettings
+from .groups import takes
+from .options import (
+    CALIBRATION,
+    CALIBRATION_BOUND,
+    DEVICE,
+    EVALUATION,
+    EXISTING_FILE,
+    FOLDER,
+    FORMATS,
+    NEW_FILE,
+    RECIPE,
+    SOURCE,
+)
+from .terminal import chooser, quiet, say
+from .words import command_words
+
+
+@click.command()
+@click.argument("reference")
+@takes(source=SOURCE, settings=CALIBRATION)
+@click.option(
+    "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
+)
+@click.option(
+    "--num-processes",
+    type=click.IntRange(2),
+    help="Share the pictures among so many processes, one a GPU, as `accelerate launch -m hswq_hub calibrate` does.",
+)
+@click.pass_context
+def calibrate(
+    context: click.Context,
+    reference: str,
+    source: SourceSettings,
+    settings: CalibrationSettings,
+    output: Path,
+    num_processes: int | None,
+) -> None:
+    """Gather statistics while the original makes pictures.
+
+    \b
+    hswq-hub calibrate demo -o demo-calibration.safetensors
+    """
+    from ..calibration.calibrate import Calibration, calibrate
+    from ..calibration.processes import Group, launch
+    from ..common.hardware import pick_device
+    from ..common.targets import check_replaceable
+    from ..evaluation.plots import draw_calibration
+    from ..sources.find import find
+
+    if num_processes is not None:
+        words = command_words(context.command, context.params, {"num_processes"})
+        sys.exit(launch(num_processes, [str(context.command.name), reference, *words]))
+    quiet()
+    check_replaceable(output, ".safetensors", Calibration.load)
+    original = find(reference, source, chooser()).fetch()
+    calibration = calibrate(original, settings)
+    if not Group(pick_device(settings.device)).first:
+        return
+    calibration.save(output)
+    skipped = sum(layer.skipped for layer in calibration.layers.values())
+    click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
+    click.echo(draw_calibration(original.checkpoint, calibration, output))
+
+
+@click.command()
+@click.argument("reference")
+@takes(source=SOURCE)
+@click.option("--calibration", "statistics", type=EXISTING_FILE, required=True, help="What `calibrate` wrote.")
+@takes(recipe=RECIPE, formats=FORMATS)
+@CALIBRATION_BOUND
+@DEVICE
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for NAME-hswq-v1.safetensors and so on.")
+def quantize(
+    reference: str,
+    source: SourceSettings,
+    statistics: Path,
+    recipe: Recipe,
+    formats: tuple[Format, ...],
+    calibration_memory: float,
+    device: str,
+    output: Path,
+) -> None:
+    """Write the quantized files.
+
+    \b
+    hswq-hub quantize demo --calibration demo-calibration.safetensors -o out
+    """
+    from ..calibration.calibrate import Calibration
+    from ..common.text import text_table
+    from ..evaluation.plots import draw_plan
+    from ..evaluation.report import plan_table
+    from ..sources.find import find
+    from ..workflow.quantize import quantize
+
+    quiet()
+    original, calibration = find(reference, source, chooser()).fetch(), Calibration.load(statistics)
+    for path, plan in quantize(original, calibration, formats, output, recipe, device, calibration_memory, say):
+        click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
+        for drawing in draw_plan(original.checkpoint, plan, path):
+            click.echo(drawing)
+        click.echo(text_table(*plan_table(plan)) + "\n")
+
+
+@click.command()
+@click.argument("reference")
+@click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
+@takes(source=SOURCE, settings=EVALUATION)
+@click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
+def evaluate(
+    reference: str,
+    files: tuple[Path, ...],
+    source: SourceSettings,
+    settings: EvaluationSettings,
+    output: Path | None,
+) -> None:
+    """Measure quantized files against their original.
+
+    Every file makes the same pictures, from the same prompts and the same noise.
+
+    \b
+    hswq-hub evaluate demo out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    """
+    from ..common.targets import check_replaceable
+    from ..common.text import text_table
+    from ..evaluation.evaluate import Evaluation, evaluate, label_files
+    from ..evaluation.report import HEADINGS, table
+    from ..sources.find import find
+
+    quiet()
+    if output is not None:
+        check_replaceable(output, ".json", Evaluation.load)
+    evaluation = evaluate(find(reference, source, chooser()).fetch(), label_files(files), settings)
+    if output is not None:
+        evaluation.save(output)
+    click.echo(text_table(HEADINGS, table(evaluation)))
+
+
+@click.command()
+@click.argument("one", type=EXISTING_FILE)
+@click.argument("other", type=EXISTING_FILE)
+def compare(one: Path, other: Path) -> None:
+    """Show two files of one model, quantized or not, tensor by tensor.
+
+    \b
+    hswq-hub compare out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    """
+    from hswq_runtime import Checkpoint
+
+    from ..common.text import text_table
+    from ..evaluation.compare import compare
+    from ..evaluation.report import compare_table
+
+    click.echo(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--catalog", type=FOLDER, help="Instead: write a card for each model of the catalog below this folder.")
+def card(model: str | None, catalog: Path | None) -> None:
+    """Render a model card: a published folder's anew, or of a model that `hswq-hub models` lists what is known of it.
+
+    A folder's is written into it; a listed model's, which has no figures yet, is printed.
+
+    \b
+    hswq-hub card hswq-published/demo-hswq
+    hswq-hub card harukiMIX_zit2603
+    """
+    from ..cards.card import card_of, write_card, write_catalog_cards
+
+    if catalog is not None and model is None:
+        for path in write_catalog_cards(catalog):
+            click.echo(path)
+    elif model is not None and catalog is None:
+        folder = Path(model)
+        click.echo(write_card(folder) if folder.is_dir() else card_of(model).render(), nl=folder.is_dir())
+    else:
+        raise click.UsageError("give a folder or the name of a model, or --catalog FOLDER")
