@@ -1,7 +1,7 @@
 """Every setting that decides what comes out, and its default, once; the command line reads them from here.
 
-Where it goes is in `hub/settings.py`, on which machine in `jobs/settings.py`. These modules import nothing heavy, so that
-`--help` need not wait for torch.
+Where it goes is in `hub/settings.py`, on which machine in `jobs/settings.py`. These modules import nothing heavy, so
+that `--help` need not wait for torch.
 """
 
 from dataclasses import dataclass, field, fields, replace

@@ -67,8 +67,8 @@ class Destination:
         foreign = self.files.keys() - _MADE_BY_THE_HUB
         if foreign and self.record is None and not self.settings.force:
             raise TargetError(
-                f"{self.repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or say "
-                "--force to add to it"
+                f"{self.repo} holds something that hswq-hub did not make ({min(foreign)}); choose another --repo, or "
+                "say --force to add to it"
             )
 
 

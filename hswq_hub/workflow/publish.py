@@ -51,7 +51,7 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishPlan:
-    """Everything that publishing one source with some settings consists of. :meth:`of` makes it, which computes nothing.
+    """Everything that publishing one source with some settings consists of. :meth:`of` makes it and computes nothing.
 
     folder: what is made; is_default: nobody named it. settings: with nothing left open, see :func:`settle`. steps: in
     order. workspace: where their products are. again: stages to be done anew. destination: the Hub repo that the folder

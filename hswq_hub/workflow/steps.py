@@ -52,7 +52,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """The record of a finished product. finished: seconds since the epoch. files: SHA-256 by name. inputs: digests by step."""
+    """The record of a finished product.
+
+    finished: seconds since the epoch. files: SHA-256 by name. inputs: digests by step.
+    """
 
     step: str
     seconds: float

@@ -1,4 +1,7 @@
-"""The stage `folder`: what is uploaded. Quantized files, figures, pictures, card, licence, components of a local base."""
+"""The stage `folder`: what is uploaded.
+
+Quantized files, figures, pictures, card, licence, and the components of a local base.
+"""
 
 import json
 import shutil
@@ -84,7 +87,7 @@ def _facts_of(source: Source, repo: str, recipe: Recipe) -> dict[str, object]:
 def fill_folder(
     target: Path, source: Source, facts: Mapping[str, object], writing: Mapping[Format, Step], measured: Path
 ) -> None:
-    """Put the products together in `target`. facts: of the record. measured: the folder that `save_evaluation` wrote."""
+    """Put the products together in `target`. facts: of the record. measured: what `save_evaluation` wrote."""
     plans = {format: plan_of(step) for format, step in writing.items()}
     for step in writing.values():
         for file in step.folder.glob("*.safetensors"):
