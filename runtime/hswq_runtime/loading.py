@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.checkpoint import Checkpoint, Piece
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.mapping import Piece
 from .formats import layer_of
 from .layers import fp8
 from .layers.matmul import set_fp8_matmul
