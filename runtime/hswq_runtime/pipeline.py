@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class HSWQPipeline:
-    """Opens HSWQ files as diffusers pipelines. It has no instances: it returns diffusers' own classes."""
+    """Opens HSWQ files as diffusers pipelines. It has no instances; it returns diffusers' pipelines."""
 
     def __init__(self) -> None:
         raise TypeError("use HSWQPipeline.from_pretrained(); it returns a diffusers pipeline")
@@ -90,9 +90,9 @@ class HSWQPipeline:
         if base is None and found.repo is not None:
             base = _own_components(checkpoint, found.repo, pipeline_arguments, found.hub)
         base = find_base(checkpoint, base)
-        check_components(checkpoint, base, given=pipeline_arguments, hub=hub.elsewhere())
+        check_components(checkpoint, base, given=pipeline_arguments, hub=hub.for_another_repo())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
-        pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.elsewhere(), **pipeline_arguments)
+        pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.for_another_repo(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
         return pipeline
 

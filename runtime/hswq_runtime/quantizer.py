@@ -88,11 +88,11 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         super().__init__(copy.copy(quantization_config), **kwargs)
         self._companions: set[str] = set()
         self._kept_in_fp32: list[str] = []
-        self._stored: Shapes | None = None
+        self._stored: Shapes = {}
         self._weights: dict[str, formats.StoredWeight] = {}
         self._scales: dict[str, torch.Tensor | None] = {}
 
-    # --- Questions of diffusers -----------------------------------------------------------------------
+    # --- Properties and adjustments that diffusers asks for -------------------------------------------
 
     is_serializable = True
     is_trainable = True
@@ -140,7 +140,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
 
         `from_single_file` calls this first, with the file in its own layout.
         """
-        if self._stored is None:
+        if not self._stored:
             dtypes = {key: _SAFETENSORS_NAMES.get(tensor.dtype, "") for key, tensor in state_dict.items()}
             self._read_scales(dtypes, {key: tuple(t.shape) for key, t in state_dict.items()}, state_dict.__getitem__)
         for key in self._companions & state_dict.keys():
@@ -169,10 +169,10 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        stored = shapes = self._stored_shapes()
+        shapes = self._stored
         if state_dict is not None:
             shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-            self._follow_conversion(model, stored, shapes)
+            self._follow_conversion(model, shapes)
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         problems = misfits(wanted, shapes, may_be_left_over=model._keys_to_ignore_on_load_unexpected or ())
         if problems:
@@ -197,17 +197,12 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             )
             model.set_submodule(module, twin)
 
-    def _stored_shapes(self) -> Shapes:
-        if self._stored is None:
-            raise RuntimeError("diffusers has not shown the quantizer any file yet")
-        return self._stored
-
-    def _follow_conversion(self, model: ModelMixin, stored: Shapes, converted: Shapes) -> None:
+    def _follow_conversion(self, model: ModelMixin, converted: Shapes) -> None:
         """Rename weights and scales as the single-file converter has renamed the tensors."""
-        if converted.keys() <= stored.keys():  # nothing was converted
+        if converted.keys() <= self._stored.keys():  # nothing was converted
             traced = untouched(converted)
         else:
-            traced = trace(stored, _loadable_class(model), model.config)
+            traced = trace(self._stored, _loadable_class(model), model.config)
         weights: dict[str, formats.StoredWeight] = {}
         scales: dict[str, torch.Tensor | None] = {}
         for name, pieces in traced.items():

@@ -1,9 +1,9 @@
-"""AuraFlow, and Pony V7, which was made from it."""
+"""AuraFlow, and Pony V7, which was trained from it."""
 
 from .row import Architecture, Config, Shapes, count
 
 _HEAD = 256
-"""Of the published models; no tensor shows it."""
+"""Channels of an attention head in the published models; no tensor's shape shows it."""
 
 
 def _aura_flow_config(shapes: Shapes) -> Config:

@@ -57,7 +57,7 @@ def _common_config(shapes: Shapes) -> Config:
         "block_out_channels": widths,
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
-        # The block in the middle has as many as the last level, or one.
+        # The middle block has as many transformer layers as the last level, or one.
         "transformer_layers_per_block": [max(depth, 1) for depth in depths],
         "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
     }

@@ -38,7 +38,7 @@ class HubOptions:
     cache_dir: str | Path | None = None
     local_files_only: bool = False
 
-    def elsewhere(self) -> "HubOptions":
+    def for_another_repo(self) -> "HubOptions":
         """The options for another repo: without the revision, which is of this one."""
         return HubOptions(None, self.token, self.cache_dir, self.local_files_only)
 

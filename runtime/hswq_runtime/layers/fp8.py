@@ -103,12 +103,12 @@ def matmul(input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None
     """
     rows = input.reshape(-1, input.shape[-1]).to(torch.float32)
     row_scale = fresh_scale(rows, len(rows))[:, None]
-    weight_scales = torch.ones((), device=weight.device) if scale is None else scale
+    column_scale = torch.ones((), device=weight.device) if scale is None else scale
     product = torch._scaled_mm(
         saturating_cast(rows / row_scale),
         weight.t(),
         scale_a=row_scale,
-        scale_b=weight_scales.reshape(1, -1).expand(1, len(weight)).contiguous(),
+        scale_b=column_scale.reshape(1, -1).expand(1, len(weight)).contiguous(),
         out_dtype=torch.bfloat16,
     )
     return product.reshape(*input.shape[:-1], len(weight))
