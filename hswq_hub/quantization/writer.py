@@ -13,7 +13,8 @@ from typing import BinaryIO
 import torch
 
 from hswq_runtime import formats
-from hswq_runtime.checkpoints.checkpoint import DTYPE_BYTES, Checkpoint, TensorInfo
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.header import DTYPE_BYTES, TensorInfo
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Metadata, Reader
 from hswq_runtime.layers.fp8 import quantize

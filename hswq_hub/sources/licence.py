@@ -55,7 +55,7 @@ def licence_of_base_model(base_model: str | None) -> Licence | None:
         name: Licence(model.licence, model.licence_name, model.licence_link)
         for row in ARCHITECTURES.values()
         for model in row.models
-        for name in model.host_names
+        for name in model.civitai_base_models
     }
     return {name.casefold(): licence for name, licence in named.items()}.get((base_model or "").casefold())
 

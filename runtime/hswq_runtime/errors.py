@@ -1,35 +1,35 @@
-"""What can go wrong with a quantized model, one class a cause.
+"""The exceptions of this project, one class for each cause.
 
-    HSWQError                       base of every error this project raises on purpose
+    HSWQError                       base of every error that this project raises on purpose
     ├── FormatError                 a file's bytes, keys or shapes are not what they should be
-    │   └── AlreadyQuantizedError   a source holds FP8 or integer weights where full precision is needed
-    ├── UnknownArchitectureError    no row of `architectures/` recognises the keys
+    │   └── AlreadyQuantizedError   a source holds FP8 or integer weights instead of full precision
+    ├── UnknownArchitectureError    no row of `architectures/` matches the keys
     ├── ComponentError              a text encoder, VAE, tokenizer or scheduler is missing
-    └── DeviceError                 the device asked for is not on this machine
+    └── DeviceError                 the requested device is not on this machine, or cannot do what is asked
 
-Every message is one sentence about the cause and, where there is one, the next thing to do.
+Every message is one sentence: the cause and, where there is one, the next thing to do.
 """
 
 
 class HSWQError(Exception):
-    """Base class: catch this to catch everything the project raises on purpose."""
+    """Base class of every error that the project raises on purpose."""
 
 
 class FormatError(HSWQError):
-    """A file's bytes, keys, shapes or scales are not what its format says."""
+    """A file's bytes, keys, shapes or scales do not follow its format."""
 
 
 class AlreadyQuantizedError(FormatError):
-    """The source is quantized already; quantizing it again would compound the error."""
+    """The source is already quantized; quantizing it again would compound the error."""
 
 
 class UnknownArchitectureError(HSWQError):
-    """The keys of a checkpoint match no architecture in the table."""
+    """The keys of a checkpoint match no known architecture."""
 
 
 class ComponentError(HSWQError):
-    """Something a pipeline needs besides the denoiser is missing."""
+    """A component that the pipeline needs besides the denoiser is missing or cannot be loaded."""
 
 
 class DeviceError(HSWQError):
-    """The device that was asked for is not available here."""
+    """The requested device is not available, or cannot do what is asked."""

@@ -1,4 +1,4 @@
-"""The on-disk formats: the one place that spells suffixes, versions and metadata keys.
+"""The on-disk formats: the one place that spells suffixes, format names and metadata keys.
 
 A file is a safetensors file in the layout of its source: same keys, same prefix, same fused tensors. For each
 quantized weight ``X.weight`` (F8_E4M3) it holds
@@ -14,17 +14,17 @@ V2      ``X.scale`` F32         the value is the FP8 value times the scale: [1],
 Linear layers also carry ``X.weight_scale`` (F32 scalar: 1 in V1, the scale in V2) and ``X.comfy_quant`` (U8,
 UTF-8 JSON). With those stock ComfyUI reads both formats and leaves unquantized layers as they are; without
 them it drops V2's scale and, on GPUs with FP8 arithmetic, casts the kept layers to FP8 as well. It has no
-scaled convolution, so convolutions do not carry them: to it a scaled one is another weight. A V2 file that is written
-for ComfyUI says so in its metadata, and its convolutions are as in V1.
+scaled convolution and would ignore the scale, so convolutions do not carry them. A V2 file that is written for ComfyUI
+says so in its metadata, and its convolutions are as in V1.
 
 Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` with a tensor
 ``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these. Scales of
-activations (``X.input_scale``, ``X.scale_input``) are left alone: activations are not quantized with them here.
+activations (``X.input_scale``, ``X.scale_input``) are ignored: this project does not quantize with them.
 
-A V1 file may be folded: powers of two were moved between its tensors, which changes the numbers but not the function.
-Its header then says in ``hswq_fold`` what each moved tensor was multiplied with: a JSON object, key -> [[rows,
-exponent], ...] over all of its rows. Whoever ignores that has a model that works; only a LoRA, made for the tensors
-as they were, does not fit it.
+A V1 file may be folded: powers of two were moved between its tensors, which changes the weights but not the function.
+Its header then says in ``hswq_fold`` by which powers each tensor was multiplied: a JSON object, key -> [[rows,
+exponent], ...] over all of its rows. A loader that ignores the entry computes the same function; but a LoRA, trained
+on the original weights, does not fit the folded ones.
 
 Writer and reader sit side by side: :func:`companions` says what to write, :func:`find_weights` reads it back.
 """
@@ -35,7 +35,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError
 
@@ -58,23 +58,23 @@ _LARGEST_MOVE = 32
 DTYPE_FP8 = "F8_E4M3"
 DTYPE_U8 = "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
-"""safetensors dtypes that a source may have."""
+"""safetensors dtypes that a source may hold."""
 
 
 class Format(StrEnum):
-    """How a file stores its quantized weights; the value is the `variant` users ask for."""
+    """How a file stores its quantized weights. The value is what a user passes as `variant`."""
 
     V1 = "v1"
     V2 = "v2"
 
     @property
     def scaled(self) -> bool:
-        """Whether its FP8 values have to be multiplied with a scale."""
+        """Whether a weight is its FP8 values times a scale."""
         return self is Format.V2
 
     @property
     def label(self) -> str:
-        """How reports call it: "V1", "V2"."""
+        """Name in reports: "V1", "V2"."""
         return self.value.upper()
 
 
@@ -93,7 +93,7 @@ class Metadata(StrEnum):
 
 
 class Reader(StrEnum):
-    """Who is to read a V2 file."""
+    """The loader that a V2 file is written for."""
 
     HSWQ = "hswq"
     """This project's runtime: every weight has a scale."""
@@ -105,14 +105,17 @@ class Reader(StrEnum):
 class StoredWeight:
     """A quantized weight as a file holds it.
 
-    key: of the weight. scale_keys: of its scales, ours first; they have to agree. mark_key: of ComfyUI's description.
-    version: what the file says of itself.
+    Attributes:
+        key: of the weight.
+        scale_keys: of its scales, ours first; they have to agree.
+        mark_key: of ComfyUI's description of the number format.
+        format: the format that the file's metadata names.
     """
 
     key: str
     scale_keys: tuple[str, ...] = ()
     mark_key: str | None = None
-    version: Format | None = None
+    format: Format | None = None
 
 
 def layer_of(key: str) -> str:
@@ -120,21 +123,22 @@ def layer_of(key: str) -> str:
     return key.removesuffix(WEIGHT)
 
 
-def companions(key: str, scale: float | torch.Tensor, version: Format, *, comfyui: bool) -> dict[str, torch.Tensor]:
-    """The tensors that go beside the quantized weight `key` in a file of `version`.
+def companions(key: str, scale: float | torch.Tensor, format: Format, *, comfyui: bool) -> dict[str, torch.Tensor]:
+    """The tensors that go beside the quantized weight `key` in a file of `format`.
 
-    `scale` is what the FP8 values are multiplied with (1.0 in V1), or a tensor [rows, 1] of them. `comfyui`: write
-    ComfyUI's two as well (for Linear layers; its convolutions read none).
+    Args:
+        scale: factor of the FP8 values (1.0 in V1), or a tensor [rows, 1] of factors.
+        comfyui: write ComfyUI's two as well (for Linear layers; its convolutions read none).
     """
     import torch  # here, because command-line help reads this module and must not wait for torch
 
     layer = layer_of(key)
-    beside = {}
-    if version.scaled:
+    beside: dict[str, torch.Tensor] = {}
+    if format.scaled:
         beside[layer + SCALE] = torch.atleast_1d(torch.as_tensor(scale, dtype=torch.float32))
     if comfyui:
-        mark = {"format": _COMFY_FP8}
-        if version.scaled:
+        mark: dict[str, str | bool] = {"format": _COMFY_FP8}
+        if format.scaled:
             # Without this ComfyUI would multiply in FP8 with activations it has no scale for.
             mark["full_precision_matrix_mult"] = True
         beside[layer + COMFY_SCALE] = torch.as_tensor(scale, dtype=torch.float32)
@@ -143,18 +147,20 @@ def companions(key: str, scale: float | torch.Tensor, version: Format, *, comfyu
 
 
 def find_weights(
-    dtypes: Mapping[str, str], version: Format | None, unscaled: Collection[str] = ()
+    dtypes: Mapping[str, str], format: Format | None, unscaled: Collection[str] = ()
 ) -> tuple[dict[str, StoredWeight], set[str]]:
-    """The quantized weights among the keys of a file, and the keys that only accompany them.
+    """The quantized weights of a file by key, and the keys of their companion tensors.
 
-    `dtypes`: safetensors dtype by key. `version`: what the header's metadata says, None if nothing. `unscaled`: keys
-    of weights that may do without a scale though others have one.
+    Args:
+        dtypes: safetensors dtype by key.
+        format: what the header's metadata says, None if nothing.
+        unscaled: keys of weights that need no scale even where other weights have one.
 
     Raises:
         FormatError: a scale beside a weight that is not FP8; an FP8 weight without one in a V2 file, or where others
-            have one; a mark of ComfyUI's without its scale.
+            have one; ComfyUI's description without its scale.
     """
-    scaled = version is Format.V2 or any(_has_our_scale(k, dtypes) for k in dtypes if _is_fp8(k, dtypes))
+    scaled = format is Format.V2 or any(_has_our_scale(k, dtypes) for k in dtypes if _is_fp8(k, dtypes))
     weights = {}
     companion_keys = {key for key in dtypes if key.split(".")[-1] == _OLD_COMFY_MARK}
     for key in (k for k in dtypes if _is_fp8(k, dtypes)):
@@ -162,12 +168,12 @@ def find_weights(
         companion_keys.update(layer + suffix for suffix in _COMPANIONS if layer + suffix in dtypes)
         scale_keys = tuple(layer + suffix for suffix in _SCALES if layer + suffix in dtypes)
         if scaled and not _has_our_scale(key, dtypes) and (scale_keys or key not in unscaled):
-            others = "the file says that it is V2" if version is Format.V2 else "other weights of the file have one"
+            others = "the file says that it is V2" if format is Format.V2 else "other weights of the file have one"
             raise FormatError(f"{key} has no scale ({layer}{SCALE}) though {others}")
         mark = layer + COMFY_MARK
         if mark in dtypes and layer + COMFY_SCALE not in dtypes:
             raise FormatError(f"{key} has no scale ({layer}{COMFY_SCALE}) though {mark} describes it")
-        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, version)
+        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
@@ -188,13 +194,15 @@ def _is_fp8(key: str, dtypes: Mapping[str, str]) -> bool:
 
 
 def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Tensor]) -> torch.Tensor | None:
-    """The scale of a stored weight: float32 [1] or [rows]; None if its FP8 values are the values.
+    """The scale of a stored weight: float32 [1] or [rows]; None if the weight is its FP8 values.
 
-    `rows`: how many the weight has. `tensor`: reads a stored tensor.
+    Args:
+        rows: number of rows of the weight.
+        tensor: reads the stored tensor of a key.
 
     Raises:
-        FormatError: a scale of another shape, or one that is not finite and positive; two that differ; one that is
-            not 1 in a V1 file; a mark of ComfyUI's that names another number format.
+        FormatError: a scale of another shape, or one that is not finite and positive; two scales that differ; a scale
+            other than 1 in a V1 file; ComfyUI's description names another number format.
     """
     if weight.mark_key is not None:
         _check_mark(weight.mark_key, tensor(weight.mark_key))
@@ -206,13 +214,13 @@ def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Te
         if not (scale == other).all():
             raise FormatError(f"{key} is {_shown(other)}, but {first} is {_shown(scale)}")
     unscaled = bool((scale == 1).all())
-    if weight.version is Format.V1 and not unscaled:
+    if weight.format is Format.V1 and not unscaled:
         raise FormatError(f"{first} is {_shown(scale)}, but the file says that it is V1, which has no scales")
-    return None if unscaled and weight.version is not Format.V2 else scale
+    return None if unscaled and weight.format is not Format.V2 else scale
 
 
 def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
-    """`scale` as float32 [1], or [rows] if it holds one value for each row of its weight.
+    """`scale` as float32 [1], or as [rows] if it has one value for each row of its weight.
 
     Raises:
         FormatError: another shape, or values that are not finite and positive.
@@ -244,10 +252,10 @@ def _shown(scale: torch.Tensor) -> str:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Check that what ComfyUI's header entry says of the layers, if it is there, is something that we read.
+    """Check that every layer which ComfyUI's header entry describes, if there is one, is E4M3.
 
     Raises:
-        FormatError: a layer in another number format than E4M3, or an entry that cannot be read.
+        FormatError: another number format, or an entry that cannot be read.
     """
     if (entry := metadata.get(_COMFY_METADATA)) is None:
         return
@@ -260,11 +268,11 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
             raise FormatError(f"{layer} is {described!r} by the header; this release reads {_COMFY_FP8}")
 
 
-def config_of(metadata: Mapping[str, str]) -> dict | None:
-    """The diffusers configuration in a header. A file that has one stores diffusers' own layout of its class.
+def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The diffusers configuration in a header, None if it has none. A file with one is in diffusers' own layout.
 
     Raises:
-        FormatError: it is no JSON object.
+        FormatError: the entry is not a JSON object.
     """
     text = metadata.get(Metadata.CONFIG.value)
     if text is None:
@@ -279,19 +287,19 @@ def config_of(metadata: Mapping[str, str]) -> dict | None:
 
 
 Runs = tuple[tuple[int, int], ...]
-"""(rows, exponent), ...: so many rows were multiplied with that power of two, then the next so many."""
+"""(rows, exponent), ...: consecutive runs of rows, each multiplied by 2 to the exponent."""
 
 
 def fold_entry(moves: Mapping[str, Runs]) -> str:
-    """What a folded file's header says of its moved tensors, by key."""
+    """The header entry of a folded file, from the runs of each moved tensor by key."""
     return json.dumps({key: [list(run) for run in runs] for key, runs in sorted(moves.items())}, separators=(",", ":"))
 
 
 def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Runs]:
-    """The inverse of :func:`fold_entry`; {} for a file that is not folded. `rows`: how many each tensor has, by key.
+    """The inverse of :func:`fold_entry`; {} for a file that is not folded. `rows`: number of rows by key.
 
     Raises:
-        FormatError: the entry cannot be read, or is of other tensors.
+        FormatError: the entry cannot be read, or does not fit the tensors.
     """
     text = metadata.get(Metadata.FOLD.value)
     if text is None:
@@ -311,20 +319,20 @@ def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, R
 
 
 def has_plain_convolutions(metadata: Mapping[str, str]) -> bool:
-    """Whether a header says that the file's convolutions have no scale, whatever its format."""
+    """Whether a header says that the file's convolutions have no scale, even in V2."""
     return metadata.get(Metadata.READER.value) == Reader.COMFYUI.value
 
 
 def is_convolution(shape: tuple[int, ...]) -> bool:
-    """Whether a weight of `shape`, [out, in / groups, height, width], is a convolution's."""
+    """Whether a weight of `shape` is a 2d convolution's: [out, in / groups, height, width]."""
     return len(shape) == 4
 
 
-def version_of(metadata: Mapping[str, str]) -> Format | None:
-    """The format that a header's metadata names, None where it names none.
+def format_of(metadata: Mapping[str, str]) -> Format | None:
+    """The format that a header's metadata names, None if it names none.
 
     Raises:
-        FormatError: a version that this release does not know.
+        FormatError: a format that this release does not know.
     """
     named = metadata.get(Metadata.FORMAT.value)
     if named is None:

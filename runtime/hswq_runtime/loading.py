@@ -1,15 +1,15 @@
-"""From a checkpoint file, quantized or not, to the diffusers model that it describes.
+"""Load a checkpoint file, quantized or not, as the diffusers model that it describes.
 
-The model is built on the meta device, its quantized layers are exchanged for FP8 ones, and the file's tensors
-are put in their places, memory-mapped where nothing has to be computed. Nothing is left over and nothing is missing,
-or loading fails and names it.
+The model is built on the meta device, its quantized layers are replaced by FP8 ones, and the file's tensors become its
+parameters, memory-mapped where nothing has to be computed. A missing or left-over tensor is an error that names it.
 """
 
 from pathlib import Path
 
 import torch
 
-from .checkpoints.checkpoint import Checkpoint, Piece
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.mapping import Piece
 from .formats import layer_of
 from .layers import fp8
 from .layers.matmul import set_fp8_matmul
@@ -27,14 +27,13 @@ def load_model(
     """The diffusers model of an HSWQ V1, V2, plain FP8 or full-precision checkpoint, on the CPU, in eval mode.
 
     Args:
-        checkpoint: the file, or its opened view.
-        dtype: what the model computes in, and the dtype of everything that is not FP8. None: the
-            file's own, see `Checkpoint.dtype`.
-        dequantize: give the plain model with `weight · scale` in `dtype` instead of FP8 layers.
+        checkpoint: the file, or a :class:`Checkpoint` of it.
+        dtype: the dtype to compute in, and of everything that is not FP8. None: `Checkpoint.dtype`.
+        dequantize: return the plain model, with `weight · scale` in `dtype` instead of FP8 layers.
         fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
 
     Raises:
-        FormatError: missing, unexpected or wrongly shaped keys, all of them named; a bad scale; FP8 as `dtype`.
+        FormatError: missing, unexpected or wrongly shaped keys, all of which are named; a bad scale; FP8 as `dtype`.
         UnknownArchitectureError: see :class:`Checkpoint`.
         DeviceError: `fp8_matmul` and no such hardware.
     """
@@ -43,10 +42,11 @@ def load_model(
     dtype = fp8.check_compute_dtype(dtype or checkpoint.dtype)
     model = checkpoint.empty_model()
 
-    state, shapes = {}, {name: tensor.shape for name, tensor in model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, pieces in checkpoint.parameters.items():
         if dequantize or not all(checkpoint.held_as_fp8(piece.key) for piece in pieces):
-            # Full precision, or something that foreign files cast although it cannot compute in FP8.
+            # Full precision, or a weight that foreign files cast although its layer cannot compute in FP8.
             state[name] = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
             continue
         module, scale = layer_of(name), checkpoint.scale_of(pieces)
@@ -64,18 +64,18 @@ def load_model(
 
 
 def joined_rows(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """The diffusers parameter `name` as the file stores it: in its dtype, and folded if the file is."""
+    """The diffusers parameter `name` as the file stores it: in its stored dtype, and folded if the file is."""
     return _joined([_rows(checkpoint, piece) for piece in checkpoint.parameters[name]])
 
 
 def _rows(checkpoint: Checkpoint, piece: Piece) -> torch.Tensor:
-    """Rows of a stored tensor: the memory-mapped file itself."""
+    """Rows of a stored tensor, as a view of the memory-mapped file."""
     stored = checkpoint.tensor(piece.key)
     return stored[piece.start : piece.stop] if stored.ndim else stored
 
 
 def _expanded(checkpoint: Checkpoint, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
-    """The same in `dtype`, times its scale if it has one."""
+    """Rows of a stored tensor in `dtype`, times their scale."""
     return fp8.dequantize(_rows(checkpoint, piece), checkpoint.scale_of([piece]), dtype)
 
 

@@ -1,17 +1,21 @@
 """`HSWQPipeline.from_pretrained`: a published repo, folder or file -> a diffusers pipeline with FP8 weights."""
 
+from __future__ import annotations
+
 import inspect
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
-from .architectures import Architecture
+from .architectures import Architecture, Config
 from .checkpoints.bundled import load_bundled
 from .checkpoints.checkpoint import Checkpoint
-from .checkpoints.locate import MODEL_INDEX, HubOptions, Located, fetch_components, is_repo_id, locate
+from .checkpoints.locate import MODEL_INDEX, HubOptions, fetch_components, is_repo_id, locate
 from .errors import ComponentError, FormatError
 from .formats import Format, Metadata
 from .layers.matmul import set_fp8_matmul
@@ -19,11 +23,14 @@ from .layers.modules import weight_bytes
 from .loading import load_model
 from .quantizer import QUANTIZATION_CONFIG, HSWQConfig, Method
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, ModelMixin
+
 
 class HSWQPipeline:
-    """Opens HSWQ files as diffusers pipelines. It is never instantiated: what it returns is diffusers' own."""
+    """Opens HSWQ files as diffusers pipelines. It has no instances; it returns diffusers' pipelines."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         raise TypeError("use HSWQPipeline.from_pretrained(); it returns a diffusers pipeline")
 
     @classmethod
@@ -41,34 +48,34 @@ class HSWQPipeline:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        **pipeline_arguments,
-    ):
+        **pipeline_arguments: Any,
+    ) -> DiffusionPipeline:
         """A diffusers pipeline (`ZImagePipeline` for Z-Image) whose denoiser holds FP8 weights.
 
-        The denoiser's output equals, bit for bit, that of the plain model with `weight · scale` in
-        `dtype`. The size of its weights is printed to stderr.
+        The denoiser's output is bit-identical to that of the plain model with `weight · scale` in `dtype`. The size of
+        its weights is printed to stderr.
 
         Args:
             path: a Hub repo id; a published or saved folder; one safetensors file (HSWQ V1, V2, ComfyUI's scaled
                 FP8, plain FP8 or full precision), by path, as "owner/repo/file.safetensors" or by URL on the Hub.
-            variant: "v1" or "v2": which of several files, by what their headers say. None: V2 where there
-                is one, it being the closer to the original.
+            variant: "v1" or "v2": which of several files, by their headers. None: V2 if there is one, since it is
+                closer to the original.
             weight_name: which of several files, by name.
             base: diffusers folder or Hub repo with the other components. None: `path` itself if it has a
-                model_index.json, else the repo named in the file's header, else the architecture's. Of components
-                that the file itself holds only the configuration is taken from there.
-            dtype: what to compute in. None: the dtype of the file's own unquantized weights.
-            torch_dtype: the older name of `dtype`, which diffusers takes as well.
+                model_index.json, else the repo that the file's header names, else the architecture's. For a component
+                that the file itself holds, only the configuration is read from the base.
+            dtype: the dtype to compute in. None: the dtype of the file's own unquantized weights.
+            torch_dtype: the older name of `dtype`; diffusers accepts it as well.
             fp8_matmul: multiply in FP8 where the hardware can, see :func:`hswq_runtime.set_fp8_matmul`.
             revision: branch, tag or commit of the repo `path`.
             token, cache_dir, local_files_only: as in huggingface_hub.
-            **pipeline_arguments: passed on to the diffusers class's `from_pretrained`, components included.
+            **pipeline_arguments: arguments of the diffusers pipeline's `from_pretrained`, components included.
 
         Raises:
-            FormatError: no such file or repo, several to choose from, or one that does not fit.
-            ComponentError: a component is missing from the base.
+            FormatError: there is no such file or repo, several files fit, or the file does not fit its architecture.
+            ComponentError: the base lacks a component, or one cannot be loaded.
             UnknownArchitectureError: the keys match no known architecture.
-            DeviceError: `fp8_matmul` and no such hardware.
+            DeviceError: `fp8_matmul` without hardware for it.
         """
         dtype = dtype or torch_dtype
         hub = HubOptions(revision, token, cache_dir, local_files_only)
@@ -81,22 +88,24 @@ class HSWQPipeline:
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
         if base is None and found.repo is not None:
-            base = _own_components(checkpoint, found, pipeline_arguments)
+            base = _own_components(checkpoint, found.repo, pipeline_arguments, found.hub)
         base = find_base(checkpoint, base)
-        check_components(checkpoint, base, given=pipeline_arguments, hub=hub.elsewhere())
+        check_components(checkpoint, base, given=pipeline_arguments, hub=hub.for_another_repo())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
-        pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.elsewhere(), **pipeline_arguments)
+        pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.for_another_repo(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
         return pipeline
 
     @classmethod
-    def from_single_file(cls, file: str | Path, **arguments):
-        """:meth:`from_pretrained` under the name that diffusers has for one file: a path, or its URL on the Hub."""
+    def from_single_file(cls, file: str | Path, **arguments: Any) -> DiffusionPipeline:
+        """:meth:`from_pretrained` by diffusers' name for one file: a path, or its URL on the Hub."""
         return cls.from_pretrained(file, **arguments)
 
 
-def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, arguments: dict):
-    """A pipeline that `save_pretrained` wrote; diffusers opens it, with our quantizer."""
+def _open_saved(
+    folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, arguments: Mapping[str, Any]
+) -> DiffusionPipeline:
+    """A pipeline that `save_pretrained` wrote, opened by diffusers with our quantizer."""
     import diffusers
 
     name, config = _quantized_component(folder)
@@ -112,7 +121,7 @@ def _open_saved(folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, argum
 
 
 def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
-    """The component of a saved pipeline that is quantized with HSWQ, and how."""
+    """The name of the HSWQ component of a saved pipeline, and its configuration."""
     for path in sorted(folder.glob("*/config.json")):
         try:
             described = json.loads(path.read_text(encoding="utf-8")).get(QUANTIZATION_CONFIG)
@@ -125,34 +134,33 @@ def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
     )
 
 
-def _own_components(checkpoint: Checkpoint, found: Located, given) -> Path | None:
-    """The other components of the repo that the checkpoint came from, as a folder; None if it has none. What is
-    `given` is not fetched."""
-    folder = _fetch(checkpoint, found.repo, given, found.hub)
+def _own_components(checkpoint: Checkpoint, repo: str, given: Iterable[str], hub: HubOptions) -> Path | None:
+    """The other components of the checkpoint's own repo, as a folder without those `given`; None if it has none."""
+    folder = _fetch(checkpoint, repo, given, hub)
     return folder if (folder / MODEL_INDEX).is_file() else None
 
 
 def assemble_pipeline(
     checkpoint: Checkpoint,
-    denoiser: torch.nn.Module,
+    denoiser: ModelMixin,
     base: str,
     *,
     hub: HubOptions | None = None,
-    **pipeline_arguments,
-):
-    """The diffusers pipeline of `checkpoint` around `denoiser`, which gives it its dtype.
+    **pipeline_arguments: Any,
+) -> DiffusionPipeline:
+    """The diffusers pipeline of `checkpoint` with `denoiser`, in the dtype of `denoiser`.
 
-    Components that the checkpoint holds are taken from it. The others are read from `base`, from safetensors files
-    only: no pickle is ever opened.
+    Components that the checkpoint holds are loaded from it. The others are loaded from `base`, from safetensors files
+    only: no pickle is opened.
 
     Raises:
-        ComponentError: a component cannot be loaded, or its scheduler does not know what the checkpoint needs.
+        ComponentError: a component cannot be loaded, or the scheduler lacks an entry that the checkpoint needs.
     """
     architecture = checkpoint.architecture
     given = {name for name, component in pipeline_arguments.items() if component is not None}
     base = fetch_base(checkpoint, base, given, hub)
     device_map = pipeline_arguments.get("device_map")
-    arguments = {architecture.component: denoiser, "dtype": denoiser.dtype}
+    arguments: dict[str, Any] = {architecture.component: denoiser, "dtype": denoiser.dtype}
     arguments |= dict.fromkeys(architecture.left_out) | pipeline_arguments
     try:
         arguments |= load_bundled(checkpoint, Path(base), checkpoint.bundled - given, denoiser.dtype)
@@ -170,8 +178,8 @@ def assemble_pipeline(
     return pipeline
 
 
-def _adapt_scheduler(pipeline, changes: dict, base: str) -> None:
-    """Give the pipeline a scheduler of its kind that has `changes` in its configuration."""
+def _adapt_scheduler(pipeline: DiffusionPipeline, changes: Config, base: str) -> None:
+    """Replace the pipeline's scheduler by one of its class with `changes` in its configuration."""
     known = inspect.signature(type(pipeline.scheduler).__init__).parameters
     if unknown := changes.keys() - known:
         raise ComponentError(
@@ -182,9 +190,11 @@ def _adapt_scheduler(pipeline, changes: dict, base: str) -> None:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
 
 
-def fetch_base(checkpoint: Checkpoint, base: str, given=(), hub: HubOptions | None = None) -> str:
-    """`base` as a folder on this disk: of a Hub repo, all but the denoiser and what is `given` is fetched; of what the
-    checkpoint itself holds the configuration alone.
+def fetch_base(checkpoint: Checkpoint, base: str, given: Iterable[str] = (), hub: HubOptions | None = None) -> str:
+    """`base` as a folder on this disk.
+
+    Of a Hub repo, all components are fetched but the denoiser and those `given`; of a component that the checkpoint
+    itself holds, only the configuration.
 
     Raises:
         FormatError: the repo cannot be reached.
@@ -192,7 +202,7 @@ def fetch_base(checkpoint: Checkpoint, base: str, given=(), hub: HubOptions | No
     return base if Path(base).is_dir() else str(_fetch(checkpoint, base, given, hub or HubOptions()))
 
 
-def _fetch(checkpoint: Checkpoint, repo: str, given, hub: HubOptions) -> Path:
+def _fetch(checkpoint: Checkpoint, repo: str, given: Iterable[str], hub: HubOptions) -> Path:
     names = _component_names(checkpoint.architecture) - {*given}
     return fetch_components(repo, names - checkpoint.bundled, hub, without_weights=names & checkpoint.bundled)
 
@@ -202,10 +212,10 @@ def _first_line(error: Exception) -> str:
 
 
 def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
-    """Where the other components of `checkpoint` are: see `base` of :meth:`HSWQPipeline.from_pretrained`.
+    """The folder or repo of the other components of `checkpoint`: see `base` of :meth:`HSWQPipeline.from_pretrained`.
 
     Raises:
-        FormatError: the file's header names something that is no Hub repo.
+        FormatError: the file's header names a base that is no Hub repo.
     """
     if base is not None:
         return str(base)
@@ -214,24 +224,25 @@ def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
     named = checkpoint.metadata.get(Metadata.BASE.value)
     if named is None:
         return checkpoint.architecture.base_repo
-    if not is_repo_id(named):  # a file from a stranger must not choose a folder of this machine
+    if not is_repo_id(named):  # an untrusted file must not choose a folder of this machine
         raise FormatError(f"the header of {checkpoint.path} names the base {named!r}, which is no Hub repo; pass base")
     return named
 
 
-def check_components(checkpoint: Checkpoint, base: str, given=(), hub: HubOptions | None = None) -> None:
-    """Check, in a moment, that `base` has all that the pipeline needs besides the denoiser and what is `given`.
+def check_components(
+    checkpoint: Checkpoint, base: str, given: Iterable[str] = (), hub: HubOptions | None = None
+) -> None:
+    """Check that `base` has all components of the pipeline but the denoiser and those `given`.
 
-    Of a Hub repo only the index is read. Of what the checkpoint itself holds the base needs the configuration.
+    This is quick: of a Hub repo only the index is read. Of a component that the checkpoint itself holds the base needs
+    the configuration.
 
     Raises:
-        ComponentError: names what is missing.
+        ComponentError: a component is missing; the message names all that are.
     """
     advice = "pass a diffusers folder or a Hub repo that has it as base"
-    if Path(base).is_dir():
-        folder, index = Path(base), _read_index(Path(base))
-    else:
-        folder, index = None, _fetch_index(base, hub or HubOptions())
+    folder = Path(base) if Path(base).is_dir() else None
+    index = _fetch_index(base, hub or HubOptions()) if folder is None else _read_index(folder)
     wanted = _component_names(checkpoint.architecture) - {*given}
     missing = [name for name in wanted if not _is_component(index.get(name))]
     if folder is not None:
@@ -241,24 +252,25 @@ def check_components(checkpoint: Checkpoint, base: str, given=(), hub: HubOption
 
 
 def component_folders(base: Path, architecture: Architecture) -> list[Path]:
-    """The folders of the components that a checked local `base` has besides the denoiser."""
+    """The folders of the components in a checked local `base`, without the denoiser's."""
     return sorted(base / name for name in _component_names(architecture) if (base / name).is_dir())
 
 
 def _component_names(architecture: Architecture) -> set[str]:
-    """What a pipeline has to be made of, but for the denoiser. Names from a file are never used as paths."""
+    """The components that the pipeline requires, without the denoiser. Names from a file are never used as paths."""
     parameters = inspect.signature(_pipeline_class(architecture).__init__).parameters.values()
     required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
     return required - {"self", architecture.component, *architecture.left_out}
 
 
-def _pipeline_class(architecture: Architecture):
+def _pipeline_class(architecture: Architecture) -> type[DiffusionPipeline]:
     import diffusers
 
-    return getattr(diffusers, architecture.pipeline_class)
+    found: type[DiffusionPipeline] = getattr(diffusers, architecture.pipeline_class)
+    return found
 
 
-def _read_index(folder: Path) -> dict:
+def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_INDEX
     if not path.is_file():
         raise ComponentError(f"{folder} has no {MODEL_INDEX}; pass a diffusers folder or a Hub repo as base")
@@ -271,7 +283,7 @@ def _read_index(folder: Path) -> dict:
     return index
 
 
-def _fetch_index(base: str, hub: HubOptions) -> dict:
+def _fetch_index(base: str, hub: HubOptions) -> dict[str, Any]:
     if not is_repo_id(base):
         raise ComponentError(f"{base} is neither a folder here nor a Hub repo; pass one of them as base")
     try:
@@ -280,7 +292,7 @@ def _fetch_index(base: str, hub: HubOptions) -> dict:
         raise ComponentError(f"{error}") from error
 
 
-def _is_component(entry) -> bool:
+def _is_component(entry: object) -> bool:
     return isinstance(entry, (list, tuple)) and len(entry) == 2 and None not in entry
 
 
@@ -289,7 +301,7 @@ def _has_files(folder: Path) -> bool:
 
 
 def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> None:
-    """One line on stderr, beside diffusers' progress bars, and silenced with them."""
+    """Print one line to stderr, unless diffusers' progress bars are turned off."""
     from diffusers.utils import logging
 
     if not logging.is_progress_bar_enabled():

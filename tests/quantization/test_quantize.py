@@ -151,7 +151,7 @@ def test_memory_shrinks_as_the_header_promises(source, calibration, tmp_path, fo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_quantizing_takes_the_memory_of_a_few_tensors(tmp_path, monkeypatch):
+def test_quantizing_takes_the_memory_of_a_few_tensors(tmp_path):
     """Pages of the source that were read count, until their mapping goes: with them a 12 GB file would fill it."""
     path, dim = tmp_path / "large.safetensors", 1008
     config = tiny.CONFIG | {"dim": dim, "n_heads": dim // 48, "n_kv_heads": dim // 48, "n_layers": 6}
@@ -160,13 +160,12 @@ def test_quantizing_takes_the_memory_of_a_few_tensors(tmp_path, monkeypatch):
     state = {name: torch.full(tensor.shape, 0.02, dtype=torch.bfloat16) for name, tensor in empty.items()}
     save_file(tiny.original_layout(state), path)
     del state
-    large = Checkpoint(path)
+    large = Checkpoint(path, mapped_bytes=4 << 20)
     layers = {
         layer_of(name): LayerStatistics(torch.ones(large.tensors[key].shape[1]).double(), 0.0, 1.0, 1)
         for key in large.layers
         for name in large.modules[key]
     }
-    monkeypatch.setattr("hswq_runtime.checkpoints.checkpoint._MAPPED", 4 << 20)
     with PeakMemory(torch.device("cpu")) as before:
         pass
     with PeakMemory(torch.device("cpu")) as peak:

@@ -476,7 +476,7 @@ def test_of_what_the_file_holds_only_the_configuration_is_fetched(full, tmp_path
     path, base = full("sd-1.5")
     asked = []
     monkeypatch.setattr(
-        "hswq_runtime.checkpoints.locate._download", lambda repo, patterns, hub: asked.extend(patterns) or tmp_path
+        "huggingface_hub.snapshot_download", lambda repo, allow_patterns, **_: asked.extend(allow_patterns) or tmp_path
     )
     fetch_base(Checkpoint(path), "alice/base")
     needed = {str(p.relative_to(base)) for p in base.rglob("*") if p.is_file()}

@@ -172,7 +172,7 @@ def test_a_model_that_is_nearly_known_is_refused_in_a_sentence(tmp_path, name, c
 
 
 @pytest.mark.parametrize(
-    ("name", "host_name", "title"),
+    ("name", "base_model", "title"),
     [
         ("flux-1-dev", "Flux.1 Krea", "FLUX.1 Krea [dev]"),
         ("flux-1-dev", "flux.1 d", "FLUX.1 [dev]"),
@@ -181,8 +181,8 @@ def test_a_model_that_is_nearly_known_is_refused_in_a_sentence(tmp_path, name, c
         ("z-image", None, None),
     ],
 )
-def test_models_with_the_same_keys_are_told_apart_by_what_their_host_says(name, host_name, title):
-    base = base_named(ARCHITECTURES[name], host_name)
+def test_models_with_the_same_keys_are_told_apart_by_what_their_host_says(name, base_model, title):
+    base = base_named(ARCHITECTURES[name], base_model)
     assert (base and ARCHITECTURES[name].with_base(base).title) == title
 
 
@@ -193,8 +193,8 @@ def test_a_variant_has_its_own_defaults():
 
 def test_what_a_pipeline_is_called_with_is_in_the_row():
     row = ARCHITECTURES["qwen-image"]
-    how = GenerationSettings(2, row.guidance, 32, row.guidance_argument, row.negative_prompt, dict(row.call))
-    called = how.arguments(["one", "two"])
+    generation = GenerationSettings(2, row.guidance, 32, row.guidance_argument, row.negative_prompt, dict(row.call))
+    called = generation.arguments(["one", "two"])
     assert (called["true_cfg_scale"], called["negative_prompt"]) == (4.0, [" ", " "])
     assert "guidance_scale" not in called
 

@@ -30,27 +30,27 @@ def test_v2_has_the_scale_twice_for_two_kinds_of_loaders():
     assert mark(beside) == {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
 
 
-@pytest.mark.parametrize(("version", "names"), [(Format.V1, set()), (Format.V2, {"a.b.scale"})])
-def test_convolutions_have_nothing_that_comfyui_would_not_read(version, names):
-    assert set(formats.companions("a.b.weight", 1.0, version, comfyui=False)) == names
+@pytest.mark.parametrize(("format", "names"), [(Format.V1, set()), (Format.V2, {"a.b.scale"})])
+def test_convolutions_have_nothing_that_comfyui_would_not_read(format, names):
+    assert set(formats.companions("a.b.weight", 1.0, format, comfyui=False)) == names
 
 
-@pytest.mark.parametrize("version", list(Format))
-def test_what_is_written_is_read_back(version):
-    beside = formats.companions("a.weight", 0.5, version, comfyui=True)
+@pytest.mark.parametrize("format", list(Format))
+def test_what_is_written_is_read_back(format):
+    beside = formats.companions("a.weight", 0.5, format, comfyui=True)
     dtypes = {"a.weight": "F8_E4M3", "a.bias": "BF16", **dict.fromkeys(beside, "F32")}
-    weights, companions = formats.find_weights(dtypes, version)
+    weights, companions = formats.find_weights(dtypes, format)
     assert companions == set(beside)
-    scale_keys = ("a.scale", "a.weight_scale") if version.scaled else ("a.weight_scale",)
-    assert weights == {"a.weight": formats.StoredWeight("a.weight", scale_keys, "a.comfy_quant", version)}
-    scale = formats.read_scale(weights["a.weight"], 3, {**beside}.__getitem__) if version.scaled else None
+    scale_keys = ("a.scale", "a.weight_scale") if format.scaled else ("a.weight_scale",)
+    assert weights == {"a.weight": formats.StoredWeight("a.weight", scale_keys, "a.comfy_quant", format)}
+    scale = formats.read_scale(weights["a.weight"], 3, {**beside}.__getitem__) if format.scaled else None
     assert scale is None or scale.tolist() == [0.5]
 
 
-def read(version, **stored):
+def read(format, **stored):
     """`read_scale` of a weight `a` with 3 rows, beside which `stored` stands."""
     tensors = {f"a.{name.replace('__', '.')}": torch.tensor(value) for name, value in stored.items()}
-    weights, _ = formats.find_weights({"a.weight": "F8_E4M3", **dict.fromkeys(tensors, "F32")}, version)
+    weights, _ = formats.find_weights({"a.weight": "F8_E4M3", **dict.fromkeys(tensors, "F32")}, format)
     return formats.read_scale(weights["a.weight"], 3, tensors.__getitem__)
 
 
@@ -114,6 +114,6 @@ def test_impossible_scales_are_refused(values):
         formats.check_scale("a.scale", torch.tensor(values), rows=3)
 
 
-def test_unknown_version_is_refused():
+def test_unknown_format_is_refused():
     with pytest.raises(FormatError, match="v9"):
-        formats.version_of({"hswq_format": "v9"})
+        formats.format_of({"hswq_format": "v9"})

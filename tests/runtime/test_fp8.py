@@ -49,18 +49,20 @@ def test_scaled_round_trip_is_exact_for_multiples_of_the_scale():
     assert torch.equal(fp8.dequantize(fp8.quantize(weight, scale), scale, torch.float32), weight)
 
 
-@pytest.mark.parametrize("shape", [(7, 5), (7, 2, 3, 3), (35,)], ids=str)
+@pytest.mark.parametrize("shape", [(700, 500), (70, 20, 15, 17), (350_000,)], ids=str)
 @pytest.mark.parametrize("scales", [None, "one", "rows"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_rounding_in_pieces_is_rounding_the_whole(dtype, scales, shape, monkeypatch):
+def test_rounding_in_chunks_is_rounding_the_whole(dtype, scales, shape):
     weight = torch.randn(shape).to(dtype)
+    assert weight.numel() > fp8.CHUNK_VALUES and weight.numel() % fp8.CHUNK_VALUES
     before = weight.clone()
     scale = scales and torch.rand(1 if scales == "one" else shape[0]) + 0.01
-    whole = fp8.quantize(weight, scale, 0.9)
     factor = 1 if scale is None else scale.reshape(-1, *[1] * (len(shape) - 1))
-    assert torch.equal(whole.float(), fp8.saturating_cast(weight.float().clamp(-0.9, 0.9) / factor).float())
-    monkeypatch.setattr(fp8, "_PIECE", 12)
+    whole = fp8.saturating_cast(weight.float().clamp(-0.9, 0.9) / factor)
     assert torch.equal(fp8.quantize(weight, scale, 0.9).float(), whole.float())
+    few = slice(0, shape[0] // 7)
+    some = scale[few] if scales == "rows" else scale
+    assert torch.equal(fp8.quantize(weight[few], some, 0.9).float(), whole[few].float()), "and so is a small one"
     assert torch.equal(weight, before)
 
 
@@ -103,7 +105,7 @@ def test_another_default_device_changes_nothing():
 
 
 def test_a_large_weight_is_dequantized_like_a_small_one():
-    """It is done piece by piece; no piece is left out or scaled twice."""
+    """It is done chunk by chunk; no chunk is left out or scaled twice."""
     codes = torch.randint(0, 127, (3000, 300), dtype=torch.uint8).view(fp8.FP8)
     scale = torch.rand(3000)
     assert torch.equal(fp8.dequantize(codes, scale, torch.float32), codes.float() * scale[:, None])

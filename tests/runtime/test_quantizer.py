@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import threading
 
 import peft.tuners.lora.model
 import pytest
@@ -15,7 +16,7 @@ from diffusers.quantizers import auto
 from safetensors.torch import load_file, save_file
 from support import tiny
 
-from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model
+from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, HSWQQuantizer, load_model
 from hswq_runtime.errors import FormatError
 from hswq_runtime.quantizer import QUANTIZATION_CONFIG
 
@@ -61,15 +62,15 @@ def test_shards_that_are_read_at_the_same_time_change_nothing(tmp_path, monkeypa
     """What `HF_ENABLE_PARALLEL_LOADING` turns on; diffusers reads it when it is imported."""
     model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32)
     model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
-    read, read_in_threads = [], modeling_utils._load_shard_files_with_threadpool
+    readers, take = [], HSWQQuantizer.maybe_update_state_dict
     monkeypatch.setattr(modeling_utils, "HF_ENABLE_PARALLEL_LOADING", True)
     monkeypatch.setattr(
-        modeling_utils,
-        "_load_shard_files_with_threadpool",
-        lambda files, *arguments, **options: read.extend(files) or read_in_threads(files, *arguments, **options),
+        HSWQQuantizer,
+        "maybe_update_state_dict",
+        lambda quantizer, shard: readers.append(threading.current_thread()) or take(quantizer, shard),
     )
     again = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
-    assert len(read) > 3
+    assert len(readers) > 3 and threading.main_thread() not in readers
     assert tiny.same_bytes(again.state_dict(), model.state_dict())
     assert torch.equal(tiny.run(again), tiny.run(model))
 

@@ -1,12 +1,12 @@
-"""AuraFlow, and Pony V7, which was made from it."""
+"""AuraFlow, and Pony V7, which was trained from it."""
 
-from .row import Architecture, Shapes, count
+from .row import Architecture, Config, Shapes, count
 
 _HEAD = 256
-"""Of the published models; no tensor shows it."""
+"""Channels of an attention head in the published models; no tensor's shape shows it."""
 
 
-def _aura_flow_config(shapes: Shapes) -> dict:
+def _aura_flow_config(shapes: Shapes) -> Config:
     width, patch_values = shapes["init_x_linear.weight"]
     patch = 2  # the only patch size that there is
     return {
@@ -46,7 +46,7 @@ AURA_FLOW = Architecture(
             "licence": "other",
             "licence_name": "pony-v7",
             "licence_link": "https://purplesmart.ai/license",
-            "host_names": ("Pony V7",),
+            "civitai_base_models": ("Pony V7",),
         }
     },
 )

@@ -1,10 +1,10 @@
 """Chroma: FLUX.1 [schnell] with its modulation layers replaced by one small network."""
 
 from .flux import block_config, head_dim, rotary_axes
-from .row import Architecture, Shapes
+from .row import Architecture, Config, Shapes
 
 
-def _chroma_config(shapes: Shapes) -> dict:
+def _chroma_config(shapes: Shapes) -> Config:
     hidden, approximator_channels = shapes["distilled_guidance_layer.in_proj.weight"]
     return {
         **block_config(shapes),
@@ -38,5 +38,5 @@ CHROMA = Architecture(
     steps=40,
     guidance=3.0,
     size=1024,
-    host_names=("Chroma",),
+    civitai_base_models=("Chroma",),
 )

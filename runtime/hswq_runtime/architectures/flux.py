@@ -1,17 +1,13 @@
 """FLUX.1: dev, its descendants Krea and Kontext, and schnell."""
 
-from ..errors import FormatError
-from .row import Architecture, Shapes, count
+from dataclasses import replace
 
-_DEV_LICENCE = {
-    "licence": "other",
-    "licence_name": "flux-1-dev-non-commercial-license",
-    "licence_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
-}
+from ..errors import FormatError
+from .row import Architecture, Config, Shapes, count
 
 
 def rotary_axes(head: int) -> list[int]:
-    """Rotary axes (index, row, column) share a head as 16:56:56 of 128 in the published models."""
+    """Channels of a head for each rotary axis (index, row, column): 16, 56 and 56 of 128, as in published models."""
     return [head // 8, head * 7 // 16, head * 7 // 16]
 
 
@@ -20,8 +16,8 @@ def head_dim(shapes: Shapes) -> int:
     return shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
 
 
-def block_config(shapes: Shapes) -> dict:
-    """What all models with double and single blocks say of them, and of what goes in."""
+def block_config(shapes: Shapes) -> Config:
+    """The part of the configuration that all models with double and single blocks share: blocks, heads, inputs."""
     width, channels = shapes["img_in.weight"]
     return {
         "in_channels": channels,
@@ -33,7 +29,7 @@ def block_config(shapes: Shapes) -> dict:
     }
 
 
-def _flux_config(shapes: Shapes) -> dict:
+def _flux_config(shapes: Shapes) -> Config:
     channels = shapes["img_in.weight"][1]
     out_channels = shapes["final_layer.linear.weight"][0]
     if channels != out_channels:
@@ -50,59 +46,60 @@ def _flux_config(shapes: Shapes) -> dict:
     }
 
 
-_FLUX = {
-    "model_class": "FluxTransformer2DModel",
-    "pipeline_class": "FluxPipeline",
-    "component": "transformer",
-    # `vector_in` tells it from Chroma, whose blocks have the same names.
-    "signature": (
-        "double_blocks.0.img_attn.norm.query_norm.scale",
-        "single_blocks.0.linear1.weight",
-        "vector_in.in_layer.weight",
-    ),
-    "config": _flux_config,
-    "never_quantized": {},
-    "sensitive": (r"embed", r"norm", r"^proj_out$"),
-    "keep_ratio": 0.10,
-    "size": 1024,
-}
-
 # https://huggingface.co/docs/diffusers/api/pipelines/flux
 FLUX_DEV = Architecture(
     name="flux-1-dev",
     title="FLUX.1 [dev]",
+    model_class="FluxTransformer2DModel",
+    pipeline_class="FluxPipeline",
+    component="transformer",
     base_repo="black-forest-labs/FLUX.1-dev",
-    **_DEV_LICENCE,
-    **_FLUX,
-    fits=lambda config: config.get("guidance_embeds", False),
+    licence="other",
+    licence_name="flux-1-dev-non-commercial-license",
+    licence_link="https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    # `vector_in` tells it from Chroma, whose blocks have the same names.
+    signature=(
+        "double_blocks.0.img_attn.norm.query_norm.scale",
+        "single_blocks.0.linear1.weight",
+        "vector_in.in_layer.weight",
+    ),
+    config=_flux_config,
+    never_quantized={},
+    sensitive=(r"embed", r"norm", r"^proj_out$"),
+    keep_ratio=0.10,
     steps=50,
     guidance=3.5,
-    host_names=("Flux.1 D",),
+    size=1024,
+    fits=lambda config: bool(config.get("guidance_embeds", False)),
+    civitai_base_models=("Flux.1 D",),
     variants={
         "black-forest-labs/FLUX.1-Krea-dev": {
             "title": "FLUX.1 Krea [dev]",
             "steps": 28,
             "guidance": 4.5,
-            "host_names": ("Flux.1 Krea",),
+            "civitai_base_models": ("Flux.1 Krea",),
         },
         "black-forest-labs/FLUX.1-Kontext-dev": {
             "title": "FLUX.1 Kontext [dev]",
             "steps": 28,
             "guidance": 2.5,
-            "host_names": ("Flux.1 Kontext",),
+            "civitai_base_models": ("Flux.1 Kontext",),
         },
     },
 )
 
-FLUX_SCHNELL = Architecture(
+FLUX_SCHNELL = replace(
+    FLUX_DEV,
     name="flux-1-schnell",
     title="FLUX.1 [schnell]",
     base_repo="black-forest-labs/FLUX.1-schnell",
     licence="apache-2.0",
-    **_FLUX,
-    fits=lambda config: not config.get("guidance_embeds", False),
+    licence_name=None,
+    licence_link=None,
     steps=4,
     guidance=0.0,
+    fits=lambda config: not config.get("guidance_embeds", False),
     call={"max_sequence_length": 256},
-    host_names=("Flux.1 S",),
+    civitai_base_models=("Flux.1 S",),
+    variants={},
 )

@@ -1,12 +1,14 @@
 """FLUX.2 [klein], of 4 and 9 billion parameters."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from .flux import block_config, head_dim
-from .row import Architecture, Shapes
+from .row import Architecture, Config, Shapes
 
 
-def _flux2_config(shapes: Shapes) -> dict:
+def _flux2_config(shapes: Shapes) -> Config:
     mlp_width, width = shapes["double_blocks.0.img_mlp.2.weight"][1], shapes["img_in.weight"][0]
     return {
         **block_config(shapes),
@@ -18,70 +20,66 @@ def _flux2_config(shapes: Shapes) -> dict:
     }
 
 
-def _is_klein(config: Mapping) -> bool:
-    """Whether it is not FLUX.2 [dev], which is told how much to guide and has another text encoder."""
+def _is_klein(config: Mapping[str, Any]) -> bool:
+    """Whether it is not FLUX.2 [dev], which embeds the guidance scale and has another text encoder."""
     return not config.get("guidance_embeds", True)
 
 
-def _is_9b(config: Mapping) -> bool:
-    return config["num_attention_heads"] >= 32
+def _is_9b(config: Mapping[str, Any]) -> bool:
+    return bool(config["num_attention_heads"] >= 32)
 
-
-_NON_COMMERCIAL = {"licence": "other", "licence_name": "flux-non-commercial-license"}
-
-_KLEIN = {
-    "model_class": "Flux2Transformer2DModel",
-    "pipeline_class": "Flux2KleinPipeline",
-    "component": "transformer",
-    # One modulation for all blocks tells it from FLUX.1, which has one in each.
-    "signature": (
-        "single_stream_modulation.lin.weight",
-        "double_stream_modulation_img.lin.weight",
-        "double_blocks.0.img_attn.qkv.weight",
-        "single_blocks.0.linear1.weight",
-    ),
-    "config": _flux2_config,
-    "never_quantized": {},
-    "sensitive": (r"embed", r"modulation", r"norm", r"^proj_out$"),
-    "keep_ratio": 0.10,
-    "steps": 4,
-    "guidance": 1.0,
-    "size": 1024,
-}
-_UNDISTILLED = {"steps": 50, "guidance": 4.0}
 
 # https://github.com/black-forest-labs/flux2
 FLUX2_KLEIN_4B = Architecture(
     name="flux-2-klein-4b",
     title="FLUX.2 [klein] 4B",
+    model_class="Flux2Transformer2DModel",
+    pipeline_class="Flux2KleinPipeline",
+    component="transformer",
     base_repo="black-forest-labs/FLUX.2-klein-4B",
     licence="apache-2.0",
-    **_KLEIN,
+    # One modulation for all blocks tells it from FLUX.1, which has one in each.
+    signature=(
+        "single_stream_modulation.lin.weight",
+        "double_stream_modulation_img.lin.weight",
+        "double_blocks.0.img_attn.qkv.weight",
+        "single_blocks.0.linear1.weight",
+    ),
+    config=_flux2_config,
+    never_quantized={},
+    sensitive=(r"embed", r"modulation", r"norm", r"^proj_out$"),
+    keep_ratio=0.10,
+    steps=4,
+    guidance=1.0,
+    size=1024,
     fits=lambda config: _is_klein(config) and not _is_9b(config),
-    host_names=("Flux.2 Klein 4B",),
+    civitai_base_models=("Flux.2 Klein 4B",),
     variants={
         "black-forest-labs/FLUX.2-klein-base-4B": {
             "title": "FLUX.2 [klein] 4B Base",
-            "host_names": ("Flux.2 Klein 4B-base",),
-            **_UNDISTILLED,
+            "steps": 50,
+            "guidance": 4.0,
+            "civitai_base_models": ("Flux.2 Klein 4B-base",),
         }
     },
 )
 
-FLUX2_KLEIN_9B = Architecture(
+FLUX2_KLEIN_9B = replace(
+    FLUX2_KLEIN_4B,
     name="flux-2-klein-9b",
     title="FLUX.2 [klein] 9B",
     base_repo="black-forest-labs/FLUX.2-klein-9B",
-    **_NON_COMMERCIAL,
+    licence="other",
+    licence_name="flux-non-commercial-license",
     licence_link="https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
-    **_KLEIN,
     fits=lambda config: _is_klein(config) and _is_9b(config),
-    host_names=("Flux.2 Klein 9B",),
+    civitai_base_models=("Flux.2 Klein 9B",),
     variants={
         "black-forest-labs/FLUX.2-klein-base-9B": {
             "title": "FLUX.2 [klein] 9B Base",
-            "host_names": ("Flux.2 Klein 9B-base",),
-            **_UNDISTILLED,
+            "steps": 50,
+            "guidance": 4.0,
+            "civitai_base_models": ("Flux.2 Klein 9B-base",),
         }
     },
 )

@@ -1,10 +1,10 @@
 """Qwen-Image. Single files have diffusers' own names."""
 
 from .flux import rotary_axes
-from .row import Architecture, Shapes, count
+from .row import Architecture, Config, Shapes, count
 
 
-def _qwen_image_config(shapes: Shapes) -> dict:
+def _qwen_image_config(shapes: Shapes) -> Config:
     width, channels = shapes["img_in.weight"]
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
     patch = 2  # diffusers' pipelines pack 2 x 2 latent pixels whatever the configuration says
@@ -44,6 +44,6 @@ QWEN_IMAGE = Architecture(
     size=1328,
     guidance_argument="true_cfg_scale",
     negative_prompt=" ",
-    host_names=("Qwen",),
+    civitai_base_models=("Qwen",),
     variants={"Qwen/Qwen-Image-2512": {"title": "Qwen-Image-2512"}},
 )

@@ -1,14 +1,18 @@
-"""What has to be known of an architecture: how to recognise it, what it becomes, which of its layers stay."""
+"""The facts of one architecture: how to recognise it, its diffusers classes, the layers that stay in full precision."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Shape by key."""
+Config = dict[str, Any]
+"""Keyword arguments of a diffusers class: the entries of its `config.json`, whose values are any JSON."""
 
 
 def count(shapes: Shapes, group: str) -> int:
-    """How many blocks are called `<group>.<number>.`."""
+    """The number of blocks whose keys begin with `<group>.<number>.`."""
     return len({key.split(".")[1] for key in shapes if key.startswith(f"{group}.")})
 
 
@@ -16,15 +20,27 @@ def count(shapes: Shapes, group: str) -> int:
 class Fold:
     """Layers between which powers of two can move without changing the function, by their names within a block.
 
-    What is taken off the weight of the norm `norm` can be put on all of `readers`, which are all that reads it.
-    One of them, `through`, reaches `after` without a bias or anything else that is not linear: what is taken off its
-    rows can be put on `after`.
+    The output of the norm `norm` is the input of `readers` and of nothing else: its weight can be divided by a power
+    of two and theirs multiplied by it. One reader, `through`, feeds `after` linearly and without a bias: its weight can
+    be divided by a power of two and that of `after` multiplied by it.
     """
 
     norm: str
     readers: tuple[str, ...]
     through: str | None = None
     after: str | None = None
+
+
+class VariantFacts(TypedDict, total=False):
+    """The facts that a variant of an architecture has of its own; fields of :class:`Architecture`."""
+
+    title: str
+    licence: str
+    licence_name: str
+    licence_link: str
+    steps: int
+    guidance: float
+    civitai_base_models: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,62 +52,64 @@ class Architecture:
     model_class: str
     """diffusers class of the denoiser; its single-file converter gives the mapping of keys."""
     pipeline_class: str
+    """diffusers class of the text-to-image pipeline."""
     component: str
-    """The name the denoiser has in the pipeline: "transformer" or "unet"."""
+    """Name of the denoiser in the pipeline: "transformer" or "unet"."""
     base_repo: str
-    """Hub repo that holds the other components when a checkpoint is the denoiser alone."""
+    """Hub repo with the other components, for a checkpoint that is the denoiser alone."""
     licence: str
     """Hub licence id of the architecture's base weights."""
     signature: tuple[str, ...]
-    """Keys that all have to be there for this row to apply."""
-    config: Callable[[Shapes], dict]
+    """This row applies to a file that has all of these keys."""
+    config: Callable[[Shapes], Config]
     """Shapes by key -> keyword arguments of `model_class`."""
     never_quantized: Mapping[str, str]
-    """Regular expression on the layer's name, in either layout -> why that layer can never be FP8."""
+    """Regular expression on a layer's name, in either layout -> why that layer can never be FP8."""
     sensitive: tuple[str, ...]
     """Regular expressions on the names of diffusers modules whose inputs are never rounded to FP8: embedders,
-    modulation and output, few and small, through which every error reaches the whole picture."""
+    modulation and output. They are few and small, and their error reaches the whole picture."""
     keep_ratio: float
     """Fraction of the layers that the published method keeps in full precision."""
     steps: int
     guidance: float
     size: int
-    """Generation defaults: denoising steps, guidance scale, pixels a side."""
+    """Generation defaults: denoising steps, guidance scale, height and width in pixels."""
     folds: tuple[Fold, ...] = ()
-    """Exact moves between diffusers modules, for `--fold`; none where nobody looked for them."""
-    fits: Callable[[Mapping], bool] = lambda config: True
-    """Tells this row from others of the same `model_class`, by the keyword arguments of that class."""
+    """Exact moves between diffusers modules, for `--fold`; () if none are known."""
+    fits: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    """Whether a configuration of `model_class` is of this row, where several rows share the class."""
     converter_prefix: str = ""
-    """What the single-file converter of `model_class` expects before every key."""
+    """Prefix that the single-file converter of `model_class` expects on every key."""
     bundled: Mapping[str, str] = field(default_factory=dict)
-    """Component of the pipeline -> what its keys begin with in files that hold it besides the denoiser."""
+    """Component of the pipeline -> prefix of its keys in a file that holds it besides the denoiser."""
     left_out: tuple[str, ...] = ()
-    """Components of `pipeline_class` that it works without, and is always given as None."""
-    scheduler: Callable[[Collection[str], Mapping[str, str]], dict] = lambda keys, metadata: {}
-    """Keys and metadata of a file -> what its scheduler's configuration has to say, whatever the base's does."""
+    """Optional components of `pipeline_class`, always passed as None."""
+    scheduler: Callable[[Collection[str], Mapping[str, str]], Config] = lambda keys, metadata: {}
+    """Keys and metadata of a file -> entries that override the base's scheduler configuration."""
     guidance_argument: str = "guidance_scale"
-    """What the pipeline calls the scale that is meant by `guidance`."""
+    """Name of the pipeline's argument that takes `guidance`."""
     negative_prompt: str | None = None
-    """What a pipeline is given that guides only if there is a negative prompt."""
+    """Negative prompt for a pipeline that applies guidance only if it has one."""
     call: Mapping[str, object] = field(default_factory=dict)
-    """Further arguments of the pipeline's call."""
+    """Further keyword arguments of the pipeline's call."""
     unread: tuple[str, ...] = ()
-    """Regular expressions on keys of published files that the diffusers class has no place for; they are copied."""
+    """Regular expressions on keys that published files hold and the diffusers class has no parameter for; quantized
+    files keep them."""
     licence_name: str | None = None
     licence_link: str | None = None
-    """Name and address of a licence that has no id on the Hub ("other")."""
-    host_names: tuple[str, ...] = ()
-    """What Civitai calls models that were made from this one."""
-    variants: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Name and URL of a licence that has no id on the Hub ("other")."""
+    civitai_base_models: tuple[str, ...] = ()
+    """What Civitai lists as the base model of checkpoints that were trained from this one."""
+    variants: Mapping[str, VariantFacts] = field(default_factory=dict)
     """Models with the same keys and shapes: Hub repo of their components -> the facts that differ."""
 
     def with_base(self, base: str) -> "Architecture":
-        """The facts of the model whose other components are in the Hub repo `base`: of a variant, if it is one's."""
+        """The facts of the variant whose other components are in the Hub repo `base`; this row if no variant's are."""
         return replace(self, base_repo=base, variants={}, **self.variants[base]) if base in self.variants else self
 
     @property
     def models(self) -> list["Architecture"]:
-        """This row, and one for each of its variants."""
+        """This row, then one for each of its variants."""
         return [self, *map(self.with_base, self.variants)]
 
     def why_never_quantized(self, layer: str) -> str | None:
@@ -102,7 +120,7 @@ class Architecture:
         return None
 
     def is_unread(self, key: str) -> bool:
-        """Whether the diffusers class has no place for `key` (without prefix), and that is all right."""
+        """Whether `key` (without prefix) may be left over when the diffusers model is loaded."""
         return any(re.search(pattern, key) for pattern in self.unread)
 
     def is_sensitive(self, module: str) -> bool:

@@ -1,27 +1,28 @@
 """Stable Diffusion XL and 1.5: UNets in the layout of the original (LDM) code, alone or with everything around them.
 
-Pony, Illustrious, NoobAI and the many others are SDXL with other weights: same keys, same shapes. What does differ is
-what the UNet predicts, noise (epsilon) or velocity (v); that is in the file's keys or metadata, see :func:`_scheduler`.
+Pony, Illustrious, NoobAI and many others are SDXL with other weights: same keys, same shapes. They differ in what the
+UNet predicts, noise (epsilon) or velocity (v). A file's keys or metadata say which, see :func:`_scheduler`.
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from ..errors import UnknownArchitectureError
-from .row import Architecture, Shapes
+from .row import Architecture, Config, Shapes
 
 _TEXT_ENCODER, _VAE = "text_encoder", "vae"
 _SENSITIVE = (r"^conv_in$", r"^conv_out$", r"^time_embedding\.", r"^add_embedding\.", r"time_emb_proj$")
 _SD_15_HEADS = 8
 _SDXL_HEAD_DIM = 64
 _SDXL_TIME_DIM = 256
-"""Of each of the six numbers (size, crop, target size) that are embedded beside the pooled caption."""
+"""Embedding size of each of the six numbers (size, crop, target size) that SDXL is conditioned on."""
 
 
-def _common_config(shapes: Shapes) -> dict:
-    """What both families have in common, with `channels` and `depths` by level, from the coarsest facts of the keys.
+def _common_config(shapes: Shapes) -> Config:
+    """The part of the configuration that both families share.
 
-    A level is some residual blocks, each with as many transformer layers as its depth, and a downsampler between
-    levels; the LDM layout counts all of them in one row, after the first convolution.
+    A level (one resolution) is a number of residual blocks, each followed by `depth` transformer layers; a downsampler
+    stands between two levels. The LDM layout numbers them all consecutively, after the first convolution.
     """
     numbers = {int(key.split(".")[1]) for key in shapes if key.startswith("input_blocks.")}
     blocks = len(numbers)
@@ -56,19 +57,19 @@ def _common_config(shapes: Shapes) -> dict:
         "block_out_channels": widths,
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
-        # The block in the middle has as many as the last level, or one.
+        # The middle block has as many transformer layers as the last level, or one.
         "transformer_layers_per_block": [max(depth, 1) for depth in depths],
         "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
     }
 
 
 def _depth(shapes: Shapes, block: str) -> int:
-    """How many transformer layers there are below `block`."""
+    """The number of transformer layers in `block`."""
     start = f"{block}transformer_blocks."
     return len({key[len(start) :].split(".")[0] for key in shapes if key.startswith(start)})
 
 
-def _sdxl_config(shapes: Shapes) -> dict:
+def _sdxl_config(shapes: Shapes) -> Config:
     config = _common_config(shapes)
     channels = config["block_out_channels"]
     if len(channels) > 3:
@@ -85,32 +86,32 @@ def _sdxl_config(shapes: Shapes) -> dict:
     }
 
 
-def _sd_15_config(shapes: Shapes) -> dict:
+def _sd_15_config(shapes: Shapes) -> Config:
     config = _common_config(shapes)
     if len(shapes["middle_block.1.proj_in.weight"]) == 2:
         raise UnknownArchitectureError("it is Stable Diffusion 2, which is not supported")
     return config | {"attention_head_dim": _SD_15_HEADS, "sample_size": 64}  # diffusers means their number
 
 
-def _is_sdxl(config: Mapping) -> bool:
+def _is_sdxl(config: Mapping[str, Any]) -> bool:
     channels = config.get("block_out_channels") or ()
     return config.get("addition_embed_type") == "text_time" and len(channels) < 4 and _makes_pictures(config)
 
 
-def _is_sd_15(config: Mapping) -> bool:
+def _is_sd_15(config: Mapping[str, Any]) -> bool:
     other = config.get("addition_embed_type") or config.get("use_linear_projection") or config.get("class_embed_type")
     return not other and _makes_pictures(config)
 
 
-def _makes_pictures(config: Mapping) -> bool:
-    return config.get("in_channels", 4) == config.get("out_channels", 4)
+def _makes_pictures(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("in_channels", 4) == config.get("out_channels", 4))
 
 
-def _scheduler(keys: Collection[str], metadata: Mapping[str, str]) -> dict:
-    """What the file says that its UNet predicts, as entries of a diffusers scheduler's configuration; {} if nothing.
+def _scheduler(keys: Collection[str], metadata: Mapping[str, str]) -> Config:
+    """The prediction type that a file states, as entries of a diffusers scheduler's configuration; {} if none.
 
-    The tensors `v_pred` and `ztsnr` (without values) are what ComfyUI and NoobAI's own files mark it with, the metadata
-    are those of the SAI model specification ("v" or "epsilon") and ComfyUI's spelling of them.
+    ComfyUI and NoobAI's own files state it with the empty tensors `v_pred` and `ztsnr`. The SAI model specification
+    states it in the metadata, "v" or "epsilon"; ComfyUI has another key for that.
     """
     if "edm_mean" in keys or "edm_vpred.sigma_max" in keys:
         raise UnknownArchitectureError(
@@ -179,7 +180,7 @@ SD_15 = Architecture(
     fits=_is_sd_15,
     converter_prefix="model.diffusion_model.",
     bundled={_TEXT_ENCODER: "cond_stage_model.", _VAE: "first_stage_model."},
-    # It blackens pictures that it takes for obscene, which would be measured as an error of the quantization.
+    # It blackens pictures that it takes for obscene; that would count as an error of the quantization.
     left_out=("safety_checker", "feature_extractor"),
     scheduler=_scheduler,
 )

@@ -1,11 +1,12 @@
 """Stable Diffusion 3.5, Medium and Large."""
 
+from dataclasses import replace
 from math import isqrt
 
-from .row import Architecture, Shapes, count
+from .row import Architecture, Config, Shapes, count
 
 
-def _sd3_config(shapes: Shapes) -> dict:
+def _sd3_config(shapes: Shapes) -> Config:
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     head = shapes["joint_blocks.0.x_block.attn.ln_q.weight"][0]
     blocks = count(shapes, "joint_blocks")
@@ -25,47 +26,43 @@ def _sd3_config(shapes: Shapes) -> dict:
     }
 
 
-_SD3 = {
-    "model_class": "SD3Transformer2DModel",
-    "pipeline_class": "StableDiffusion3Pipeline",
-    "component": "transformer",
-    "licence": "other",
-    "licence_name": "stabilityai-ai-community",
-    # `ln_q` tells it from Stable Diffusion 3.0.
-    "signature": (
-        "joint_blocks.0.x_block.attn.ln_q.weight",
-        "joint_blocks.0.context_block.attn.qkv.weight",
-        "pos_embed",
-    ),
-    "config": _sd3_config,
-    "never_quantized": {},
-    "sensitive": (r"embed", r"norm", r"^proj_out$"),
-    "keep_ratio": 0.10,
-    "size": 1024,
-}
-
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium
 SD35_MEDIUM = Architecture(
     name="sd-3.5-medium",
     title="Stable Diffusion 3.5 Medium",
+    model_class="SD3Transformer2DModel",
+    pipeline_class="StableDiffusion3Pipeline",
+    component="transformer",
     base_repo="stabilityai/stable-diffusion-3.5-medium",
+    licence="other",
+    licence_name="stabilityai-ai-community",
     licence_link="https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
-    **_SD3,
-    fits=lambda config: bool(config.get("dual_attention_layers")),
+    # `ln_q` tells it from Stable Diffusion 3.0.
+    signature=(
+        "joint_blocks.0.x_block.attn.ln_q.weight",
+        "joint_blocks.0.context_block.attn.qkv.weight",
+        "pos_embed",
+    ),
+    config=_sd3_config,
+    never_quantized={},
+    sensitive=(r"embed", r"norm", r"^proj_out$"),
+    keep_ratio=0.10,
     steps=40,
     guidance=4.5,
+    size=1024,
+    fits=lambda config: bool(config.get("dual_attention_layers")),
 )
 
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-large
-SD35_LARGE = Architecture(
+SD35_LARGE = replace(
+    SD35_MEDIUM,
     name="sd-3.5-large",
     title="Stable Diffusion 3.5 Large",
     base_repo="stabilityai/stable-diffusion-3.5-large",
     licence_link="https://huggingface.co/stabilityai/stable-diffusion-3.5-large/blob/main/LICENSE.md",
-    **_SD3,
-    fits=lambda config: not config.get("dual_attention_layers"),
     steps=28,
     guidance=3.5,
+    fits=lambda config: not config.get("dual_attention_layers"),
     variants={
         "stabilityai/stable-diffusion-3.5-large-turbo": {
             "title": "Stable Diffusion 3.5 Large Turbo",

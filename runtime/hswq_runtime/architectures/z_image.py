@@ -1,10 +1,10 @@
 """Z-Image."""
 
 from ..errors import FormatError
-from .row import Architecture, Fold, Shapes, count
+from .row import Architecture, Config, Fold, Shapes, count
 
 
-def _z_image_config(shapes: Shapes) -> dict:
+def _z_image_config(shapes: Shapes) -> Config:
     if "siglip_embedder.1.weight" in shapes:
         raise FormatError(
             "a Z-Image Omni, which reads pictures with an encoder that has not been published; this release knows "
@@ -51,7 +51,7 @@ Z_IMAGE = Architecture(
     steps=9,
     guidance=0.0,
     size=1024,
-    # The modulation between norm and layers multiplies; queries and keys take the whole move, and give back nothing.
+    # The modulation between norm and layers only multiplies. Queries and keys are normed, so nothing is moved on.
     folds=(
         Fold(
             "attention_norm1",
@@ -68,9 +68,14 @@ Z_IMAGE = Architecture(
         Fold("cap_embedder.0", readers=("cap_embedder.1",)),
     ),
     unread=(r"^norm_final\.weight$",),
-    host_names=("ZImageTurbo",),
+    civitai_base_models=("ZImageTurbo",),
     # https://github.com/Tongyi-MAI/Z-Image, "Z-Image"
     variants={
-        "Tongyi-MAI/Z-Image": {"title": "Z-Image Base", "steps": 50, "guidance": 4.0, "host_names": ("ZImageBase",)}
+        "Tongyi-MAI/Z-Image": {
+            "title": "Z-Image Base",
+            "steps": 50,
+            "guidance": 4.0,
+            "civitai_base_models": ("ZImageBase",),
+        }
     },
 )

@@ -1,1 +1,1 @@
-"""A path, folder or repo goes in; a view of the one file that is meant comes out, with its architecture found out."""
+"""A path, folder or repo goes in; the one checkpoint file that it means comes out, with its architecture recognised."""

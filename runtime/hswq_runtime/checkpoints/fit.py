@@ -1,19 +1,19 @@
-"""Whether what a file holds is what a model needs."""
+"""Compare the shapes that a file holds with those that a model needs."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-Shapes = Mapping[str, tuple[int, ...]]
+from ..architectures import Shapes
 
 
 def misfits(wanted: Shapes, found: Shapes, may_be_left_over: Iterable[str] = ()) -> list[str]:
-    """A phrase for every missing, unexpected and wrongly shaped parameter, sorted; empty if all is well.
+    """A phrase for every missing, unexpected and wrongly shaped parameter, sorted; [] if there is none.
 
     A shape may have more or fewer leading ones: pad tokens are stored as [dim] and as [1, dim].
 
     Args:
         wanted, found: shapes by parameter name.
-        may_be_left_over: regular expressions on names that may be found without being wanted.
+        may_be_left_over: regular expressions on names that may be found though not wanted.
     """
     problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
     problems += [

@@ -1,6 +1,6 @@
-"""Find the one file that is meant by a folder, a Hub repo, or a path inside a repo; and a base's other components.
+"""Find the one checkpoint that a folder, a Hub repo or a path inside a repo means; fetch a base's other components.
 
-What a file is, is told from its header, never from its name. Of files on the Hub only the header is fetched until one
+A file's header says what it is; its name says nothing. Of files on the Hub only the headers are fetched until one file
 is chosen.
 """
 
@@ -11,15 +11,16 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from ..errors import FormatError, UnknownArchitectureError
-from ..formats import Format, version_of
-from .checkpoint import Checkpoint, recognise_header
+from ..formats import Format, format_of
+from .checkpoint import Checkpoint
+from .header import recognise_header
 
 MODEL_INDEX = "model_index.json"
 PUBLISHED_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model")
-"""What a diffusers folder may hold of weights, configurations and vocabularies; no pickles, no code."""
+"""Suffixes of the weights, configurations and vocabularies of a diffusers folder; no pickles, no code."""
 
 OTHER_PRECISIONS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*"]
-"""Twins of full-precision weights, which would only cost time."""
+"""Patterns of second copies of the weights in another precision, which are not fetched."""
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_HOST = "huggingface.co"
@@ -30,39 +31,42 @@ _URL = re.compile(
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to reach the Hub: arguments of the same names in huggingface_hub."""
+    """How to reach the Hub: the arguments of the same names in huggingface_hub."""
 
     revision: str | None = None
     token: str | bool | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
 
-    def elsewhere(self) -> "HubOptions":
-        """The same for another repo, which does not have this one's revisions."""
+    def for_another_repo(self) -> "HubOptions":
+        """The options for another repo: without the revision, which is of this one."""
         return HubOptions(None, self.token, self.cache_dir, self.local_files_only)
 
 
 @dataclass(frozen=True)
 class Located:
-    """What a reference leads to.
+    """What a reference means, on this disk.
 
-    file: the checkpoint on this disk; None if the reference is a saved diffusers pipeline. folder: that pipeline, or
-    the folder it was looked for in. repo, hub: of the Hub repo it came from; None if it was here.
+    Attributes:
+        file: the checkpoint; None if the reference is a saved diffusers pipeline.
+        folder: that pipeline, or the folder that holds the file.
+        repo: the Hub repo that it was fetched from; None if the reference was local.
+        hub: how that repo was reached.
     """
 
     file: Path | None
     folder: Path
     repo: str | None = None
-    hub: HubOptions | None = None
+    hub: HubOptions = HubOptions()
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether `text` is spelled like "owner/name"."""
+    """Whether `text` has the form "owner/name"."""
     return _REPO_ID.fullmatch(text) is not None
 
 
 def locate(reference: str | Path, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
-    """The checkpoint or the saved pipeline that `reference` means, fetched if need be.
+    """The checkpoint or the saved pipeline that `reference` means, fetched from the Hub if it is not local.
 
     Args:
         reference: a file, a folder, "owner/repo", "owner/repo/path/in/it.safetensors", or such a file's URL.
@@ -70,7 +74,7 @@ def locate(reference: str | Path, variant: str | None, weight_name: str | None, 
         weight_name: which of several files, by name (a path within the folder or repo).
 
     Raises:
-        FormatError: nothing there, no such file or variant, or several to choose from.
+        FormatError: there is no such folder, repo, file or variant, or several files fit.
     """
     if variant is not None and variant not in {format.value for format in Format}:
         raise FormatError(f"there is no variant {variant!r}; choose {' or '.join(format.value for format in Format)}")
@@ -120,7 +124,7 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
     def read_format(name: str) -> Format | None:
         header = _hub_call(repo, "parse_safetensors_file_metadata", name, revision=hub.revision, token=hub.token)
         recognise_header(header.tensors, header.metadata)
-        return version_of(header.metadata)
+        return format_of(header.metadata)
 
     name = weight_name or _choose(candidates, variant, read_format, where=repo)
     if name not in names:
@@ -130,14 +134,14 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
 
 
 def _choose(names: list[str], variant: str | None, read_format: Callable[[str], Format | None], where: str) -> str:
-    """The one model among `names` that `variant` leaves; only headers are read."""
+    """The one checkpoint among `names` that is of `variant`, or of V2 for None; only headers are read."""
     if len(names) == 1:
         return names[0]
     found: dict[Format | None, list[str]] = {}
     for name in names:
         try:
             found.setdefault(read_format(name), []).append(name)
-        except UnknownArchitectureError:  # a LoRA, say: not what is looked for
+        except UnknownArchitectureError:  # another kind of file, such as a LoRA
             continue
     if variant:
         wanted = found.get(Format(variant), [])
@@ -151,11 +155,14 @@ def _choose(names: list[str], variant: str | None, read_format: Callable[[str], 
 
 
 def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_weights: Iterable[str] = ()) -> Path:
-    """The index of a Hub repo and the components `names` of it, as a folder on this disk; of those `without_weights`
-    the configuration alone.
+    """Fetch the index of a Hub repo and some of its components; returns their folder on this disk.
+
+    Args:
+        names: components to fetch.
+        without_weights: components of which only the configuration is fetched.
 
     Raises:
-        FormatError: it cannot be reached.
+        FormatError: the repo cannot be reached.
     """
     patterns = [f"{name}/*{suffix}" for name in sorted(names) for suffix in PUBLISHED_SUFFIXES]
     patterns += [f"{name}/*.json" for name in sorted(without_weights)]

@@ -1,16 +1,18 @@
 """Which rows of which stored tensor a diffusers parameter is made of.
 
-It is *found*, by running diffusers' own single-file converter on row numbers instead of values: the converters
-rename keys and cut or join tensors along their first dimension, so what arrives under a parameter's name says where
-it came from. No table of keys is kept anywhere.
+This is *traced*: diffusers' own single-file converter runs on row numbers instead of values. Converters rename keys
+and split or join tensors along their first dimension, so the numbers that arrive under a parameter's name say where
+its rows came from. There is no table of keys.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..architectures import Shapes
 from ..errors import FormatError
 
 _ROWS = 1 << 32
@@ -26,19 +28,17 @@ class Piece:
     stop: int
 
 
-def trace(
-    shapes: Mapping[str, tuple[int, ...]], model_class: str, config: Mapping, prefix: str = ""
-) -> dict[str, list[Piece]]:
+def trace(shapes: Shapes, model_class: str, config: Mapping[str, Any], prefix: str = "") -> dict[str, list[Piece]]:
     """diffusers parameter name -> the rows of stored tensors it is made of, in order.
 
     Args:
-        shapes: of the stored tensors, by key, in the original layout.
-        model_class: name of a diffusers class that can be loaded from a single file.
+        shapes: of the stored tensors by key, in the original layout.
+        model_class: name of a diffusers class that has a single-file converter.
         config: keyword arguments of that class.
-        prefix: what the converter expects before every key.
+        prefix: prefix that the converter expects on every key.
 
     Raises:
-        FormatError: the converter misses a tensor, or one has not the shape that it expects.
+        FormatError: a tensor that the converter needs is missing, or has another shape than it expects.
     """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
@@ -54,20 +54,20 @@ def trace(
     return {name: list(_pieces(tags, keys)) for name, tags in converted.items() if tags is not None}
 
 
-def untouched(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
-    """The same for tensors in diffusers' own layout: every one is the parameter of its name, whole."""
+def untouched(shapes: Shapes) -> dict[str, list[Piece]]:
+    """The result of :func:`trace` for diffusers' own layout: every stored tensor is the parameter of its name."""
     return {key: [Piece(key, 0, row_count(shape))] for key, shape in shapes.items()}
 
 
 def row_count(shape: tuple[int, ...]) -> int:
-    """How many rows a tensor of `shape` has; a single value is one."""
+    """The number of rows of a tensor of `shape`; a scalar has one."""
     return shape[0] if shape else 1
 
 
 def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
-    """The scale of a parameter made of `pieces`, from the scales of stored tensors: None, [1] or one a row.
+    """The scale of a parameter made of `pieces`, from the scales of stored tensors: None, [1] or [rows].
 
-    `scales`: by stored key, as :func:`hswq_runtime.formats.read_scale` gives them.
+    `scales`: by stored key, as :func:`hswq_runtime.formats.read_scale` returns them.
     """
     found = [scales[piece.key] for piece in pieces]
     if all(scale is None for scale in found):

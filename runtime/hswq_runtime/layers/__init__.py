@@ -1,1 +1,1 @@
-"""FP8 weights go in; the modules that compute with them, their LoRAs included, come out."""
+"""FP8 weights go in; the modules that compute with them, LoRA layers included, come out."""

@@ -1,11 +1,13 @@
-"""`fuse_lora` and `unfuse_lora` of FP8 models that group offloading has put away.
+"""`fuse_lora` and `unfuse_lora` of FP8 models under group offloading.
 
-With streams it keeps a copy of every tensor on the CPU. A weight that is put away is that copy, but a buffer is not
-(diffusers 0.42): the next forward pass would put the old scale beside the new weight. So the copies are made anew after
-a change. With a disk path, what is in memory while the weights are on the disk has no meaning.
+With streams, group offloading keeps a CPU copy of every tensor. An offloaded weight is that copy, but a buffer is not
+(diffusers 0.42): the next forward pass would use the old scale with the new weight. So offloading is applied again
+after a change. With a disk path the tensors in memory are empty while offloaded, so fusing is refused.
 """
 
+from collections.abc import Callable
 from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers.hooks import group_offloading
@@ -15,16 +17,22 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from ..errors import HSWQError
 from .modules import HSWQLayer
 
+Owner = TypeVar("Owner", bound=torch.nn.Module | LoraBaseMixin)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
-def _keeping_copies_fresh(change):
-    """`change`, a method of a model or pipeline of diffusers, followed by what group offloading needs after it.
+
+def _keeping_copies_fresh(
+    change: Callable[Concatenate[Owner, Arguments], Result],
+) -> Callable[Concatenate[Owner, Arguments], Result]:
+    """Wrap `change`, a method of a diffusers model or pipeline: apply group offloading again after it.
 
     Raises:
-        HSWQError: the weights are on the disk.
+        HSWQError: the weights are offloaded to the disk.
     """
 
     @wraps(change)
-    def changed(self, *args, **kwargs):
+    def changed(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         hooks = {model: group_offloading._get_top_level_group_offload_hook(model) for model in _fp8_models(self)}
         hooks = {model: hook for model, hook in hooks.items() if hook is not None}
         if any(hook.config.offload_to_disk_path is not None for hook in hooks.values()):
@@ -39,8 +47,8 @@ def _keeping_copies_fresh(change):
     return changed
 
 
-def _fp8_models(owner) -> list[torch.nn.Module]:
-    """A model itself, or those of a pipeline; if they have FP8 layers."""
+def _fp8_models(owner: torch.nn.Module | LoraBaseMixin) -> list[torch.nn.Module]:
+    """The models with FP8 layers: `owner` itself, or those of the pipeline `owner`."""
     parts = [owner] if isinstance(owner, torch.nn.Module) else owner.components.values()
     models = [part for part in parts if isinstance(part, torch.nn.Module)]
     return [model for model in models if any(isinstance(layer, HSWQLayer) for layer in model.modules())]
@@ -48,5 +56,5 @@ def _fp8_models(owner) -> list[torch.nn.Module]:
 
 PeftAdapterMixin.fuse_lora = _keeping_copies_fresh(PeftAdapterMixin.fuse_lora)
 PeftAdapterMixin.unfuse_lora = _keeping_copies_fresh(PeftAdapterMixin.unfuse_lora)
-# A pipeline fuses through its models, but unfuses layer by layer itself.
+# A pipeline fuses through its models, but unfuses the layers itself.
 LoraBaseMixin.unfuse_lora = _keeping_copies_fresh(LoraBaseMixin.unfuse_lora)

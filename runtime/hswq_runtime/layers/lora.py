@@ -1,11 +1,12 @@
-"""PEFT layers that can merge an adapter into an FP8 weight, and give the FP8 bytes back.
+"""PEFT layers that merge an adapter into an FP8 weight, and restore its bytes.
 
-PEFT merges by adding to the base weight in place, which FP8 has no addition for. Here the weight is expanded, added
-to in float32 and rounded anew, and the original bytes are kept until the adapter is taken out again.
+PEFT merges by adding to the base weight in place; FP8 has no addition. Here the weight is expanded, the adapter is
+added in float32, and the sum is rounded again. The original bytes are kept until the adapter is unmerged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora import Conv2d, Linear, model
@@ -17,16 +18,32 @@ from .modules import HSWQConv2d, HSWQLayer
 
 
 class _MergesByRequantizing:
-    """Mixed into PEFT's layers; everything but merging is theirs."""
+    """A mixin for PEFT's LoRA layers that replaces how they merge."""
+
+    # Of PEFT's layers:
+    lora_A: torch.nn.ModuleDict
+    lora_bias: Mapping[str, bool]
+    lora_variant: Mapping[str, object]
+    scaling: dict[str, float]
+    merged: bool
+    merged_adapters: list[str]
+    get_base_layer: Callable[[], HSWQLayer]
+    get_delta_weight: Callable[[str], torch.Tensor]
+
+    _original: tuple[torch.Tensor, torch.Tensor | None]
+    """The bytes of the base weight (U8, since pickle cannot store FP8) and its scale, in CPU memory."""
+    _strengths: dict[str, float]
+    """The scaling that each merged adapter was merged with."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Merge adapters (None: the active ones) into the FP8 weight, rounded to nearest, with a fresh scale in V2.
+        """Merge adapters (None: the active ones) into the FP8 weight: rounded to nearest, with a fresh scale in V2.
 
-        While merged, the original weight is kept in CPU memory. What accelerate has offloaded is fetched meanwhile.
+        While merged, the original weight is kept in CPU memory. Weights that accelerate has offloaded are loaded for
+        the merge.
 
         Raises:
-            HSWQError: an adapter that PEFT cannot express as a change of the weight alone (DoRA, a bias).
-            ValueError: `safe_merge` and the result is not finite.
+            HSWQError: an adapter that changes more than the weight (DoRA, a bias).
+            ValueError: with `safe_merge`, if the result is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.lora_A]
         if not names:
@@ -39,12 +56,12 @@ class _MergesByRequantizing:
     def _merge(self, names: list[str], safe_merge: bool) -> None:
         merged = [name for name in self.merged_adapters if name in self.lora_A]
         if len(merged) < len(self.merged_adapters) or not merged:
-            # Nothing is merged, or something that was deleted meanwhile: its change stays, as PEFT has it.
+            # Nothing is merged, or an adapter that was deleted since: its change stays in the weight, as in PEFT.
             self._remember()
             merged = []
         base = self.get_base_layer()
         weight, scale = self._original
-        # From the original each time: what is rounded twice has twice the error.
+        # Always from the original: rounding twice adds the error twice.
         values = dequantize(weight.view(FP8), scale, torch.float32).to(base.weight.device)
         for name in merged:
             values += self._delta(name, self._strengths[name]).to(values)
@@ -57,26 +74,26 @@ class _MergesByRequantizing:
         self.merged_adapters = [*merged, *names]
 
     def unmerge(self) -> None:
-        """Take all merged adapters out again: the weight and its scale are what they were, to the bit."""
+        """Unmerge all adapters: weight and scale are bit-identical to the original again."""
         if not self.merged:
             return
         base = self.get_base_layer()
         weight, scale = self._original
         with onload_layer(self):
             base.weight.data.view(torch.uint8).copy_(weight)
-            if scale is not None:
+            if scale is not None and base.scale is not None:
                 base.scale.copy_(scale)
         self.merged_adapters.clear()
         del self._original, self._strengths
 
     def _remember(self) -> None:
-        """Keep the weight's bytes (pickle cannot take FP8) and its scale in CPU memory."""
+        """Keep a copy of the base weight and its scale."""
         base = self.get_base_layer()
         scale = None if base.scale is None else base.scale.cpu().clone()
         self._original, self._strengths = (base.weight.data.view(torch.uint8).cpu().clone(), scale), {}
 
     def _delta(self, name: str, strength: float) -> torch.Tensor:
-        """What adapter `name` adds at `strength`, whatever its strength is now."""
+        """The change of the weight by adapter `name` with the scaling `strength` instead of its current one."""
         now = self.scaling[name]
         try:
             self.scaling[name] = strength
@@ -85,22 +102,22 @@ class _MergesByRequantizing:
             self.scaling[name] = now
 
 
-class HSWQLoraLinear(_MergesByRequantizing, Linear):
+class HSWQLoraLinear(_MergesByRequantizing, Linear):  # type: ignore[misc]  # PEFT has no types
     """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQLinear`."""
 
 
-class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):
+class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):  # type: ignore[misc]  # PEFT has no types
     """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQConv2d`."""
 
-    def update_layer(self, *args, **kwargs) -> None:
-        """Add an adapter."""
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter; the arguments are PEFT's."""
         with _taken_for_plain(self.get_base_layer()):
             super().update_layer(*args, **kwargs)
 
 
 @contextmanager
 def _taken_for_plain(base: torch.nn.Module) -> Iterator[None]:
-    """While open, an FP8 convolution says that it is a plain one: PEFT makes an adapter of the class of its base."""
+    """Within this context an FP8 convolution has the class of a plain one, from which PEFT derives the adapter's."""
     kind = type(base)
     try:
         if kind is HSWQConv2d:
@@ -110,18 +127,21 @@ def _taken_for_plain(base: torch.nn.Module) -> Iterator[None]:
         base.__class__ = kind
 
 
-_OURS = {Linear: HSWQLoraLinear, Conv2d: HSWQLoraConv2d}
+_OURS: dict[type, type[torch.nn.Module]] = {Linear: HSWQLoraLinear, Conv2d: HSWQLoraConv2d}
+
+Dispatcher = Callable[..., torch.nn.Module | None]
+"""PEFT's: a layer, an adapter's name and settings -> the layer that holds the adapter, None for other dispatchers."""
 
 
-def _dispatch_after(plain):
-    """A dispatcher for PEFT that gives FP8 layers our classes, and all others whatever `plain` gives them."""
+def _dispatch_after(plain: Dispatcher) -> Dispatcher:
+    """A dispatcher for PEFT: like `plain`, but the classes above for FP8 layers."""
 
-    def dispatch(target: torch.nn.Module, *args, **kwargs):
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    def dispatch(target: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module | None:
+        base: torch.nn.Module = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         with _taken_for_plain(base):
             layer = plain(target, *args, **kwargs)
         if isinstance(base, HSWQLayer) and type(layer) in _OURS:
-            # PEFT has made it, with arguments that differ from release to release; only its methods are exchanged.
+            # PEFT creates the layer, with arguments that differ from release to release; only its class is replaced.
             layer.__class__ = _OURS[type(layer)]
         return layer
 

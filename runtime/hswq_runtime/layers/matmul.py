@@ -1,4 +1,4 @@
-"""Which layers multiply in FP8 on the tensor cores, instead of expanding their weight first."""
+"""Choose the layers that multiply in FP8 on the tensor cores instead of expanding their weight first."""
 
 import torch
 
@@ -8,18 +8,18 @@ from . import fp8
 from .modules import HSWQLinear
 
 _MULTIPLE = 16
-"""Rows and columns that the hardware multiplies at once; other shapes it refuses."""
+"""The hardware requires a weight's rows and columns to be multiples of this."""
 
 
 def set_fp8_matmul(model: torch.nn.Module, enabled: bool = True) -> int:
     """Let the FP8 linear layers of `model` multiply in FP8, or (False) expand their weights again.
 
-    Inputs are then rounded to FP8 as well, with one scale a token: faster, but no longer exact. Layers that the
-    architecture marks as sensitive, and those whose shape the hardware refuses, stay exact. Files and
-    saved weights do not change.
+    Their inputs are then rounded to FP8 as well, with one scale per token: faster, but no longer exact. Layers that the
+    architecture marks as sensitive, and those whose shape the hardware cannot multiply, stay exact. The stored weights
+    do not change.
 
     Returns:
-        how many layers multiply in FP8.
+        the number of layers that multiply in FP8.
 
     Raises:
         DeviceError: the GPU of this machine is older than SM 8.9.

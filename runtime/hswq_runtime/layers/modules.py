@@ -1,35 +1,45 @@
 """Linear and Conv2d layers that hold their weight in FP8 and compute in a wider dtype.
 
-The weight is expanded for the length of one call, one layer at a time, and expanded anew in the backward pass, so a
-model never holds a second copy of itself, not even while a LoRA is trained on it. They are subclasses of
-`nn.Linear` and `nn.Conv2d`, because offloading, PEFT and group hooks look for those.
+The weight is expanded for one call, one layer at a time, and again in the backward pass. So a model never holds a
+second copy of its weights, not even while a LoRA is trained on it. The layers are subclasses of `nn.Linear` and
+`nn.Conv2d`, because offloading, PEFT and group hooks look for those.
 """
+
+from collections.abc import Callable
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_input
 
 from ..errors import DeviceError, HSWQError
 from ..formats import SCALE
 from . import fp8
 
 SCALE_BUFFER = SCALE.removeprefix(".")
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-class HSWQLayer:
-    """What both layers share: an FP8 `weight`, a float32 `scale` or none, and a `compute_dtype`.
+class HSWQLayer(nn.Module):
+    """The common part of both layers: an FP8 weight with its scale, and the dtype to compute in.
 
-    `weight`: FP8, frozen, of the shape the plain layer has. `scale`: None, or a float32 buffer [1] or [N], one
-    value for each index of the weight's first dimension. `compute_dtype`: the dtype of the expanded weight, of the
-    bias, and (PEFT reads this attribute) of adapters put on the layer. `fp8_matmul`: multiply in FP8.
+    Attributes:
+        weight: FP8, frozen, of the plain layer's shape.
+        scale: None, or a float32 buffer [1] or [N], one value for each row (index of the weight's first dimension).
+        compute_dtype: dtype of the expanded weight and of the bias; PEFT gives adapters on the layer this dtype.
+        fp8_matmul: multiply in FP8.
     """
 
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    compute_dtype: torch.dtype
     fp8_matmul = False
 
     def reset_parameters(self) -> None:
-        """Nothing: weights come from a file, and drawing random ones first takes longer than reading it."""
+        """Does nothing: weights come from a file, and drawing random ones takes longer than reading it."""
 
-    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device) -> None:
+    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None) -> None:
         self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
         scale = torch.empty(scales, dtype=torch.float32, device=device) if scales else None
@@ -41,45 +51,50 @@ class HSWQLayer:
 
     @torch.no_grad()
     def requantize(self, values: torch.Tensor) -> None:
-        """Hold `values`, of the weight's shape, instead: rounded to nearest, with as many fresh scales as before."""
-        scale = None if self.scale is None else fp8.fresh_scale(values, self.scale.numel())
-        # In place, because offloading holds on to the tensors; it may keep them on two devices.
+        """Replace the weight by `values`, of its shape: rounded to nearest, with as many fresh scales as before."""
+        # In place, because offloading keeps references to the tensors, perhaps on two devices.
+        if self.scale is None:
+            self.weight.data.copy_(fp8.quantize(values))
+            return
+        scale = fp8.fresh_scale(values, self.scale.numel())
         self.weight.data.copy_(fp8.quantize(values, scale))
-        if scale is not None:
-            self.scale.copy_(scale)
+        self.scale.copy_(scale)
 
     def plain(self) -> nn.Module:
-        """The nn.Linear or nn.Conv2d that computes the same with a plain weight."""
+        """The nn.Linear or nn.Conv2d that computes the same with the expanded weight."""
         layer = self._plain_shell()
         layer.weight = nn.Parameter(self.dequantized_weight(), requires_grad=False)
-        layer.bias = self.bias
         return layer.train(self.training)
 
-    def _apply(self, fn, recurse=True):
-        # `.to(dtype)`, `.half()` and the like change what we compute in, never the stored FP8 bytes or their scale.
-        stored = [tensor for tensor in (self.weight, self.scale) if tensor is not None]
+    def _plain_shell(self) -> nn.Linear | nn.Conv2d:
+        """A plain layer of the same geometry, with this layer's bias; its weight is on the meta device."""
+        raise NotImplementedError
 
-        def keep_stored(tensor):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored FP8 bytes or their scale.
+        stored = [self.weight] if self.scale is None else [self.weight, self.scale]
+
+        def keep_stored(tensor: torch.Tensor) -> torch.Tensor:
             applied = fn(tensor)
             if any(tensor is one for one in stored) and applied.dtype != tensor.dtype:
                 return tensor.to(applied.device)
             return applied
 
-        super()._apply(keep_stored, recurse)
-        # `fn` is opaque: an empty tensor tells which dtype it goes to.
+        super()._apply(keep_stored, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        # `fn` is opaque: an empty tensor shows the dtype that it casts to.
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=stored[0].device)).dtype
         return self
 
-    def __getstate__(self) -> dict:
-        # pickle cannot take float8 tensors (torch 2.13), but their bytes.
+    def __getstate__(self) -> dict[str, Any]:
+        # pickle cannot store float8 tensors (torch 2.13), so their bytes are stored.
         state = self.__dict__.copy()
         state["_parameters"] = {**self._parameters, "weight": self.weight.data.view(torch.uint8)}
         return state
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         codes = state["_parameters"]["weight"].view(fp8.FP8)
         state["_parameters"]["weight"] = nn.Parameter(codes, requires_grad=False)
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
@@ -90,12 +105,21 @@ class HSWQLayer:
 
 
 class HSWQLinear(HSWQLayer, nn.Linear):
-    """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias stays in `compute_dtype`.
+    """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias is in `compute_dtype`.
 
-    With `fp8_matmul` the input is rounded to FP8 as well (one scale a row) and multiplied on the tensor cores.
+    With `fp8_matmul` the input is rounded to FP8 as well (one scale per row) and multiplied on the tensor cores.
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, scales, compute_dtype, device=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scales: int,
+        compute_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ):
         super().__init__(in_features, out_features, bias=bias, device="meta", dtype=compute_dtype)
         self._hold_fp8(scales, compute_dtype, device)
 
@@ -108,21 +132,38 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         )
 
     def _plain_shell(self) -> nn.Linear:
-        return nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        shell = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        shell.bias = self.bias
+        return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         multiply = _multiply if self.fp8_matmul else _expand_and_multiply
-        arguments = input, self.weight, self.scale, self.bias, self.compute_dtype
         if torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias)):
-            return _Product.apply(multiply, (), *arguments)
-        return multiply(*arguments)
+            return _with_gradient(multiply, (), input, self)
+        return multiply(input, self.weight, self.scale, self.bias, self.compute_dtype)
 
 
 class HSWQConv2d(HSWQLayer, nn.Conv2d):
-    """`nn.Conv2d` with an FP8 weight [out, in / groups, kH, kW]; the bias stays in `compute_dtype`."""
+    """`nn.Conv2d` with an FP8 weight [out, in / groups, kH, kW]; the bias is in `compute_dtype`."""
 
-    def __init__(self, *args, scales, compute_dtype, device=None, **kwargs):
-        super().__init__(*args, **kwargs, device="meta", dtype=compute_dtype)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        *,
+        scales: int,
+        compute_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ):
+        geometry = in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        super().__init__(*geometry, device="meta", dtype=compute_dtype)
         self._hold_fp8(scales, compute_dtype, device)
 
     @classmethod
@@ -131,31 +172,50 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         return cls(**_geometry(layer), scales=scales, compute_dtype=compute_dtype, device="meta")
 
     def _plain_shell(self) -> nn.Conv2d:
-        return nn.Conv2d(**_geometry(self), device="meta")
+        shell = nn.Conv2d(**_geometry(self), device="meta")
+        shell.bias = self.bias
+        return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not (torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias))):
             expanded = fp8.dequantize(self.weight, self.scale, self.compute_dtype, transient=True)
-            return self._conv_forward(input, expanded, self.bias)
+            convolved: torch.Tensor = self._conv_forward(input, expanded, self.bias)
+            return convolved
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        geometry = self.stride, padding, self.dilation, self.groups
-        return _Product.apply(
-            _expand_and_convolve, geometry, input, self.weight, self.scale, self.bias, self.compute_dtype
-        )
+        return _with_gradient(_expand_and_convolve, (self.stride, padding, self.dilation, self.groups), input, self)
 
 
-def _expand_and_multiply(input, weight, scale, bias, dtype):
+def _expand_and_multiply(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return F.linear(input, fp8.dequantize(weight, scale, dtype, transient=True), bias)
 
 
-def _expand_and_convolve(input, weight, scale, bias, dtype, *geometry):
+def _expand_and_convolve(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    *geometry: Any,
+) -> torch.Tensor:
     return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
 
 
-def _multiply(input, weight, scale, bias, dtype):
+def _multiply(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     if not fp8.can_matmul(weight.device):
         raise DeviceError(f"{weight.device} has no FP8 matrix product; load the model without fp8_matmul")
     product = fp8.matmul(input, weight, scale).to(dtype)
@@ -163,26 +223,36 @@ def _multiply(input, weight, scale, bias, dtype):
 
 
 class _Product(torch.autograd.Function):
-    """A product that keeps the FP8 weight for the backward pass instead of the expanded one.
+    """A product that saves the FP8 weight for the backward pass instead of the expanded one.
 
-    `geometry`: stride, padding, dilation, groups of a convolution; () for a linear layer.
+    `geometry`: stride, padding, dilation and groups of a convolution; () for a linear layer.
     """
 
     @staticmethod
-    def forward(ctx, multiply, geometry, input, weight, scale, bias, dtype):
+    def forward(
+        ctx: Any,
+        multiply: Callable[..., torch.Tensor],
+        geometry: tuple[Any, ...],
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.geometry, ctx.input_shape = geometry, input.shape
         return multiply(input, weight, scale, bias, dtype, *geometry)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
         _, _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        input = bias = None
+        input: torch.Tensor | None = None
+        bias: torch.Tensor | None = None
         if input_needed:
             expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
             if ctx.geometry:
-                input = torch.nn.grad.conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
+                input = conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
             else:
                 input = gradient @ expanded
         if bias_needed:
@@ -190,36 +260,77 @@ class _Product(torch.autograd.Function):
         return None, None, input, None, None, bias, None
 
 
+def _with_gradient(
+    multiply: Callable[..., torch.Tensor],
+    geometry: tuple[Any, ...],
+    input: torch.Tensor,
+    layer: HSWQLinear | HSWQConv2d,
+) -> torch.Tensor:
+    product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch has no types here
+        multiply, geometry, input, layer.weight, layer.scale, layer.bias, layer.compute_dtype
+    )
+    return product
+
+
 def _is_trained(bias: torch.Tensor | None) -> bool:
     return bias is not None and bias.requires_grad
 
 
-def _geometry(conv: nn.Conv2d) -> dict:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
+class _Geometry(TypedDict):
+    """Arguments of `nn.Conv2d` that fix its shapes."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    bias: bool
+    padding_mode: PaddingMode
+
+
+def _geometry(conv: nn.Conv2d) -> _Geometry:
+    return {
+        "in_channels": conv.in_channels,
+        "out_channels": conv.out_channels,
+        "kernel_size": _pair(conv.kernel_size),
+        "stride": _pair(conv.stride),
+        "padding": conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
+        "dilation": _pair(conv.dilation),
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "padding_mode": conv.padding_mode,
+    }
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
 
 
 def quantized_twin(layer: nn.Module, *, scales: int, compute_dtype: torch.dtype) -> HSWQLayer:
-    """The empty FP8 layer that takes the place of `layer` (nn.Linear or nn.Conv2d).
+    """The empty FP8 layer, on the meta device, that replaces `layer` (nn.Linear or nn.Conv2d).
 
-    `scales`: how many it holds: 0, 1, or one for each row of its weight.
+    `scales`: number of its scales: 0, 1, or the number of rows of its weight.
 
     Raises:
-        TypeError: for any other kind of layer.
+        TypeError: any other class of layer.
     """
-    for plain, quantized in ((nn.Linear, HSWQLinear), (nn.Conv2d, HSWQConv2d)):
-        if isinstance(layer, plain):
-            return quantized.like(layer, scales=scales, compute_dtype=compute_dtype)
+    if isinstance(layer, nn.Linear):
+        return HSWQLinear.like(layer, scales=scales, compute_dtype=compute_dtype)
+    if isinstance(layer, nn.Conv2d):
+        return HSWQConv2d.like(layer, scales=scales, compute_dtype=compute_dtype)
     raise TypeError(f"{type(layer).__name__} has no FP8 twin; only nn.Linear and nn.Conv2d have")
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
-    """Exchange every FP8 layer of `model`, in place, for the plain layer with `weight · scale`; returns it.
+    """Replace every FP8 layer of `model`, in place, by the plain layer with `weight · scale`; returns `model`.
 
-    The plain layers hold their weights in the `compute_dtype` of the layers they replace.
+    The plain weights are in the `compute_dtype` of the layers that they replace.
 
     Raises:
-        HSWQError: adapters are on the layers, or their weights are elsewhere; the model is as it was.
+        HSWQError: a LoRA is on the layers, or their weights are offloaded; the model is unchanged.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HSWQLayer)}
     if any(name.endswith("base_layer") for name in layers):
@@ -232,6 +343,6 @@ def dequantize_(model: nn.Module) -> nn.Module:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes that the parameters and buffers of `model` take, each tensor counted once."""
+    """Bytes of the parameters and buffers of `model`, each tensor counted once."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return sum(t.nbytes for t in tensors.values())

@@ -1,22 +1,22 @@
-"""What the keys of a file look like, for those that no row matches."""
+"""Describe the keys of a file that no row matches."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from .row import Architecture
 
 _NAMES_OF_DIFFUSERS = ("single_transformer_blocks.", "joint_transformer_blocks.", "all_x_embedder.", "down_blocks.0.")
 _SHOWN = 6
-"""Groups of blocks and other tensors that a sentence may hold."""
+"""Groups of blocks, and other tensors, that are listed at most."""
 
 
-def look(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
-    """One sentence: the blocks and how many of each, tensors that stand alone, and the rows that come nearest.
+def describe_unknown(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
+    """One sentence: the blocks and their number, the tensors outside of blocks, and the nearest rows.
 
     Args:
-        tensors: the keys, or what a header says of each (something with a `shape`), by key.
-        rows: those known.
-        prefixes: what the keys of a denoiser may begin with.
+        tensors: the keys; a mapping from key to something with a `shape` also shows shapes.
+        rows: the known architectures.
+        prefixes: prefixes that a denoiser's keys may have.
     """
     keys = list(tensors)
     if any(re.search(r"lora_(A|B|up|down)\b|\.lora\.", key) for key in keys):
@@ -27,7 +27,7 @@ def look(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Itera
     return f"{known}; {_nearest(set(keys), rows, prefixes)}"
 
 
-def _groups(tensors) -> str:
+def _groups(tensors: Iterable[str]) -> str:
     blocks: dict[str, set[str]] = {}
     alone = []
     for key in tensors:
@@ -41,8 +41,8 @@ def _groups(tensors) -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _with_shape(tensors, key: str) -> str:
-    shape = getattr(tensors[key], "shape", None) if hasattr(tensors, "keys") else None
+def _with_shape(tensors: Iterable[str], key: str) -> str:
+    shape = getattr(tensors[key], "shape", None) if isinstance(tensors, Mapping) else None
     return key if shape is None else f"{key} {list(shape)}"
 
 

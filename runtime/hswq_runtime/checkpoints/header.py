@@ -1,0 +1,51 @@
+"""What the header of a safetensors file says: the dtype and shape of each tensor, and the architecture."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .. import formats
+from ..architectures import Architecture, recognise, recognise_class
+
+DTYPE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", formats.DTYPE_FP8), 1),
+}
+"""Bytes of one value, by safetensors dtype name."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """The header's entry for one tensor: its safetensors dtype name and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values take in the file."""
+        return self.values * DTYPE_BYTES[self.dtype]
+
+
+def recognise_header(keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[Architecture, str]:
+    """The architecture of a file, and the prefix of its denoiser's keys.
+
+    Both follow from the diffusers configuration in `metadata`, or else from the keys.
+
+    Args:
+        keys: see `tensors` of :func:`hswq_runtime.architectures.recognise`.
+
+    Raises:
+        FormatError: the configuration cannot be read.
+        UnknownArchitectureError: no row matches.
+    """
+    config = formats.config_of(metadata)
+    return recognise(keys) if config is None else (recognise_class(config), "")
