@@ -8,7 +8,9 @@ from click.testing import CliRunner
 from support import jobs_server
 from support.jobs_server import TOKEN, JobsServer
 
-from hswq_hub.cli import main as cli
+from hswq_hub.cli import terminal
+from hswq_hub.cli.main import main
+from hswq_hub.cli.publish import publish
 from hswq_hub.jobs import jobs
 from hswq_hub.jobs.jobs import JobError, Jobs, Need, check_portable, requirement, seconds_of
 from hswq_hub.jobs.settings import JobSettings
@@ -28,10 +30,7 @@ def hub(monkeypatch):
 def run(tmp_path, monkeypatch):
     """The command line, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    known = {parameter.name for parameter in cli.publish.params}  # what uploads and plans brings these along
-    ours = [click.Option(["--repo"]), click.Option(["--dry-run"], is_flag=True)]
-    monkeypatch.setattr(cli.publish, "params", [*cli.publish.params, *(o for o in ours if o.name not in known)])
-    return lambda *words, **how: CliRunner().invoke(cli.main, [str(word) for word in words], **how)
+    return lambda *words, **how: CliRunner().invoke(main, [str(word) for word in words], **how)
 
 
 def start(run, *words, reference="demo"):
@@ -58,7 +57,7 @@ def test_what_the_job_runs_is_understood_by_the_command_line(hub, run):
     start(run, "--samples", 2, "--keep-ratio", 0.25, "--keep-by", "variance")
     (job,) = hub.jobs.values()
     words = job.spec["command"][job.spec["command"].index("publish") + 1 :]
-    given = cli.publish.make_context("publish", words).params
+    given = publish.make_context("publish", words).params
     assert (given["samples"], given["keep_ratio"], given["keep_by"], given["on"]) == (2, 0.25, "variance", None)
 
 
@@ -109,7 +108,7 @@ def test_nothing_starts_before_somebody_agreed(hub, run, monkeypatch):
     words = ("publish", "demo", "--repo", "a/b", "--on", "hf-jobs", "--package", PACKAGE)
     result = run(*words)
     assert result.exit_code == 2 and "say --yes" in result.stderr
-    monkeypatch.setattr(cli, "_chooser", lambda: cli._choose)
+    monkeypatch.setattr(terminal, "is_attended", lambda: True)
     assert run(*words, input="n\n").exit_code == 1
     assert not hub.jobs
     assert run(*words, input="y\n").exit_code == 0 and len(hub.jobs) == 1

@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 from support.jobs_server import JobsServer
 
-from hswq_hub.cli import main as cli
+from hswq_hub.main import main
+from hswq_hub.cli.publish import publish
+from hswq_hub.cli.publish_all import read_entry
 from hswq_hub.jobs import batch
 from hswq_hub.jobs.batch import Entry, ListError, Manifest, publish_all, publish_all_as_jobs, read_list
 from hswq_hub.jobs.jobs import Jobs, Need
@@ -36,10 +38,10 @@ class Runner:
     def __init__(self, **raises):
         self.asked, self.raises = [], raises
 
-    def __call__(self, words):
-        self.asked.append(words[0])
-        if words[0] in self.raises:
-            raise self.raises[words[0]]
+    def __call__(self, entry):
+        self.asked.append(entry.reference)
+        if entry.reference in self.raises:
+            raise self.raises[entry.reference]
 
 
 @pytest.fixture
@@ -105,12 +107,12 @@ import sys, time
 from pathlib import Path
 from hswq_hub.jobs.batch import Entry, publish_all
 
-def run(words):
-    print(words[0], flush=True)
-    if words[0] == "second":
+def run(entry):
+    print(entry.reference, flush=True)
+    if entry.reference == "second":
         time.sleep(60)
 
-publish_all(Path(sys.argv[1]), [Entry((name,)) for name in ("first", "second", "third")], run, say=lambda _: None)
+publish_all(Path(sys.argv[1]), [Entry((name,)) for name in ("first", "second", "third")], run, log=lambda _: None)
 """
 
 
@@ -167,7 +169,7 @@ def test_a_manifest_of_somebody_else_is_left_alone(models, text):
 def test_lists_that_are_not_right(models, text, said):
     models.write_text(text)
     with pytest.raises(ListError) as caught:
-        read_list(models, cli._read_entry)
+        read_list(models, read_entry)
     assert said in str(caught.value)
 
 
@@ -177,9 +179,9 @@ def test_an_entry_says_what_the_command_line_would(models):
         "- reference: civitai:1@2\n"
         "  keep_ratio: 0.25\n  row-scales: true\n  verify: false\n  i-have-permission: true\n  format: v2\n"
     )
-    one, other = read_list(models, cli._read_entry)
+    one, other = read_list(models, read_entry)
     assert one.words == ("demo",)
-    given = cli.publish.make_context("publish", list(other.words)).params
+    given = publish.make_context("publish", list(other.words)).params
     assert given["reference"] == "civitai:1@2" and given["permitted"] and given["row_scales"] and not given["verify"]
     assert (given["keep_ratio"], given["format_"]) == (0.25, "v2")
 
@@ -192,7 +194,7 @@ def test_from_the_command_line(models, tmp_path, monkeypatch):
     models.write_text(
         f"- nobody_v9\n- {{reference: broken.safetensors, base: {base}}}\n- {{reference: demo, {QUICK}}}\n"
     )
-    result = CliRunner().invoke(cli.main, ["publish-all", "models.yaml"])
+    result = CliRunner().invoke(main, ["publish-all", "models.yaml"])
     assert result.exit_code == 1, result.output
     assert (tmp_path / "hswq-published/demo-hswq/README.md").is_file() and "naive FP8" in result.stdout
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line}
@@ -200,13 +202,13 @@ def test_from_the_command_line(models, tmp_path, monkeypatch):
     assert "failed" in rows["broken.safetensors"] and "not a complete safetensors file" in rows["broken.safetensors"]
     models.write_text(f"- {{reference: demo, {QUICK}}}\n")
     before = (tmp_path / "hswq-published/demo-hswq/README.md").stat().st_mtime_ns
-    result = CliRunner().invoke(cli.main, ["publish-all", "models.yaml"])
+    result = CliRunner().invoke(main, ["publish-all", "models.yaml"])
     assert result.exit_code == 0 and (tmp_path / "hswq-published/demo-hswq/README.md").stat().st_mtime_ns == before
 
 
 def test_options_of_a_job_without_a_job(models):
     models.write_text("- demo")
-    result = CliRunner().invoke(cli.main, ["publish-all", str(models), "--flavor", "h200"])
+    result = CliRunner().invoke(main, ["publish-all", str(models), "--flavor", "h200"])
     assert result.exit_code == 2 and "--on hf-jobs" in result.stderr
 
 
@@ -218,12 +220,12 @@ def hub(monkeypatch):
         yield server
 
 
-def prepare(words):
-    return "demo", ["publish", *words], Need(0, True)
+def prepare(entry):
+    return "demo", ["publish", *entry.words], Need(0, True)
 
 
 def as_jobs(models, listed, agree=lambda *_: None, **how):
-    return publish_all_as_jobs(models, listed, Jobs(), SETTINGS, prepare, agree, say=lambda _: None, **how)
+    return publish_all_as_jobs(models, listed, Jobs(), SETTINGS, prepare, agree, log=lambda _: None, **how)
 
 
 def test_each_becomes_a_job_and_is_asked_for_once(models, hub):

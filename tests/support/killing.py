@@ -20,8 +20,9 @@ from hswq_hub.evaluation import plots
 from hswq_hub.generation import generate
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources.source import resolve
-from hswq_hub.workflow import publish as module
 from hswq_hub.workflow import steps
+from hswq_hub.workflow.publish import publish
+from hswq_hub.workflow.stages import folder as folder_stage
 from hswq_runtime import load_model
 from support import tiny
 
@@ -44,7 +45,7 @@ def child(folder: Path, name: str, before=lambda: None, settings=SETTINGS) -> in
         with (folder / f"{name}.log").open("a", buffering=1) as log:
             before()
             source = resolve(str(folder / "tiny.safetensors"), base=resolve("demo").base)
-            module.publish(source, folder / name / "out", settings, tell=lambda line: log.write(line + "\n"))
+            publish(source, folder / name / "out", settings, log=lambda line: log.write(line + "\n"))
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -90,7 +91,7 @@ def kill(folder: Path) -> None:
     assert end(child(folder, "whole")) == 0
     for name in NAMES:
         assert end(child(folder, "killed", die_in(name))) == -signal.SIGKILL, name
-    assert end(child(folder, "killed", lambda: setattr(module, "fill_folder", die))) == -signal.SIGKILL
+    assert end(child(folder, "killed", lambda: setattr(folder_stage, "fill_folder", die))) == -signal.SIGKILL
     assert end(child(folder, "killed")) == 0
     other = replace(SETTINGS, recipe=replace(SETTINGS.recipe, budget=0.85))
     assert end(child(folder, "killed", die_while_renaming, other)) == -signal.SIGKILL

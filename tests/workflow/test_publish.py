@@ -94,12 +94,12 @@ def test_figures_are_those_of_the_files(folder):
 
 
 def test_a_second_run_only_puts_the_folder_together(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("calibrated again"))
-    monkeypatch.setattr("hswq_hub.workflow.quantizing.plan_everything", lambda *_: pytest.fail("searched again"))
-    monkeypatch.setattr("hswq_hub.workflow.quantizing.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
-    monkeypatch.setattr("hswq_hub.workflow.quantizing.measure_errors", lambda *_: pytest.fail("measured errors again"))
-    monkeypatch.setattr("hswq_hub.workflow.quantizing.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
-    monkeypatch.setattr("hswq_hub.workflow.publish.evaluate", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.calibrate.calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.plan_everything", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.measure_errors", lambda *_: pytest.fail("measured errors again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.evaluate.evaluate", lambda *_: pytest.fail("measured again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     assert contents(tmp_path / folder.name) == contents(folder)
 
@@ -193,7 +193,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(folder, tmp_path, monkeypatch
     target = tmp_path / "mine"
     shutil.copytree(folder, target)
     before = contents(target)
-    monkeypatch.setattr("hswq_hub.workflow.folder.write_card", lambda _: 1 / 0)
+    monkeypatch.setattr("hswq_hub.workflow.stages.folder.write_card", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         publish(resolve("demo"), target, QUICK)
     assert contents(target) == before

@@ -74,7 +74,7 @@ def test_all_is_missing_of_what_was_never_published(tmp_path):
 
 def test_all_is_done_of_what_was_published(here, monkeypatch):
     """With no more than its name: the base is the one it had. The original is not read, let alone a model."""
-    monkeypatch.setattr("hswq_hub.sources.source.file_sha256", lambda _: pytest.fail("read in full"))
+    monkeypatch.setattr("hswq_hub.sources.http.cache.file_sha256", lambda _: pytest.fail("read in full"))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was tried"))
     result = hub("status", "model.safetensors", *QUICK, "--base", BASE)
     assert set(states(result).values()) == {"done"} and "all is done" in result.stdout
@@ -143,7 +143,7 @@ def test_sizes_in_the_plan_are_bounds(here):
 def test_what_does_not_suffice_is_refused_before_anything_is_done(tmp_path, monkeypatch, scarce, sentence):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(*scarce)
-    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.calibrate.calibrate", lambda *_: pytest.fail("begun"))
     for options in ((), ("--dry-run",)):
         result = hub("publish", "demo", *QUICK, *options)
         assert result.exit_code == 2 and sentence in result.stderr
@@ -186,9 +186,9 @@ def test_a_refused_model_is_refused_by_the_plan(server):
 
 def test_people_are_asked_before_long_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hswq_hub.cli.main._chooser", lambda: lambda *_: 0)
+    monkeypatch.setattr("hswq_hub.cli.publish.chooser", lambda: lambda *_: 0)
     monkeypatch.setattr("hswq_hub.workflow.forecast.Forecast.seconds", lambda *_: 3600.0)
-    monkeypatch.setattr("hswq_hub.workflow.publish.calibrate", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("hswq_hub.workflow.stages.calibrate.calibrate", lambda *_: pytest.fail("begun"))
     result = CliRunner().invoke(main, ["publish", "demo"], input="n\n")
     assert result.exit_code == 1 and "This will take ~ 10.0 h. Go on?" in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -220,7 +220,8 @@ def naive_step(
         kept = planned_bytes(checkpoint, unread_plan(checkpoint, Format.V1, RECIPES["hswq"]))
         return Work(moved=checkpoint.path.stat().st_size + kept, kept=kept)
 
-    return Step("naive", STAGE, place, [code_digest(*ROOMS), __version__, name, base], make, work=work)
+    made_from = [code_digest("hswq_hub.quantization", __name__), __version__, name, base]
+    return Step("naive", STAGE, place, made_from, make, work=work)
 
 
 def plan_of(step: Step) -> Plan:

@@ -1,0 +1,139 @@
+"""What is kept on a machine, and what goes: by age, by what nothing needs any more, never what a run is using."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hswq_hub.cli.main import main
+from hswq_hub.common.home import home
+from hswq_hub.sources.http import cache
+from hswq_hub.workflow.collect import kept, prune
+from hswq_hub.workflow.steps import PRODUCT_RECORD, Step, make, silent
+from hswq_hub.workflow.workspace import Workspace
+
+DIGEST = "0" * 64
+MONTH = 31 * 86_400
+
+
+@pytest.fixture
+def workspace() -> Workspace:
+    return Workspace("model", DIGEST)
+
+
+def run(workspace: Workspace, target: str, *settings: str) -> list[Step]:
+    """A run for `target` of a step for each of `settings`."""
+
+    def fill(folder: Path) -> None:
+        (folder / "product.txt").write_text("made")
+
+    steps = [Step(setting, "quantize", workspace.folder, setting, fill) for setting in settings]
+    with workspace.locked(silent):
+        workspace.note_need(target, steps)
+        make(steps, silent)
+    return steps
+
+
+def age(workspace: Workspace, step: Step) -> None:
+    """Let a product be of last month, and every run that needs it."""
+    record = step.folder / PRODUCT_RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": time.time() - MONTH}))
+    needs = workspace.folder / "needs.json"
+    document = json.loads(needs.read_text())
+    for need in document.values():
+        if step.folder.name in need["products"]:
+            need["time"] -= MONTH
+    needs.write_text(json.dumps(document))
+
+
+def names() -> set[str]:
+    return {product.name.partition("-")[0] for product in kept().products}
+
+
+def test_everything_is_listed(workspace):
+    run(workspace, "out", "one", "two")
+    products = kept().products
+    assert {p.workspace for p in products} == {f"model-{DIGEST[:12]}"} and names() == {"one", "two"}
+    for product in products:
+        folder = workspace.folder / product.name
+        assert product.bytes == sum(path.stat().st_size for path in folder.iterdir()) and product.needed
+        assert product.days < 1
+
+
+def test_what_no_target_needs_any_more_goes_whatever_its_age(workspace):
+    run(workspace, "out", "one", "two")
+    run(workspace, "out", "one", "three")
+    assert {p.name.partition("-")[0] for p in prune(older_than=30).products} == {"two"}
+    assert names() == {"one", "three"}
+
+
+def test_what_another_target_needs_stays(workspace):
+    run(workspace, "out", "one")
+    run(workspace, "elsewhere", "two")
+    assert prune(older_than=30).products == [] and names() == {"one", "two"}
+
+
+def test_what_is_old_goes_although_a_target_needs_it(workspace):
+    (old,) = run(workspace, "out", "one")
+    run(workspace, "elsewhere", "two")
+    age(workspace, old)
+    assert [p.name for p in prune(older_than=30).products] == [old.folder.name]
+    assert names() == {"two"}
+
+
+def test_a_run_that_finds_a_product_makes_it_young_again(workspace):
+    (old,) = run(workspace, "out", "one")
+    age(workspace, old)
+    run(workspace, "out", "one")
+    assert prune(older_than=30).products == [] and names() == {"one"}
+
+
+def test_nothing_is_left_of_a_workspace_but_its_lock(workspace):
+    run(workspace, "out", "one")
+    workspace.write_note({"source": {"path": "x"}})
+    prune(older_than=0)
+    assert kept().products == [] and os.listdir(workspace.folder) == [".lock"]
+
+
+def test_what_a_run_is_using_stays(workspace, tmp_path):
+    """Its products, needed or not, and the file that it works on, also in the cache of downloads."""
+    arrived = tmp_path / "arrived"
+    arrived.write_bytes(b"weights")
+    path = cache.add(arrived, "model.safetensors", "ab" * 32)
+    run(workspace, "out", "one")
+    workspace.write_note({"source": {"path": str(path)}})
+    with workspace.locked(silent):
+        gone = prune(older_than=0)
+        assert (gone.downloads, gone.products) == ([], []) and path.is_file() and names() == {"one"}
+    gone = prune(older_than=0)
+    assert [entry.name for entry in gone.downloads] == ["model.safetensors"] and not path.exists()
+    assert names() == set()
+
+
+def test_a_run_that_begins_meanwhile_waits(workspace, monkeypatch):
+    run(workspace, "out", "one")
+    found = []
+
+    def look(*_, **__):
+        with workspace.locked_if_free() as ours:
+            found.append(ours)
+        return []
+
+    monkeypatch.setattr(cache, "prune", look)
+    prune(older_than=30)
+    assert found == [False]
+
+
+def test_the_commands_show_both(workspace):
+    run(workspace, "out", "one", "two")
+    run(workspace, "out", "one")
+    listed = CliRunner().invoke(main, ["cache", "list"])
+    assert listed.exit_code == 0 and str(home()) in listed.stdout
+    rows = [line.split() for line in listed.stdout.splitlines() if "model-" in line]
+    assert {row[1].partition("-")[0]: row[-1] for row in rows} == {"one": "yes", "two": "no"}
+    gone = CliRunner().invoke(main, ["cache", "prune"])
+    assert gone.exit_code == 0 and "two-" in gone.stdout and "one-" not in gone.stdout
+    assert names() == {"one"}
