@@ -1,0 +1,31 @@
+"""The baseline: a plain cast of every layer that can be FP8, without statistics, scales or anything kept."""
+
+from pathlib import Path
+
+import torch
+
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+
+from .plan import Plan, plan_naive
+from .writer import write_quantized
+
+
+def write_naive(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    source_sha256: str,
+    base: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Plan:
+    """Write the naive cast of `checkpoint` to `path`; returns what was decided for each weight.
+
+    Args:
+        source_sha256, base, device: see :func:`hswq_hub.quantization.writer.write_quantized`.
+
+    Raises:
+        FormatError: a weight holds NaN or infinity, or a dtype that cannot be copied.
+    """
+    plan = plan_naive(checkpoint)
+    write_quantized(checkpoint, plan, path, source_sha256=source_sha256, base=base, device=device)
+    return plan
