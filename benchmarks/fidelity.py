@@ -38,7 +38,8 @@ from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import RECIPES, CalibrationSettings, EvaluationSettings, Recipe, recipe
-from hswq_hub.sources.source import Prompts, Source, resolve
+from hswq_hub.sources.find import resolve
+from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
 
 sys.path.insert(0, str(HERE.parent / "tools"))

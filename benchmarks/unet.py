@@ -23,7 +23,7 @@ from hswq_hub.settings import (
     RoundingSettings,
     recipe,
 )
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime.formats import Reader
 

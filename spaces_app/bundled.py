@@ -6,14 +6,11 @@ published (rounding to nearest), on few calibration pictures. `hswq-hub publish 
 
 from pathlib import Path
 
-from hswq_hub.workflow.quantizing import Quantization, plan_of, quantized_name
-
-from hswq_hub.common.identity import code_digest
-from hswq_hub.quantization.plan import Plan, plan_naive
-from hswq_hub.quantization.writer import write_quantized
+from hswq_hub.quantization.plan import Plan
 from hswq_hub.settings import CALIBRATION_MEMORY, CalibrationSettings, recipe
 from hswq_hub.sources.source import Source
-from hswq_hub.workflow.publish import calibration_step
+from hswq_hub.workflow.stages.calibrate import calibration_step
+from hswq_hub.workflow.stages.quantize import Quantization, naive_name, naive_step, plan_of, quantized_name
 from hswq_hub.workflow.steps import Step, make, silent
 from hswq_hub.workflow.workspace import Workspace
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
@@ -22,7 +19,6 @@ from hswq_runtime.formats import Format
 QUICK = CalibrationSettings(samples=4, steps=9, calls=1, device="cpu")
 """On the CPU everywhere: ZeroGPU has no GPU while the page starts, and the model is tiny."""
 _RECIPE = "hswq"
-_NAIVE = "naive.safetensors"
 
 ABOUT = f"""
 ## The bundled demo model
@@ -44,7 +40,7 @@ Licence: Apache-2.0.
 
 def quick_file(source: Source, format: Format) -> Path:
     """The quantized file of `format`, made now if it is not in the workspace."""
-    return _written(source)[format].folder / quantized_name(source, format)
+    return _written(source)[format].folder / quantized_name(source.name, format)
 
 
 def quick_plans(source: Source) -> dict[Format, Plan]:
@@ -56,13 +52,9 @@ def naive_file(original: Path, sha256: str) -> Path:
     """A plain cast of the original, made now if it is not in the workspace."""
     workspace = Workspace(original.stem, sha256)
 
-    def cast(product: Path) -> None:
-        checkpoint = Checkpoint(original)
-        write_quantized(checkpoint, plan_naive(checkpoint), product / _NAIVE, source_sha256=sha256)
-
-    step = Step("page-naive", "quantize", workspace.folder, code_digest(), cast)
+    step = naive_step(workspace.folder, Checkpoint(original), original.stem, sha256=sha256)
     _make(workspace, [step])
-    return step.folder / _NAIVE
+    return step.folder / naive_name(original.stem)
 
 
 def _written(source: Source) -> dict[Format, Step]:
@@ -77,4 +69,5 @@ def _written(source: Source) -> dict[Format, Step]:
 
 def _make(workspace: Workspace, steps: list[Step]) -> None:
     with workspace.locked(silent):
+        workspace.note_need(f"the page, {steps[-1].name}", steps)
         make(steps, silent)

@@ -16,8 +16,8 @@ from hswq_hub.common.layout import CARD, METRICS, RECORD
 from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation
 from hswq_hub.generation.generate import default_size
 from hswq_hub.quantization.plan import Decision, Plan
+from hswq_hub.sources.find import resolve
 from hswq_hub.sources.reference import DEMO, LocalRef, parse
-from hswq_hub.sources.source import resolve
 from hswq_hub.workflow.publish import NAIVE
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate

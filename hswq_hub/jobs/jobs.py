@@ -24,8 +24,9 @@ from hswq_runtime.errors import HSWQError
 from .. import __version__
 from ..common.text import megabytes
 from ..hub.client import api, said, site
+from ..settings import SourceSettings
+from ..sources.find import find
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
-from ..sources.preview import preview
 from ..sources.reference import CivitaiRef, LocalRef, parse
 from .settings import JobSettings
 
@@ -209,7 +210,7 @@ def check_portable(reference: str, base: str | None, folder: Path | None, repo: 
         )
 
 
-def look_up(reference: str, base: str | None, civitai_endpoint: str | None, permitted: bool) -> tuple[str, Need]:
+def look_up(reference: str, settings: SourceSettings) -> tuple[str, Need]:
     """The reference in its short form, which leads to the same file again, and what its pipeline holds.
 
     Nothing is fetched.
@@ -217,11 +218,11 @@ def look_up(reference: str, base: str | None, civitai_endpoint: str | None, perm
     Raises:
         SourceError: the reference leads nowhere, or its creator does not permit it.
     """
-    found = preview(reference, base, civitai_endpoint)
+    found = find(reference, settings)
     if found.listing is None:
-        return str(parse(reference)), Need(0, True)  # the demo model, which any machine can hold
-    found.listing.check_permitted(permitted)
-    sizes = (found.listing.size, found.components)
+        return str(found.meant), Need(0, True)  # the demo model, which any machine can hold
+    found.check_permitted()
+    sizes = (found.listing.size, found.components().bytes)
     return found.listing.reference, Need(sum(size or 0 for size in sizes), None not in sizes)
 
 

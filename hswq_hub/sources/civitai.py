@@ -17,7 +17,7 @@ from pathlib import Path
 from ..common.text import plain
 from .errors import AccessError, DownloadError, SourceError, UnknownReferenceError, UnsuitableSourceError
 from .http.credentials import check_token, civitai_token, store_civitai_token
-from .http.download import CheckHeader, download
+from .http.download import CheckHeader, cached, download
 from .http.ranges import fetch_header
 from .http.web import LOOPBACK, Web
 from .licence import licence_of_base_model
@@ -128,6 +128,11 @@ class Civitai:
         """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.http.download.download`."""
         (file,) = listing.files
         return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
+
+    def is_here(self, listing: Listing) -> bool:
+        """Whether the listed file is in the cache."""
+        (file,) = listing.files
+        return cached(self.web, _download_path(listing, file), file) is not None
 
     def header(self, listing: Listing) -> bytes:
         """The header of the listed file, and no more of it.

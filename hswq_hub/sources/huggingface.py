@@ -52,7 +52,7 @@ from .errors import (
     UnsuitableSourceError,
 )
 from .http import cache
-from .http.download import Explain, download
+from .http.download import Explain, cached, download
 from .http.header import CheckHeader, stand_in
 from .http.ranges import fetch_header
 from .http.web import Web
@@ -149,6 +149,16 @@ class Hub:
         config_path = self._config(repo, revision, config)
         paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
         return join(config_path, paths, listing.name, verify=verify)
+
+    def is_here(self, listing: Listing) -> bool:
+        """Whether all weights are in the client's cache or in ours."""
+        repo, revision = str(listing.provenance.repo), str(listing.version)
+        weights = listing.files if len(listing.files) == 1 else listing.files[1:]
+        return all(
+            self._of_client(repo, revision, file, verify=False) is not None
+            or cached(self._web(), self._address(repo, revision, file), file) is not None
+            for file in weights
+        )
 
     def header(self, listing: Listing) -> bytes:
         """The header of the whole model, of shards put together, and no tensor's values.

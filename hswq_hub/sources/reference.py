@@ -231,6 +231,12 @@ def _path(parts: list[str]) -> str | None:
     return "/".join(parts) or None
 
 
+def identify(reference: str) -> str:
+    """What `reference` means, in one spelling; of something on this machine its real path."""
+    found = parse(reference)
+    return os.path.realpath(found.path) if isinstance(found, LocalRef) else str(found)
+
+
 def _hint(reference: str) -> str:
     names = {DEMO: DEMO, **{key: entry.name for key, entry in catalog().items()}}
     near = difflib.get_close_matches(reference.casefold(), names, n=1)

@@ -21,7 +21,7 @@ from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
 from ..hub.upload import Uploaded, upload_to
 from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
-from ..sources.source import Source
+from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
 from .forecast import Forecast
 from .memory import memory_of
@@ -111,7 +111,7 @@ class PublishPlan:
             DeviceError: the model does not fit into memory.
             HSWQError: the budget or the bound on memory cannot be met.
         """
-        if self.is_default:
+        if self.is_default and self.source.sha256 != NOT_LISTED:
             check_same_source(self.folder, self.source.sha256)
         preflight(self.source, self.folder, self.settings, self.remaining, self.arriving, log)
 

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..sources.source import Source, identify
+from ..sources.reference import identify
+from ..sources.source import Source
 from .workspace import Workspace, notes
 
 

@@ -13,7 +13,7 @@ from support import tiny
 
 from hswq_hub.cli.main import main
 from hswq_hub.evaluation.evaluate import Evaluation
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 
 DEMO_FILE = str(resolve("demo").path)
 

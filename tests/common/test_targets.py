@@ -41,23 +41,6 @@ def test_a_folder_with_one_foreign_file_is_refused(tmp_path, record):
         check_target(folder)
 
 
-def test_the_default_folder_of_another_model_is_not_replaced(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from hswq_hub.sources.source import resolve
-    from hswq_hub.workflow.publish import default_folder
-
-    monkeypatch.chdir(tmp_path)
-    source = resolve("demo")
-    folder = default_folder(source)
-    folder.mkdir(parents=True)
-    record = {CONTENTS: [], "source": {"sha256": source.sha256}}
-    (folder / RECORD).write_text(json.dumps(record))
-    assert default_folder(source) == folder
-    with pytest.raises(TargetError, match="another checkpoint of that name; say where to with --folder"):
-        default_folder(replace(source, digest="0" * 64))
-
-
 def test_what_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetError, match="as a whole"):

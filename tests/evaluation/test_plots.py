@@ -13,7 +13,7 @@ from hswq_hub.evaluation import plots
 from hswq_hub.evaluation.compare import compare
 from hswq_hub.quantization.plan import KEPT, Decision, Plan, plan_naive
 from hswq_hub.quantization.writer import write_quantized
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format
 from hswq_runtime.errors import FormatError
 

@@ -28,7 +28,7 @@ from hswq_hub.hub.history import earlier_versions, version_tag
 from hswq_hub.hub.settings import UploadSettings
 from hswq_hub.hub.upload import upload
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, recipe
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.errors import FormatError

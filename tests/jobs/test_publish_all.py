@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from hswq_hub.main import main
 from support.jobs_server import JobsServer
 
-from hswq_hub.main import main
 from hswq_hub.cli.publish import publish
 from hswq_hub.cli.publish_all import read_entry
 from hswq_hub.jobs import batch
@@ -21,7 +21,7 @@ from hswq_hub.jobs.batch import Entry, ListError, Manifest, publish_all, publish
 from hswq_hub.jobs.jobs import Jobs, Need
 from hswq_hub.jobs.settings import JobSettings
 from hswq_hub.sources.errors import DownloadError, NotPermittedError
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime.errors import UnknownArchitectureError
 
 QUICK = "recipe: hswq, samples: 1, steps: 1, pairs: 1, picture-steps: 1"

@@ -8,7 +8,7 @@ import pytest
 from hswq_hub.cards.card import Card, write_catalog_cards
 from hswq_hub.evaluation.report import HEADINGS, table
 from hswq_hub.sources.catalog import catalog
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 
 ROOT = Path(__file__).parents[2]
 SHOWN = ROOT / "model_cards/demo-hswq"

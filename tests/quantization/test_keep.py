@@ -15,7 +15,7 @@ from hswq_hub.quantization.measure import exchanged, measure_errors
 from hswq_hub.quantization.plan import plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, RoundingSettings, recipe
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, load_model
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.layers.fp8 import quantize

@@ -28,7 +28,7 @@ from hswq_hub.settings import (
     RoundingSettings,
     recipe,
 )
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_hub.workflow.quantize import quantize
 from hswq_runtime import Checkpoint, Format, HSWQConfig, HSWQConv2d, HSWQLinear, HSWQPipeline, load_model

@@ -16,7 +16,7 @@ from support.originals import ORIGINALS
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, generation_settings, open_pipeline
 from hswq_hub.settings import CalibrationSettings, recipe
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.inspect import inspect
 from hswq_hub.workflow.quantize import quantize
 from hswq_runtime import Checkpoint, HSWQPipeline

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from support import tiny
 
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 
 MEASURE = """
 import ctypes, gc, json, sys

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, HSWQPipeline, load_model
 from hswq_runtime.architectures.z_image import Z_IMAGE
 from hswq_runtime.errors import ComponentError, FormatError

@@ -24,6 +24,7 @@ from hswq_hub.cards.card import Card
 from hswq_hub.cards.facts import licence_facts, source_facts
 from hswq_hub.cli.main import main
 from hswq_hub.common.targets import TargetError
+from hswq_hub.settings import SourceSettings
 from hswq_hub.sources.errors import (
     AccessError,
     DownloadError,
@@ -31,13 +32,18 @@ from hswq_hub.sources.errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
+from hswq_hub.sources.find import find, resolve
 from hswq_hub.sources.http import cache, credentials
 from hswq_hub.sources.licence import licence_of_base_model
-from hswq_hub.sources.source import locate, resolve
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, HSWQError, UnknownArchitectureError
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = f"civitai:{MODEL}@{VERSION}"
+
+
+def locate(reference: str, endpoint: str):
+    """What the API at `endpoint` lists of `reference`."""
+    return find(reference, SourceSettings(civitai_endpoint=endpoint)).listing
 
 
 @pytest.fixture(scope="module")
@@ -597,7 +603,7 @@ def test_a_file_that_was_only_touched_is_hashed_and_kept(server):
 
 CHILD = """
 import sys
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 print(resolve(sys.argv[1], civitai_endpoint=sys.argv[2]).path)
 """
 

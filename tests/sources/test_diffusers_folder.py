@@ -11,13 +11,13 @@ from support import tiny
 
 from hswq_hub.cards.card import Card
 from hswq_hub.cards.facts import source_facts
-from hswq_hub.cli.tables import preview_lines
+from hswq_hub.cli.tables import found_lines
 from hswq_hub.quantization.plan import plan_naive
 from hswq_hub.quantization.writer import write_quantized
+from hswq_hub.settings import SourceSettings
 from hswq_hub.sources.errors import UnsuitableSourceError
+from hswq_hub.sources.find import find, resolve
 from hswq_hub.sources.http import cache
-from hswq_hub.sources.preview import preview
-from hswq_hub.sources.source import resolve
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
 from hswq_runtime.layers.fp8 import FP8
@@ -55,18 +55,28 @@ def test_the_component_itself_can_be_named_and_bytes_are_the_same_every_time(fol
 
 
 def test_a_look_ahead_copies_nothing(folder):
-    ahead = preview(str(folder))
-    assert (ahead.listing, ahead.licence, ahead.base) == (None, None, "Tongyi-MAI/Z-Image-Turbo")
-    assert "cannot be reached" in ahead.unknown and "cannot be reached" in preview_lines(ahead, False)[-1]
+    found = find(str(folder))
+    ahead = found.components()
+    assert (found.listing, ahead.licence, ahead.base) == (None, None, "Tongyi-MAI/Z-Image-Turbo")
+    assert "cannot be reached" in ahead.unknown and "cannot be reached" in found_lines(found)[-1]
     (folder / "model_index.json").write_text("{}")
-    assert preview(str(folder)).base == preview(str(folder / "transformer")).base == str(folder)
-    assert preview(str(folder), "somebody/else").base == "somebody/else"
+    for reference in (folder, folder / "transformer"):
+        assert find(str(reference)).components().base == str(folder)
+    assert find(str(folder), SourceSettings(base="somebody/else")).components().base == "somebody/else"
     assert cache.contents() == []
 
 
 def test_a_look_at_the_demo_names_its_licence():
-    lines = preview_lines(preview("demo"), False)
+    lines = found_lines(find("demo"))
     assert "apache-2.0" in lines[1] and "on this machine" in lines[-1]
+
+
+def test_a_licence_that_is_given_is_said_by_the_look_ahead(folder, tmp_path):
+    file = tiny.checkpoint(tmp_path)
+    for reference in (folder, file):
+        found = find(str(reference), SourceSettings(base=str(resolve("demo").base), licence="openrail++"))
+        assert "openrail++" in found_lines(found)[1]
+        assert "not stated" in found_lines(find(str(reference), SourceSettings(base=resolve("demo").base)))[1]
 
 
 def test_one_copy_is_kept_of_what_is_there_twice(folder, tmp_path):

@@ -17,13 +17,13 @@ from support import tiny
 from support.hub_server import COMMIT, TOKEN, HubServer, Repo
 
 from hswq_hub.cards.facts import licence_facts
+from hswq_hub.sources.find import resolve
 from hswq_hub.sources.licence import Licence
-from hswq_hub.sources.source import resolve
 
 CHILD = """
 import json, sys
 from dataclasses import asdict
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.cards.facts import licence_facts, source_facts
 
 for reference in json.loads(sys.argv[1]):

@@ -27,7 +27,7 @@ from hswq_hub.cli.main import main as cli
 from hswq_hub.evaluation.evaluate import Evaluation, evaluate
 from hswq_hub.generation import metrics
 from hswq_hub.settings import EvaluationSettings
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 from spaces_app import bundled

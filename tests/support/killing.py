@@ -19,7 +19,7 @@ from hswq_hub.common import targets
 from hswq_hub.evaluation import plots
 from hswq_hub.generation import generate
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow import steps
 from hswq_hub.workflow.publish import publish
 from hswq_hub.workflow.stages import folder as folder_stage

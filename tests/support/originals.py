@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 
 Z_IMAGE = """
 x_embedder: w 4*c +

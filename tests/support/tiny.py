@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hswq_hub.calibration.calibrate import Calibration, monitor
 from hswq_hub.generation.recording import record_calls
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, load_model
 
 PREFIX = "model.diffusion_model."

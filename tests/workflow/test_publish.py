@@ -18,7 +18,7 @@ from hswq_hub.common.targets import TargetError
 from hswq_hub.evaluation import plots
 from hswq_hub.generation.generate import generate, generation_settings
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
-from hswq_hub.sources.source import resolve
+from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_bytes
 from hswq_runtime.errors import ComponentError, FormatError, HSWQError
@@ -94,12 +94,10 @@ def test_figures_are_those_of_the_files(folder):
 
 
 def test_a_second_run_only_puts_the_folder_together(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hswq_hub.workflow.stages.calibrate.calibrate", lambda *_: pytest.fail("calibrated again"))
-    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.plan_everything", lambda *_: pytest.fail("searched again"))
-    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.write_compensated", lambda *_, **__: pytest.fail("rounded again"))
-    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.measure_errors", lambda *_: pytest.fail("measured errors again"))
-    monkeypatch.setattr("hswq_hub.workflow.stages.quantize.write_quantized", lambda *_, **__: pytest.fail("quantized again"))
-    monkeypatch.setattr("hswq_hub.workflow.stages.evaluate.evaluate", lambda *_: pytest.fail("measured again"))
+    stages = "hswq_hub.workflow.stages"
+    work = ("plan_everything", "write_compensated", "measure_errors", "write_quantized", "write_naive")
+    for function in ("calibrate.calibrate", "evaluate.evaluate", *(f"quantize.{name}" for name in work)):
+        monkeypatch.setattr(f"{stages}.{function}", lambda *_, **__: pytest.fail("done again"))
     publish(resolve("demo"), tmp_path / folder.name, QUICK, command="hswq-hub publish demo --samples 2 --steps 3")
     assert contents(tmp_path / folder.name) == contents(folder)
 

@@ -110,6 +110,24 @@ def is_verified(path: Path, sha256: str) -> bool:
         return False
 
 
+def known_sha256(path: Path) -> str | None:
+    """The digest of `path` when it was hashed last; None if it never was, or has changed since by size and time."""
+    try:
+        record = json.loads(_record(path).read_text(encoding="utf-8"))
+        return str(record["sha256"]) if record == _state(path, record["sha256"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sha256_of(path: Path, *, verify: bool = False) -> str:
+    """The digest of a file anywhere on this disk: the one known, else found out and remembered. `verify`: read it."""
+    if not verify and (known := known_sha256(path)) is not None:
+        return known
+    digest = file_sha256(path)
+    mark_verified(path, digest)
+    return digest
+
+
 def mark_verified(path: Path, sha256: str) -> None:
     """Remember that `path` was hashed just now and what came of it. It may be in another cache, such as the Hub's."""
     write_atomically(_record(path), json.dumps(_state(path, sha256)).encode())

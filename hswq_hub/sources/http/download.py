@@ -103,11 +103,10 @@ def download(
         HSWQError: what `explain` and `check_header` say.
         TargetError: the disk has no room.
     """
-    key = file.sha256 or hashlib.sha256(f"{web.endpoint} {url} {file.size}".encode()).hexdigest()
+    key = _key(web, url, file)
     with cache.locked(key):
-        known = file.sha256 or cache.recall(key)
-        if known and (found := cache.find(known, verify=verify)):
-            return found, known
+        if found := cached(web, url, file, verify=verify):
+            return found
         part = _Part.open(cache.partial(key), file.name)
         resumed = part.arrived > 0
         digest = _fetch(web, url, file, part, explain, check_header)
@@ -126,6 +125,18 @@ def download(
         if file.sha256 is None:
             cache.remember(key, digest)
         return path, digest
+
+
+def cached(web: Web, url: str, file: RemoteFile, *, verify: bool = False) -> tuple[Path, str] | None:
+    """What :func:`download` would return without asking anybody; None if it would have to."""
+    known = file.sha256 or cache.recall(_key(web, url, file))
+    found = cache.find(known, verify=verify) if known else None
+    return (found, known) if found and known else None
+
+
+def _key(web: Web, url: str, file: RemoteFile) -> str:
+    """What the download is known by: its digest, or a digest of where it is."""
+    return file.sha256 or hashlib.sha256(f"{web.endpoint} {url} {file.size}".encode()).hexdigest()
 
 
 def _fetch(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, check_header: CheckHeader) -> str:

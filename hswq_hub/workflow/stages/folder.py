@@ -30,7 +30,8 @@ from .calibrate import STATISTICS
 from .quantize import plan_of
 
 STAGE = "folder"
-ROOMS = ("hswq_hub.quantization", "hswq_hub.evaluation", "hswq_hub.cards", __name__)
+_DECIDING = ("generation", "calibration", "quantization", "evaluation", "cards")
+ROOMS = (*(f"hswq_hub.{room}" for room in _DECIDING), __name__)
 """The code that decides the product."""
 _STATE = "state.json"
 

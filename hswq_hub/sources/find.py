@@ -1,0 +1,294 @@
+"""From a reference to what it leads to: a look at its header first, then the file itself."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from hswq_runtime.architectures import ARCHITECTURES, base_named
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.pipeline import find_base
+
+from ..common.text import plain
+from ..settings import SourceSettings
+from .civitai import Civitai
+from .diffusers_folder import CONFIG, architecture_of, find_denoiser, join, joined_header, weights_of, whole_folder
+from .errors import DownloadError
+from .http import cache
+from .http.header import stand_in
+from .huggingface import Choose, Hub
+from .licence import Licence
+from .listing import Listing
+from .reference import DEMO, CivitaiRef, HubRef, LocalRef, ModelRef, identify, parse
+from .source import NOT_LISTED, Prompts, Source
+
+_MODELSPEC_LICENCE = "modelspec.license"
+"""Where a safetensors header may say it in words: https://github.com/Stability-AI/ModelSpec."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Licence of a model and the components that go with it, as far as is known before its weights are here.
+
+    base: folder or Hub repo of the components; None: the file's header has to be read first. is_guess: whether it
+    follows from what the host calls the model; the header decides. bytes: of those in a Hub repo; None: not known, and
+    `unknown` says why.
+    """
+
+    licence: str | None
+    base: str | None
+    is_guess: bool = False
+    bytes: int | None = None
+    unknown: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reference leads to. listing: what its host says of it; None: it is on this machine already."""
+
+    reference: str
+    settings: SourceSettings
+    meant: ModelRef
+    listing: Listing | None
+    host: Civitai | Hub | None
+
+    def check_permitted(self) -> None:
+        """Check that its creator allows what is to be done, or that the user has the permission.
+
+        Raises:
+            NotPermittedError: neither.
+        """
+        if self.listing is not None:
+            self.listing.check_permitted(self.settings.permitted)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether fetching it would transfer no weights."""
+        return self.host is None or self.listing is None or self.host.is_here(self.listing)
+
+    @contextmanager
+    def header(self) -> Iterator[Path]:
+        """The file, or a stand-in that has its header and size and is a hole otherwise. Of what is elsewhere some
+        kilobytes are fetched.
+
+        Raises:
+            SourceError: it cannot be had.
+            FormatError: it has no header of a safetensors file.
+        """
+        if self.host is not None and self.listing is not None:
+            with stand_in(self.host.header(self.listing), f"{self.listing.name}.safetensors") as path:
+                yield path
+        elif isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
+            place, weights = _parts(self.meant.path)
+            with stand_in(joined_header(place / CONFIG, weights), f"{self.meant}.safetensors") as path:
+                yield path
+        else:
+            yield self.meant.path if isinstance(self.meant, LocalRef) else _demo_file()
+
+    @contextmanager
+    def look(self) -> Iterator[Source]:
+        """A source with nothing but the header of :meth:`header`, checked as :meth:`fetch` checks it.
+
+        Its SHA-256 is the one that is listed or was found out before, else `NOT_LISTED`; nothing is hashed.
+
+        Raises:
+            SourceError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
+        """
+        with self.header() as path:
+            if self.listing is None:
+                digest = cache.known_sha256(path)
+            else:
+                digest = self.listing.files[0].sha256 if len(self.listing.files) == 1 else None
+            yield self._source(path, digest or NOT_LISTED)
+
+    def fetch(self) -> Source:
+        """The source itself, fetched if it is not here yet, with its SHA-256 found out.
+
+        Raises:
+            NotPermittedError: see :meth:`check_permitted`.
+            SourceError, TargetError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
+        """
+        self.check_permitted()
+        verify = self.settings.verify
+        if self.host is not None and self.listing is not None:
+            path, known = self.host.fetch(self.listing, self._check_header, verify=verify)
+        elif isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
+            place, weights = _parts(self.meant.path)
+            path, known = join(place / CONFIG, weights, str(self.meant), verify=verify)
+        else:
+            path, known = self.meant.path if isinstance(self.meant, LocalRef) else _demo_file(), None
+        source = self._source(path, known or NOT_LISTED)
+        return source if known else replace(source, sha256=cache.sha256_of(path, verify=verify))
+
+    def components(self) -> Components:
+        """Its licence, and the base that it needs: what is known without its weights.
+
+        Raises:
+            SourceError, FormatError, UnknownArchitectureError: see :func:`resolve`.
+        """
+        if self.listing is not None:
+            base = self.settings.base or self.listing.base
+            guess = None if base else _base_of(self.listing.provenance.base_model)
+            licence = self.listing.licence or self.settings.licence
+            return _sized(Components(str(licence) if licence else None, base or guess, guess is not None))
+        if isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
+            place = find_denoiser(self.meant.path.resolve())
+            base = self.settings.base or whole_folder(place) or architecture_of(place / CONFIG).base_repo
+            return _sized(Components(self.settings.licence, base))
+        with self.look() as source:
+            stated = str(source.licence) if source.licence else None
+            stated = stated or plain(source.checkpoint.metadata.get(_MODELSPEC_LICENCE))
+            return _sized(Components(stated, source.base))
+
+    def _check_header(self, path: Path) -> None:
+        """Raise if a file with this header is of no use, while the rest of it is still to come."""
+        self._source(path, NOT_LISTED)
+
+    def _source(self, path: Path, sha256: str) -> Source:
+        checkpoint = _checked(path)
+        settings, listing = self.settings, self.listing
+        licence = Licence(settings.licence) if settings.licence else None
+        if listing is not None:
+            named = base_named(checkpoint.architecture, listing.provenance.base_model)
+            return Source(
+                name=listing.name,
+                path=path,
+                checkpoint=checkpoint,
+                sha256=sha256,
+                base=find_base(checkpoint, settings.base or listing.base or named),
+                origin=listing.origin,
+                licence=listing.licence or licence,
+                prompts=_general_prompts(),
+                reference=listing.reference,
+                provenance=listing.provenance,
+                licence_text=listing.licence_text,
+                asked=identify(self.reference),
+            )
+        if isinstance(self.meant, LocalRef):
+            is_folder = self.meant.path.is_dir()
+            base = settings.base
+            if is_folder:
+                base = base or whole_folder(find_denoiser(self.meant.path.resolve()))
+            return Source(
+                name=str(self.meant) if is_folder else self.meant.path.stem,
+                path=path,
+                checkpoint=checkpoint,
+                sha256=sha256,
+                base=find_base(checkpoint, base),
+                origin=f"the local {'folder' if is_folder else 'file'} {self.meant}",
+                licence=licence,
+                prompts=_general_prompts(),
+                reference=str(self.meant),
+                asked=os.path.realpath(self.meant.path),
+            )
+        data = files("hswq_hub.data") / "demo_model"
+        return Source(
+            name=path.stem,
+            path=path,
+            checkpoint=checkpoint,
+            sha256=sha256,
+            base=find_base(checkpoint, settings.base or str(data / "components")),
+            origin="the demo model that ships with hswq-hub",
+            licence=Licence("apache-2.0"),
+            prompts=Prompts.read(data / "prompts"),
+            reference=DEMO,
+            asked=DEMO,
+        )
+
+
+def find(reference: str, settings: SourceSettings | None = None, choose: Choose | None = None) -> Found:
+    """What `reference` leads to; of what is elsewhere no more is fetched than what its host says of it.
+
+    Args:
+        reference: see :mod:`hswq_hub.sources.reference`.
+        settings: how it becomes a file.
+        choose: whom to ask which of several models of a repo is meant; None: nobody, it is an error.
+
+    Raises:
+        SourceError: see :func:`resolve`.
+    """
+    settings, meant = settings or SourceSettings(), parse(reference)
+    if isinstance(meant, CivitaiRef):
+        civitai = Civitai.of(meant, settings.civitai_endpoint)
+        return Found(reference, settings, meant, civitai.listing(meant), civitai)
+    if isinstance(meant, HubRef):
+        hub = Hub(choose)
+        return Found(reference, settings, meant, hub.listing(meant), hub)
+    return Found(reference, settings, meant, None, None)
+
+
+def resolve(
+    reference: str,
+    base: str | None = None,
+    licence: str | None = None,
+    *,
+    civitai_endpoint: str | None = None,
+    permitted: bool = False,
+    verify: bool = False,
+    choose: Choose | None = None,
+) -> Source:
+    """The source that `reference` names, fetched if it is not here yet.
+
+    A local file is hashed, unless that was done before and it has not changed since by size and time.
+
+    Args:
+        reference: see :mod:`hswq_hub.sources.reference`.
+        base: diffusers folder or Hub repo with the other components; None: the folder of the file, or the repo that
+            it is from, if that is a diffusers one, else that of the model which its host says it was made from, else
+            the base repo of the architecture.
+        licence: Hub licence id, if its host names none.
+        civitai_endpoint: where Civitai's API is; None: the site that the reference names.
+        permitted: the user has the creator's permission where the listing has objections.
+        verify: read a file that is here already again, in full.
+        choose: see :func:`find`.
+
+    Raises:
+        SourceError: no file came of it; its subclasses in :mod:`hswq_hub.sources.errors` say why.
+        TargetError: the disk has no room for it.
+        FormatError: the file is not a complete safetensors file, or does not fit its architecture.
+        UnknownArchitectureError: its keys match no architecture that we know.
+        AlreadyQuantizedError: it is not full precision.
+    """
+    settings = SourceSettings(base, licence, civitai_endpoint, permitted, verify)
+    return find(reference, settings, choose).fetch()
+
+
+def _demo_file() -> Path:
+    return Path(str(files("hswq_hub.data") / "demo_model" / "demo.safetensors"))
+
+
+def _parts(folder: Path) -> tuple[Path, list[Path]]:
+    """The folder of the denoiser in a local diffusers folder, and its weights."""
+    place = find_denoiser(folder.resolve())
+    return place, [place / name for name in weights_of([path.name for path in place.iterdir()])]
+
+
+def _checked(path: Path) -> Checkpoint:
+    """The checkpoint, if it is one that can be quantized."""
+    checkpoint = Checkpoint(path)
+    checkpoint.require_full_precision()
+    checkpoint.empty_model(constants=False)  # or an error that names what does not fit
+    _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
+    return checkpoint
+
+
+def _general_prompts() -> Prompts:
+    return Prompts.read(files("hswq_hub.data") / "prompts")
+
+
+def _base_of(base_model: str | None) -> str | None:
+    """The base repo of the model that a host means by `base_model`."""
+    found = (base_named(row, base_model) for row in ARCHITECTURES.values())
+    return next((base for base in found if base is not None), None)
+
+
+def _sized(found: Components) -> Components:
+    """The same with the bytes of a Hub repo's components."""
+    if found.base is None or Path(found.base).is_dir():
+        return found
+    try:
+        return replace(found, bytes=Hub().components_size(found.base))
+    except DownloadError as error:  # no reason to say nothing of the model
+        return replace(found, unknown=str(error))
