@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from hswq_runtime.hub_errors import explained
 
 from .wish import WishError
 
@@ -15,10 +15,8 @@ def check_size(repo: str, names: Sequence[str], most: int) -> None:
     Raises:
         WishError: they are not.
     """
-    try:
+    with explained(repo, lambda _: WishError):
         found = HfApi(token=False).get_paths_info(repo, list(names))
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise WishError(f"{repo} cannot be reached on the Hub; is it public?") from error
     missing = set(names) - {file.path for file in found}
     if missing:
         raise WishError(f"{repo} has no file {sorted(missing)[0]}")

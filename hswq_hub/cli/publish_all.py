@@ -75,7 +75,7 @@ def values_of(command: click.Command, options: Mapping[str, Any]) -> dict[str, A
     """
     context = click.Context(command)
     known = {p.opts[-1].lstrip("-"): p for p in command.params if p.name not in ABOUT_THE_RUN}
-    values = {str(parameter.name): parameter.get_default(context) for parameter in command.params}
+    values = {str(parameter.name): _default(parameter, context) for parameter in command.params}
     for key, value in options.items():
         name = str(key).replace("_", "-")
         if (parameter := known.get(name)) is None:
@@ -90,6 +90,11 @@ def values_of(command: click.Command, options: Mapping[str, Any]) -> dict[str, A
             value = _checked(lambda text, p=parameter: p.type_cast_value(context, text), str(value))
         values[str(parameter.name)] = value
     return values
+
+
+def _default(parameter: click.Parameter, context: click.Context) -> Any:
+    default = parameter.get_default(context)
+    return None if parameter.value_is_missing(default) else default
 
 
 def _checked(make: Any, value: Any) -> Any:

@@ -11,18 +11,18 @@ from collections.abc import Iterable
 from importlib.metadata import requires
 from pathlib import Path
 
-import httpx2
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 import hswq_hub
 import hswq_runtime
 from hswq_runtime.checkpoints.locate import is_repo_id
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.hub_errors import Kind, explained
 
+from . import client as hub_client
 from .account import check_account
-from .client import api, explained
+from .client import api
 
 README, REQUIREMENTS, MODELS, APP = "README.md", "requirements.txt", "models.txt", "app.py"
 _EXTRA = "demo"
@@ -46,7 +46,7 @@ def check_space(space: str) -> None:
     """
     if not is_repo_id(space):
         raise SpaceError(f"{space!r} is not spelled like owner/name")
-    with explained(space):
+    with hub_client.explained(space):
         check_account(space.split("/")[0])
 
 
@@ -68,7 +68,8 @@ def deploy_space(space: str, repo: str, app: Path, *, private: bool | None = Non
     with tempfile.TemporaryDirectory(prefix="hswq-space-") as scratch:
         folder = Path(scratch)
         fill_space(folder, repo, app)
-        try:
+        quota = f"the account may not have another Space like {space}: a free one has two, on ZeroGPU"
+        with explained(f"the Space {space}", lambda _: SpaceError, {Kind.PAYMENT: quota}):
             client.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
             client.upload_folder(
                 repo_id=space,
@@ -77,10 +78,6 @@ def deploy_space(space: str, repo: str, app: Path, *, private: bool | None = Non
                 commit_message=f"Show {repo}, with hswq-hub {hswq_hub.__version__}",
                 delete_patterns=[f"{package.name}/*" for package in _packages(app)],
             )
-        except HfHubHTTPError as error:
-            raise SpaceError(_refused(space, error)) from error
-        except (OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-            raise SpaceError(f"the Hub cannot be reached ({type(error).__name__}); check the connection") from error
     return f"{client.endpoint}/spaces/{space}"
 
 
@@ -119,12 +116,3 @@ def _requirements() -> list[str]:
         if wanted and name not in (*_BUILT_IN, "torch"):
             lines.append(requirement)
     return [_TORCH, *sorted(lines)]
-
-
-def _refused(space: str, error: HfHubHTTPError) -> str:
-    status = error.response.status_code
-    if status == 402:
-        return f"the account may not have another Space like {space}: a free one has two, on ZeroGPU"
-    if status in (401, 403):
-        return f"the Hub does not let you write the Space {space}; run `hf auth login` with a token that may write"
-    return f"the Hub refuses the Space {space} (status {status}); try again later"

@@ -9,21 +9,20 @@ It is `run_job`, not `run_uv_job`: the latter uploads every local file that happ
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from json import loads
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import JobHardwareInfo, JobInfo, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.hub_errors import Kind, explained
 
 from .. import __version__
 from ..common.text import megabytes
-from ..hub.client import api, said, site
+from ..hub.client import api
 from ..settings import SourceSettings
 from ..sources.find import find
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
@@ -178,16 +177,9 @@ class Jobs:
         with self._explained(f"job {job}"):
             self._api.cancel_job(job_id=job, namespace=self.namespace)
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except HfHubHTTPError as error:
-            raise JobError(_sentence(error, what)) from None
-        except OfflineModeIsEnabled:
-            raise JobError("jobs are not started or seen while HF_HUB_OFFLINE is set; unset it") from None
-        except (httpx2.HTTPError, ConnectionError) as error:
-            raise JobError(f"{site()} cannot be reached ({type(error).__name__}); try again") from None
+    def _explained(self, what: str) -> AbstractContextManager[None]:
+        unknown = f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
+        return explained(what, lambda _: JobError, {Kind.NOT_FOUND: unknown, Kind.NO_REPO: unknown})
 
 
 def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
@@ -304,23 +296,6 @@ def split_id(job: str) -> tuple[str | None, str]:
     if not re.fullmatch(r"[\w.-]+", id) or (namespace and not re.fullmatch(r"[\w.-]+", namespace)):
         raise JobError(f"{job!r} is no id of a job; `hswq-hub jobs` lists them")
     return namespace or None, id
-
-
-def _sentence(error: HfHubHTTPError, what: str) -> str:
-    match error.response.status_code:
-        case 401:
-            return "Hugging Face does not accept the token (expired or revoked?); run `hf auth login` again"
-        case 402:
-            return (
-                f"Hugging Face asks for credit before it starts a job{said(error)}; add some at "
-                f"{site()}/settings/billing"
-            )
-        case 403:
-            return f"the token may not do this with {what}{said(error)}; make one that may at {site()}/settings/tokens"
-        case 404:
-            return f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
-        case status:
-            return f"Hugging Face answers {status} for {what}{said(error)}; try again later"
 
 
 def _label(text: str) -> str:

@@ -8,25 +8,16 @@ compare a file with the SHA-256 that the Hub lists. What its cache holds already
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
+from hswq_runtime.hub_errors import Kind, Refusal, explained
 
 from ..common.files import file_sha256
 from ..common.layout import LICENCE_FILE
@@ -313,40 +304,24 @@ def _explain(repo: str) -> Explain:
 def _refusal(repo: str, status: int) -> SourceError:
     """What an answer that is no file means; status 0: it is of the storage."""
     if status in (401, 403):
-        return _gated(repo)
-    if status in (404, 410):
-        return UnknownReferenceError(f"{repo} has no such file; look at its files")
-    who = f"the Hub answers {status}" if status else "the Hub's storage answers with something that is no model"
-    return DownloadError(f"{who} for {repo}; try again later")
+        kind = Kind.GATED
+    elif status in (404, 410):
+        kind = Kind.NO_FILE
+    elif status:
+        kind = Kind.SERVER
+    else:
+        return DownloadError(f"the Hub's storage answers with something that is no model for {repo}; try again later")
+    return _becomes(kind)(Refusal(kind, status).sentence(repo))
 
 
-def _gated(repo: str) -> AccessError:
-    return AccessError(
-        f"{repo} is gated: accept its terms on its page, then run `hf auth login` with a token of that account"
-    )
+def _becomes(kind: Kind) -> type[SourceError]:
+    if kind in (Kind.GATED, Kind.TOKEN, Kind.FORBIDDEN):
+        return AccessError
+    if kind in (Kind.NO_REPO, Kind.NO_REVISION, Kind.NO_FILE, Kind.NOT_FOUND, Kind.BAD_NAME):
+        return UnknownReferenceError
+    return DownloadError
 
 
-@contextmanager
-def _explained(repo: str):
-    """Every way in which the Hub's client fails, as a sentence and what to do."""
-    try:
-        yield
-    except GatedRepoError:
-        raise _gated(repo) from None
-    except RepositoryNotFoundError:
-        raise UnknownReferenceError(
-            f"the Hub has no repo {repo} that you may see; check its name, or run `hf auth login` if it is private"
-        ) from None
-    except RevisionNotFoundError:
-        raise UnknownReferenceError(f"{repo} has no such revision; look at its branches and tags") from None
-    except LocalEntryNotFoundError:
-        raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from None
-    except EntryNotFoundError:
-        raise UnknownReferenceError(f"{repo} has no such file; look at its files") from None
-    except HFValidationError:
-        raise UnknownReferenceError(f"{repo} is no name of a Hub repo: owner/repo is") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "nothing"
-        raise DownloadError(f"the Hub answers {status} for {repo}; try again later") from None
-    except (ConnectionError, TimeoutError, httpx2.HTTPError) as error:
-        raise DownloadError(f"the Hub cannot be reached for {repo}; check the connection and HF_HUB_OFFLINE") from error
+def _explained(repo: str) -> AbstractContextManager[None]:
+    """Whatever the Hub's client raises, as a sentence about `repo`."""
+    return explained(repo, _becomes)

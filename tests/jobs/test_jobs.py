@@ -177,7 +177,7 @@ def test_without_a_repo_nothing_would_be_left():
         ((401, "Invalid token"), "hf auth login"),
         ((402, "Credit balance is empty"), r"asks for credit .*Credit balance is empty.*settings/billing"),
         ((403, f"token {TOKEN} may not"), r"the token may not do this .*token … may not.*settings/tokens"),
-        ((500, "oops"), r"answers 500 .*try again later"),
+        ((500, "oops"), r"answers 500 .*run the same command again later"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

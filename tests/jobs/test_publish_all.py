@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from hswq_hub.main import main
 from support.jobs_server import JobsServer
 
+from hswq_hub.cli.main import main
 from hswq_hub.cli.publish import publish
 from hswq_hub.cli.publish_all import read_entry
 from hswq_hub.jobs import batch

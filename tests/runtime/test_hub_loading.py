@@ -165,8 +165,8 @@ def test_a_saved_pipeline_and_a_file_that_names_its_base(client, weights):
 @pytest.mark.parametrize(
     ("reference", "arguments", "sentence"),
     [
-        ("nobody/nothing", {}, "no Hub repo nobody/nothing that you may read"),
-        ("alice/demo-hswq", {"revision": "v9"}, "no revision v9"),
+        ("nobody/nothing", {}, "the Hub has no repo nobody/nothing that you may see"),
+        ("alice/demo-hswq", {"revision": "v9"}, "alice/demo-hswq has no such revision"),
         ("dave/gated", {}, "gated"),
         ("dave/empty", {}, "no safetensors file"),
         ("alice/demo-hswq", {"variant": "v7"}, "no variant 'v7'"),

@@ -61,7 +61,7 @@ def server(content):
 def waits(monkeypatch):
     """No test waits; what would have been waited is here."""
     waited = []
-    monkeypatch.setattr("hswq_hub.sources.http.web.sleep", waited.append)
+    monkeypatch.setattr("hswq_hub.common.retry.sleep", waited.append)
     return waited
 
 

@@ -24,7 +24,7 @@ FEW_BYTES = 300_000
 def token(monkeypatch):
     monkeypatch.setenv("CIVITAI_API_TOKEN", TOKEN)
     monkeypatch.setitem(sys.modules, "keyring", None)
-    monkeypatch.setattr("hswq_hub.sources.http.web.sleep", lambda _: None)
+    monkeypatch.setattr("hswq_hub.common.retry.sleep", lambda _: None)
 
 
 @pytest.fixture

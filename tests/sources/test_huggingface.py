@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 import torch
 import yaml
@@ -347,13 +348,13 @@ def test_dry_run_says_the_size_of_the_components(server, base_repo, environment,
 def test_on_a_terminal_one_is_asked_which(monkeypatch):
     from click.testing import CliRunner
 
-    from hswq_hub.cli import main as cli
+    from hswq_hub.cli.terminal import ask, chooser
 
     answers = []
-    ask = cli.click.command()(lambda: answers.append(cli._choose("which?", ["a.safetensors", "b.safetensors"])))
-    result = CliRunner().invoke(ask, input="7\n2\n")
+    command = click.command()(lambda: answers.append(ask("which?", ["a.safetensors", "b.safetensors"])))
+    result = CliRunner().invoke(command, input="7\n2\n")
     assert answers == [1] and "2  b.safetensors" in result.output
-    assert cli._chooser() is None, "no terminal here"
+    assert chooser() is None, "no terminal here"
 
 
 def test_licence_text_is_what_the_source_shipped():

@@ -19,12 +19,13 @@ from hswq_runtime.errors import HSWQError
 
 from ...common.files import file_sha256, write_atomically
 from ...common.progress import progress
+from ...common.retry import Patience
 from ...common.targets import check_room
 from ..errors import DownloadError, SourceError, UnsuitableSourceError
 from ..listing import RemoteFile
 from . import cache
 from .header import CheckHeader, check_as_file
-from .web import Interrupted, Patience, Web, raise_if_passing, read_json
+from .web import Interrupted, Web, raise_if_passing, read_json, wait_for
 
 LONGEST_HEADER = 100_000_000
 """What the safetensors library allows."""
@@ -151,7 +152,7 @@ def _fetch(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, 
             except Interrupted as failure:
                 if part.arrived > before:
                     patience.progress()
-                patience.wait(failure)
+                wait_for(failure, patience)
     if file.size is not None and abs(part.arrived - file.size) > _SIZE_TOLERANCE:
         arrived = part.arrived
         part.remove()

@@ -2,10 +2,11 @@
 
 import re
 
+from ...common.retry import Patience
 from ..errors import DownloadError, UnsuitableSourceError
 from ..listing import RemoteFile
 from .download import LONGEST_HEADER, WEB_PAGES, Explain
-from .web import Interrupted, Patience, Web, raise_if_passing, read_json
+from .web import Interrupted, Web, raise_if_passing, read_json, wait_for
 
 _FIRST = 1 << 16
 """Bytes that are asked for before the length of the header is known."""
@@ -24,7 +25,7 @@ def fetch_header(web: Web, url: str, file: RemoteFile, explain: Explain) -> byte
         try:
             _transfer(web, url, arrived, wanted, explain)
         except Interrupted as failure:
-            patience.wait(failure)
+            wait_for(failure, patience)
     return bytes(arrived[:wanted])
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from time import sleep
 
 import httpx2
 
 from ... import __version__
+from ...common.retry import Patience
 from ...common.text import plain
 from ..errors import DownloadError, UnknownReferenceError
 
@@ -46,34 +46,18 @@ class Interrupted(Exception):
         self.retry_after = retry_after
 
 
-@dataclass
-class Patience:
-    """Waits longer before each new try, and gives up after `tries` of them without progress."""
+def wait_for(failure: Interrupted, patience: Patience) -> None:
+    """Sleep before the next try.
 
-    tries: int = 6
-    first: float = 1.0
-    longest: float = 30.0
-    most: float = 300.0
-    """A host that asks for a longer wait than this is not waited for."""
-    failed: int = 0
-
-    def progress(self) -> None:
-        """Something arrived: count from the beginning again."""
-        self.failed = 0
-
-    def wait(self, failure: Interrupted) -> None:
-        """Sleep before the next try.
-
-        Raises:
-            DownloadError: this was the last one, or the host asks for too long a wait.
-        """
-        self.failed += 1
-        asked = failure.retry_after
-        if asked is not None and asked > self.most:
-            raise DownloadError(f"{failure} and asks to wait {asked / 60:.0f} minutes; run the same command then")
-        if self.failed >= self.tries:
-            raise DownloadError(f"{failure}, {self.tries} times in a row; run the same command later")
-        sleep(min(self.first * 2 ** (self.failed - 1), self.longest) if asked is None else asked)
+    Raises:
+        DownloadError: this was the last one, or the host asks for too long a wait.
+    """
+    asked = failure.retry_after
+    if patience.wait(asked):
+        return
+    if asked is not None and patience.asks_too_much(asked):
+        raise DownloadError(f"{failure} and asks to wait {asked / 60:.0f} minutes; run the same command then")
+    raise DownloadError(f"{failure}, {patience.tries} times in a row; run the same command later")
 
 
 @dataclass
@@ -156,7 +140,7 @@ class Web:
                     raise_if_passing(response)
                     return response.status_code, read_json(response)
             except Interrupted as failure:
-                patience.wait(failure)
+                wait_for(failure, patience)
 
 
 def raise_if_passing(response: httpx2.Response) -> None:

@@ -6,12 +6,14 @@ is chosen.
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from ..errors import FormatError, UnknownArchitectureError
 from ..formats import Format, format_of
+from ..hub_errors import Kind, explained
 from .checkpoint import Checkpoint
 from .header import recognise_header
 
@@ -101,6 +103,7 @@ def _in_folder(folder: Path, variant: str | None, weight_name: str | None) -> Pa
 
 
 def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
+    from huggingface_hub import HfApi
     from huggingface_hub.constants import ENDPOINT
 
     if match := _URL.fullmatch(reference):
@@ -122,7 +125,8 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
         return Located(None, _download(repo, [f"**{suffix}" for suffix in PUBLISHED_SUFFIXES], hub), repo, hub)
 
     def read_format(name: str) -> Format | None:
-        header = _hub_call(repo, "parse_safetensors_file_metadata", name, revision=hub.revision, token=hub.token)
+        with _explained(repo, hub):
+            header = HfApi().parse_safetensors_file_metadata(repo, name, revision=hub.revision, token=hub.token)
         recognise_header(header.tensors, header.metadata)
         return format_of(header.metadata)
 
@@ -171,40 +175,19 @@ def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_w
 
 def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    with _explained(repo, hub):
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=OTHER_PRECISIONS, **asdict(hub)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FormatError(_unreachable(repo, hub, error)) from error
 
 
 def _list_files(repo: str, hub: HubOptions) -> set[str]:
-    return set(_hub_call(repo, "list_repo_files", revision=hub.revision, token=hub.token))
-
-
-def _hub_call(repo: str, method: str, *arguments, **options):
-    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError
 
-    try:
-        return getattr(HfApi(), method)(repo, *arguments, **options)
-    except SafetensorsParsingError as error:
-        raise FormatError(f"{repo} holds a damaged safetensors file: {' '.join(str(error).split())}") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise FormatError(_unreachable(repo, HubOptions(options.get("revision")), error)) from error
+    with _explained(repo, hub):
+        return set(HfApi().list_repo_files(repo, revision=hub.revision, token=hub.token))
 
 
-def _unreachable(repo: str, hub: HubOptions, error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    if isinstance(error, RevisionNotFoundError):
-        return f"the Hub repo {repo} has no revision {hub.revision}"
-    if isinstance(error, GatedRepoError):
-        return f"the Hub repo {repo} is gated: accept its terms on its page, then run `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"there is no Hub repo {repo} that you may read; check its name, or run `hf auth login` if it is private"
-    if hub.local_files_only:
-        return f"the Hub repo {repo} is not in the cache; load it once without local_files_only"
-    return f"the Hub repo {repo} cannot be reached ({type(error).__name__}); check the connection, or pass a folder"
+def _explained(repo: str, hub: HubOptions) -> AbstractContextManager[None]:
+    """Whatever the Hub's client raises, as a sentence about `repo`."""
+    cached = f"the Hub repo {repo} is not in the cache; load it once without local_files_only"
+    return explained(repo, lambda _: FormatError, {Kind.NOT_CACHED: cached} if hub.local_files_only else None)
