@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import click
 
@@ -41,10 +41,11 @@ def takes(**groups: OptionGroup[Any]) -> Decorator:
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
-        def command(**values: Any) -> Any:
+        def with_objects(**values: Any) -> Any:
             made = {name: group.of(values) for name, group in groups.items()}
             return function(**made, **{name: value for name, value in values.items() if name not in taken})
 
+        command: Command = with_objects
         for option in reversed([option for group in groups.values() for option in group.options]):
             command = option(command)
         return command
@@ -55,7 +56,7 @@ def takes(**groups: OptionGroup[Any]) -> Decorator:
 class Grouped(click.Command):
     """A command with many options: its help has them under headings."""
 
-    headings: Mapping[str, tuple[str, ...]] = {}
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Heading -> names of parameters; what is not named comes under the last."""
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:

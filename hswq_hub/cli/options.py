@@ -1,5 +1,6 @@
 """What can be said on the command line, and the settings objects that it makes: each option once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -339,7 +340,7 @@ UNPUBLISHED = {
 class Headed(Grouped):
     """A command whose help has the headings of `publish`."""
 
-    headings: ClassVar = {
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
         "What to make": tuple(RECIPE.names | FORMATS.names),
         "Calibration": ("samples", "steps", "seed"),

@@ -50,10 +50,10 @@ def confirm_cost(question: str, yes: bool) -> None:
 def quiet() -> None:
     """Keep other libraries' progress bars and notices out of our output; their warnings stay."""
     import diffusers
-    import huggingface_hub
     import transformers
+    from huggingface_hub.utils import disable_progress_bars
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()

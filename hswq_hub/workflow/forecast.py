@@ -97,7 +97,7 @@ class Forecast:
 
 
 def usual_size(source: Source) -> int:
-    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the architecture's."""
+    """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`; of a Hub base the architecture's."""
     config = Path(source.base) / "vae" / CONFIG
     known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return default_size(source.architecture, known)
@@ -110,7 +110,7 @@ def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
     the one above. Embedders and modulation are left out: they see the timestep, once a call, or are small.
     """
     levels = 1 + max((int(n) for n in re.findall(r"down_blocks\.(\d+)", " ".join(checkpoint.parameters))), default=0)
-    weights, places, widths = 0, 0.0, Counter()
+    weights, places, widths = 0, 0.0, Counter[int]()
     for key in checkpoint.layers:
         info, module = checkpoint.tensors[key], layer_of(checkpoint.modules[key][0])
         if checkpoint.architecture.is_sensitive(module):
@@ -127,7 +127,7 @@ def _tokens(module: str, size: int, levels: int) -> float:
     block = re.match(r"(down|up|mid)_block(?:s\.(\d+))?", module)
     number = int(block[2] or 0) if block else 0
     level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]] if block else 0
-    return (size / _LATENT / 2**level) ** 2
+    return float((size / _LATENT / 2**level) ** 2)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,9 @@ class Inspection:
     size: int
     steps: int
     call: DenoiserCost
-    config: dict
+    config: dict[str, object]
     bundled: list[str]
-    scheduler: dict
+    scheduler: dict[str, object]
     metadata: dict[str, str]
 
     @property
@@ -126,7 +126,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
     base = listing and (listing.base or base_named(architecture, listing.provenance.base_model))
     model = architecture.with_base(base or checkpoint.metadata.get(Metadata.BASE.value, ""))
     dtypes: Counter[str] = Counter()
-    for info in map(checkpoint.tensors.get, checkpoint.modules):
+    for info in (checkpoint.tensors[key] for key in checkpoint.modules):
         dtypes[info.dtype] += info.values
     reasons = {checkpoint.layer(key): checkpoint.why_never_quantized(key) for key in checkpoint.layers}
     if checkpoint.format is not None:
@@ -204,7 +204,7 @@ def _column(name: str, lines: Iterable[str]) -> list[str]:
     return [f"  {name if i == 0 else '':<12}{line}" for i, line in enumerate(lines)]
 
 
-def _settings(values: dict) -> str:
+def _settings(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 

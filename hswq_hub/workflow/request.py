@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..hub.destination import Destination
 from ..settings import PublishSettings, SourceSettings
-from ..sources.find import Choose, Found, find
+from ..sources.find import Found, find
+from ..sources.huggingface import Choose
 from ..sources.reference import DemoRef, LocalRef, parse
 from ..sources.source import Source
 from .publish import PublishPlan

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from hswq_runtime.errors import FormatError
+
 from ..common.files import file_sha256, write_atomically
 from ..common.identity import fingerprint
 from ..common.targets import check_room, nearest_existing, replace_folder
@@ -121,8 +123,18 @@ class Step:
 
     @property
     def made(self) -> Made | None:
-        """The record of the product."""
+        """The record of the product, if it is there."""
         return Made.read(self.folder)
+
+    def require_made(self) -> Made:
+        """The record of a product that has to be there.
+
+        Raises:
+            FormatError: it is not.
+        """
+        if (made := self.made) is None:
+            raise FormatError(f"{self.folder} is not there any more; run the same command again")
+        return made
 
     @property
     def state(self) -> State:
@@ -202,7 +214,7 @@ def _write_record(step: Step, folder: Path, seconds: float) -> None:
         finished=time.time(),
         bytes=sum(path.stat().st_size for path in paths),
         files={str(path.relative_to(folder)): file_sha256(path) for path in paths},
-        inputs={other.name: other.made.digest for other in step.inputs},
+        inputs={other.name: other.require_made().digest for other in step.inputs},
         work=step.work(),
     )
     write_atomically(folder / PRODUCT_RECORD, (json.dumps(asdict(made), indent=2) + "\n").encode())

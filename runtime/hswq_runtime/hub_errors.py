@@ -88,8 +88,8 @@ class Refusal:
             "HF_HUB_OFFLINE",
             Kind.XET: f"the storage of {site} (Xet) cannot be reached; run the same command again, or set "
             "HF_HUB_DISABLE_XET=1 to send files by plain HTTP",
-            Kind.UNREACHABLE: f"the Hub at {site} cannot be reached for {subject}, the connection broke ({self.broken}); "
-            "check it, and run the same command again",
+            Kind.UNREACHABLE: f"the Hub at {site} cannot be reached for {subject}, the connection broke "
+            f"({self.broken}); check it, and run the same command again",
             Kind.DAMAGED: f"{subject} holds a damaged safetensors file: {self.said}",
             Kind.CARD: f"the Hub refuses the card's front matter: {self.said}",
         }[self.kind]

@@ -132,7 +132,7 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
 
 
 def _file_facts(step: Step, plan: Plan) -> dict[str, object]:
-    made = step.made
+    made = step.require_made()
     file = next(step.folder.glob("*.safetensors"))
     return {
         "file": file.name,

@@ -72,8 +72,9 @@ class Quantization:
     def _search(self) -> Step:
         """The range of every weight that can be FP8."""
         recipe, checkpoint = self.recipe, self.source.checkpoint
-        asked = {"formats": [v.value for v in self.formats], "search": recipe.search and asdict(recipe.search)}
-        asked |= {
+        asked: dict[str, object] = {
+            "formats": [format.value for format in self.formats],
+            "search": recipe.search and asdict(recipe.search),
             "rounding": recipe.rounding,
             "row_scales": recipe.row_scales,
             "fold": recipe.fold,
