@@ -144,12 +144,10 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
     path = file(RECORD)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        row = ARCHITECTURES[record["architecture"]]
+        architecture = ARCHITECTURES[record["architecture"]]
         names = {Format(format): _plain_name(facts["file"]) for format, facts in record["files"].items()}
         base = record["base"] or reference
-        architecture = row.with_base(base)
-        known = {model.base_repo for model in row.models}
-        if base != reference and not (base in known if strange else is_repo_id(base)):
+        if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
         files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.

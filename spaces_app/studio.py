@@ -169,13 +169,7 @@ class Studio:
             shared.together = _fit(checkpoints.values(), self.device)
         if not shared.together:
             tell(Note("The variants do not fit into memory together: they are loaded one after the other."))
-        generation = GenerationSettings.of(
-            model.architecture,
-            steps=wish.steps,
-            guidance=wish.guidance,
-            size=wish.size,
-            negative_prompt=wish.negative or None,
-        )
+        how = GenerationSettings(wish.steps, wish.guidance, wish.size)
         reference: Sample | None = None
         for label, checkpoint in checkpoints.items():
             _check(stop)
@@ -188,8 +182,9 @@ class Studio:
                     pipeline,
                     wish.prompt,
                     wish.seed,
-                    generation,
+                    how,
                     on_step=_teller(pipeline, label, wish.steps, tell, stop),
+                    negative=wish.negative or None,
                 )
             reference = reference or sample
             tell(

@@ -26,7 +26,7 @@ from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
-from ..generation.generate import GenerationSettings, generate, open_pipeline
+from ..generation.generate import generate, generation_settings, open_pipeline
 from ..generation.recording import Call, record_calls, spread
 from ..settings import CalibrationSettings
 from ..sources.source import Source
@@ -198,17 +198,15 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     denoiser = load_model(source.checkpoint, dtype)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     steps = settings.steps_of(architecture.steps)
-    generation = GenerationSettings.of(
-        architecture, pipeline.vae.config, steps=steps, guidance=settings.guidance, size=settings.size
-    )
+    how = generation_settings(pipeline, architecture, steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
-    wanted = spread(settings.calls, settings.samples, generation.steps)
+    wanted = spread(settings.calls, settings.samples, how.steps)
     done = 0
 
     def under_way() -> int:
         """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
-        return i * generation.steps + min(done, generation.steps - 1)
+        return i * how.steps + min(done, how.steps - 1)
 
     def on_step(*_) -> None:
         nonlocal done
@@ -218,12 +216,12 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     with (
         record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
-        progress(total=len(ours) * generation.steps, desc="calibrate", unit="step") as bar,
+        progress(total=len(ours) * how.steps, desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
             done = 0
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, generation, on_step)
-    numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step)
+    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
@@ -233,7 +231,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         made_by={
             "settings": asdict(settings),
             "source_sha256": source.sha256,
-            "generation": asdict(generation),
+            "generation": asdict(how),
             "dtype": str(dtype).removeprefix("torch."),
             "hardware": describe(group.device),
             "processes": group.size,

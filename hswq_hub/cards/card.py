@@ -2,12 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
@@ -22,7 +20,6 @@ from ..common.text import megabytes, share
 from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
 from ..evaluation.plots import SENSITIVITY, SIZES, WEIGHTS
 from ..evaluation.report import HEADINGS, comparisons, earlier_table, pair_table, protocol_table, table
-from ..generation.generate import GenerationSettings
 from ..quantization.plan import Decision
 from ..settings import COMPENSATED
 from ..sources.catalog import Entry, catalog, entry_of
@@ -255,14 +252,6 @@ class Card:
         text = _environment().get_template("card.md.j2").render(card=self, **self._figures())
         return re.sub(r"\n{3,}", "\n\n", text)
 
-    def _call_arguments(self, generation: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What the measured pictures' pipeline was called with besides the prompt, as Python spells it."""
-        called = GenerationSettings.of(
-            self.architecture, steps=generation["steps"], guidance=generation["guidance"], size=generation["size"]
-        ).arguments("")
-        del called["prompt"]
-        return [(name, json.dumps(v) if isinstance(v, str) else repr(v)) for name, v in called.items()]
-
     def _figures(self) -> dict:
         """The names of the template besides `card`."""
         names = {
@@ -275,7 +264,6 @@ class Card:
             return names
         return names | {
             "protocol": self.evaluation.protocol,
-            "call_arguments": self._call_arguments(self.evaluation.protocol["generation"]),
             "headings": HEADINGS,
             "rows": table(self.evaluation),
             "protocol_rows": protocol_table(self.evaluation),

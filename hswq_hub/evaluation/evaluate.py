@@ -20,7 +20,7 @@ from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
 from ..generation import metrics
-from ..generation.generate import GenerationSettings, Sample, generate
+from ..generation.generate import Sample, generate, generation_settings
 from ..generation.pipelines import SharedPipeline
 from ..settings import EvaluationSettings
 from ..sources.source import Source
@@ -155,13 +155,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path)
         pipeline = shared.around(checkpoint)
-        how = GenerationSettings.of(
-            architecture,
-            pipeline.vae.config,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            size=settings.size,
-        )
+        how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
         samples[label] = [
             generate(pipeline, prompt, seed, how)
             for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")

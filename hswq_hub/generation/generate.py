@@ -4,7 +4,6 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from hswq_runtime.pipeline import assemble_pipeline
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a pipeline is called with besides prompts and noise; :meth:`of` is the one way to make it.
+    """`steps` denoising steps, guidance scale, and the side of the square picture in pixels.
 
-    steps: denoising steps. guidance: the scale. size: pixels a side of the square picture. guidance_argument: what the
-    pipeline calls the scale. negative_prompt: None for the pipeline's own. call: further arguments of its call.
+    guidance_argument: what the pipeline calls the scale. negative_prompt: None for the pipeline's own. call: further
+    arguments of its call.
     """
 
     steps: int
@@ -30,41 +29,11 @@ class GenerationSettings:
     negative_prompt: str | None = None
     call: dict[str, object] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        architecture: Architecture,
-        vae_config: Mapping[str, Any] | None = None,
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        size: int | None = None,
-        negative_prompt: str | None = None,
-    ) -> "GenerationSettings":
-        """What is given, and the architecture's defaults for the rest.
-
-        Args:
-            architecture: of the model, with the facts of its variant.
-            vae_config: the VAE's configuration, which may say a smaller size; None: the architecture's size.
-            negative_prompt: takes the place of the architecture's.
-        """
-        return cls(
-            steps=steps or architecture.steps,
-            guidance=architecture.guidance if guidance is None else guidance,
-            size=size or default_size(architecture, vae_config or {}),
-            guidance_argument=architecture.guidance_argument,
-            negative_prompt=architecture.negative_prompt if negative_prompt is None else negative_prompt,
-            call=dict(architecture.call),
-        )
-
-    def arguments(self, prompt: str | Sequence[str]) -> dict[str, Any]:
-        """Keyword arguments of the pipeline's call for a prompt, or for a batch of them."""
-        negative: dict[str, Any] = {}
-        if self.negative_prompt is not None:
-            one = self.negative_prompt
-            negative["negative_prompt"] = one if isinstance(prompt, str) else [one] * len(prompt)
+    def arguments(self, prompts: Sequence[str]) -> dict:
+        """Arguments of the pipeline's call for a batch of `prompts`."""
+        negative = {} if self.negative_prompt is None else {"negative_prompt": [self.negative_prompt] * len(prompts)}
         return {
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "prompt": list(prompts),
             "height": self.size,
             "width": self.size,
             "num_inference_steps": self.steps,
@@ -98,9 +67,27 @@ def takes_negative(pipeline) -> bool:
     return "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
 
 
-def default_size(architecture: Architecture, vae_config: Mapping[str, Any]) -> int:
+def generation_settings(
+    pipeline,
+    architecture: Architecture,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+) -> GenerationSettings:
+    """What is given, and the architecture's defaults for the rest."""
+    return GenerationSettings(
+        steps=steps or architecture.steps,
+        guidance=architecture.guidance if guidance is None else guidance,
+        size=size or default_size(architecture, pipeline.vae.config),
+        guidance_argument=architecture.guidance_argument,
+        negative_prompt=architecture.negative_prompt,
+        call=dict(architecture.call),
+    )
+
+
+def default_size(architecture: Architecture, vae_config: Mapping) -> int:
     """Pixels a side: the architecture's, or what the VAE's configuration says it was made for, if that is smaller."""
-    return int(min(architecture.size, vae_config.get("sample_size", architecture.size)))
+    return min(architecture.size, vae_config.get("sample_size", architecture.size))
 
 
 def generate(
@@ -109,12 +96,14 @@ def generate(
     seed: int,
     settings: GenerationSettings,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
+    negative: str | None = None,
 ) -> Sample:
     """One picture. The noise is drawn on the CPU, so a seed means the same noise on every device.
 
     Args:
         on_step: called after each denoising step with its number, from 0, and the latents as they are then; what it
             raises ends the picture.
+        negative: what the picture should not show, for pipelines that :func:`takes_negative`.
 
     Raises:
         HSWQError: the latents are not finite; a black picture would pass for a result otherwise.
@@ -129,7 +118,7 @@ def generate(
 
     start = time.perf_counter()
     image = pipeline(
-        **settings.arguments(prompt),
+        **settings.arguments([prompt]) | ({} if negative is None else {"negative_prompt": [negative]}),
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=after_step,
         output_type="np",

@@ -97,7 +97,7 @@ class Forecast:
 
 
 def usual_size(source: Source) -> int:
-    """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`; of a Hub base the architecture's."""
+    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the architecture's."""
     config = Path(source.base) / "vae" / CONFIG
     known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return default_size(source.architecture, known)

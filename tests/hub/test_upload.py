@@ -21,7 +21,7 @@ from support.hub_store import sha256
 from hswq_hub.cards.card import Card, write_card
 from hswq_hub.cli.main import main
 from hswq_hub.common.targets import TargetError
-from hswq_hub.generation.generate import GenerationSettings, generate
+from hswq_hub.generation.generate import generate, generation_settings
 from hswq_hub.hub.client import AccountError, UploadError, VerificationError
 from hswq_hub.hub.destination import check_upload
 from hswq_hub.hub.history import earlier_versions, version_tag
@@ -146,7 +146,7 @@ def run(*arguments):
 
 
 def picture(pipeline):
-    how = GenerationSettings.of(resolve("demo").architecture, pipeline.vae.config, steps=2)
+    how = generation_settings(pipeline, resolve("demo").checkpoint.architecture, steps=2)
     return generate(pipeline, "a large red ring at the left on a blue background", 5, how).image
 
 
