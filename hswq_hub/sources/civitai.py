@@ -129,10 +129,11 @@ class Civitai:
         (file,) = listing.files
         return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
 
-    def is_here(self, listing: Listing) -> bool:
-        """Whether the listed file is in the cache."""
+    def weights_here(self, listing: Listing) -> list[Path] | None:
+        """The listed file in the cache; None if it would have to be fetched."""
         (file,) = listing.files
-        return cached(self.web, _download_path(listing, file), file) is not None
+        path = cached(self.web, _download_path(listing, file), file)
+        return None if path is None else [path]
 
     def header(self, listing: Listing) -> bytes:
         """The header of the listed file, and no more of it.

@@ -66,18 +66,22 @@ class Found:
     @property
     def is_here(self) -> bool:
         """Whether fetching it would transfer no weights."""
-        return self.host is None or self.listing is None or self.host.is_here(self.listing)
+        return self.host is None or self.listing is None or self.host.weights_here(self.listing) is not None
 
     @contextmanager
     def header(self) -> Iterator[Path]:
-        """The file, or a stand-in that has its header and size and is a hole otherwise. Of what is elsewhere some
-        kilobytes are fetched.
+        """The file if it is here in one piece, else a stand-in that has its header and size and is a hole otherwise. Of
+        what is elsewhere some kilobytes are fetched.
 
         Raises:
             SourceError: it cannot be had.
             FormatError: it has no header of a safetensors file.
         """
         if self.host is not None and self.listing is not None:
+            here = self.host.weights_here(self.listing)
+            if here is not None and len(self.listing.files) == 1:
+                yield here[0]
+                return
             with stand_in(self.host.header(self.listing), f"{self.listing.name}.safetensors") as path:
                 yield path
         elif isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
@@ -97,10 +101,9 @@ class Found:
             SourceError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
         """
         with self.header() as path:
-            if self.listing is None:
-                digest = cache.known_sha256(path)
-            else:
-                digest = self.listing.files[0].sha256 if len(self.listing.files) == 1 else None
+            digest = cache.known_sha256(path)
+            if digest is None and self.listing is not None and len(self.listing.files) == 1:
+                digest = self.listing.files[0].sha256
             yield self._source(path, digest or NOT_LISTED)
 
     def fetch(self) -> Source:

@@ -19,7 +19,6 @@ from huggingface_hub.hf_api import ModelInfo
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 from hswq_runtime.hub_errors import Kind, Refusal, explained
 
-from ..common.files import file_sha256
 from ..common.layout import LICENCE_FILE
 from ..common.text import plain
 from .diffusers_folder import (
@@ -141,15 +140,24 @@ class Hub:
         paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
         return join(config_path, paths, listing.name, verify=verify)
 
-    def is_here(self, listing: Listing) -> bool:
-        """Whether all weights are in the client's cache or in ours."""
+    def weights_here(self, listing: Listing) -> list[Path] | None:
+        """All listed weights in the client's cache or in ours; None if one of them would have to be fetched.
+
+        A file in the client's cache that was never hashed is judged by its size: nothing is read in full.
+        """
         repo, revision = str(listing.provenance.repo), str(listing.version)
         weights = listing.files if len(listing.files) == 1 else listing.files[1:]
-        return all(
-            self._of_client(repo, revision, file, verify=False) is not None
-            or cached(self._web(), self._address(repo, revision, file), file) is not None
-            for file in weights
-        )
+        found = [path for file in weights if (path := self._here(repo, revision, file)) is not None]
+        return found if len(found) == len(weights) else None
+
+    def _here(self, repo: str, revision: str, file: RemoteFile) -> Path | None:
+        known = try_to_load_from_cache(repo, file.id, revision=revision)
+        if file.sha256 is not None and isinstance(known, str):
+            path = Path(known)
+            digest = cache.known_sha256(path)
+            if digest == file.sha256 or (digest is None and path.stat().st_size == file.size):
+                return path
+        return cached(self._web(), self._address(repo, revision, file), file)
 
     def header(self, listing: Listing) -> bytes:
         """The header of the whole model, of shards put together, and no tensor's values.
@@ -207,11 +215,7 @@ class Hub:
         if file.sha256 is None or not isinstance(known, str):
             return None
         path = Path(known)
-        if verify or not cache.is_verified(path, file.sha256):
-            if file_sha256(path) != file.sha256:
-                return None
-            cache.mark_verified(path, file.sha256)
-        return path
+        return path if cache.sha256_of(path, verify=verify) == file.sha256 else None
 
     def _licence_text(self, info: ModelInfo) -> str | None:
         """The text that the repo ships, where it does: what its card links to, or what is called a licence."""

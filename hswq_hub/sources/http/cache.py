@@ -70,11 +70,9 @@ def find(sha256: str, *, verify: bool = False) -> Path | None:
     path = next(iter((folder() / sha256).glob("*")), None)
     if path is None:
         return None
-    if not is_verified(path, sha256) or verify:
-        if file_sha256(path) != sha256:
-            shutil.rmtree(path.parent)
-            return None
-        mark_verified(path, sha256)
+    if sha256_of(path, verify=verify) != sha256:
+        shutil.rmtree(path.parent)
+        return None
     os.utime(_record(path))
     return path
 
@@ -87,7 +85,7 @@ def add(arrived: Path, name: str, sha256: str) -> Path:
     path = folder() / sha256 / name
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(arrived, path)
-    mark_verified(path, sha256)
+    _note(path, _state(path, sha256))
     return path
 
 
@@ -102,12 +100,10 @@ def recall(key: str) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
-def is_verified(path: Path, sha256: str) -> bool:
-    """Whether `path` had that content when it was hashed last, and has not changed since by size and time."""
-    try:
-        return json.loads(_record(path).read_text(encoding="utf-8")) == _state(path, sha256)
-    except (OSError, ValueError):
-        return False
+def holding(sha256: str) -> Path | None:
+    """The file with that content, if it is here and unchanged since it was hashed. It reads and removes nothing."""
+    path = next(iter((folder() / sha256).glob("*")), None)
+    return path if path is not None and known_sha256(path) == sha256 else None
 
 
 def known_sha256(path: Path) -> str | None:
@@ -123,14 +119,10 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
     """The digest of a file anywhere on this disk: the one known, else found out and remembered. `verify`: read it."""
     if not verify and (known := known_sha256(path)) is not None:
         return known
+    before = path.stat()  # a file that changes while it is read is read again the next time
     digest = file_sha256(path)
-    mark_verified(path, digest)
+    _note(path, _state_of(before, digest))
     return digest
-
-
-def mark_verified(path: Path, sha256: str) -> None:
-    """Remember that `path` was hashed just now and what came of it. It may be in another cache, such as the Hub's."""
-    write_atomically(_record(path), json.dumps(_state(path, sha256)).encode())
 
 
 def contents() -> list[Cached]:
@@ -189,6 +181,13 @@ def _record(path: Path) -> Path:
     return folder() / _VERIFIED / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.json"
 
 
-def _state(path: Path, sha256: str) -> dict:
-    now = path.stat()
-    return {"sha256": sha256, "size": now.st_size, "mtime_ns": now.st_mtime_ns}
+def _note(path: Path, state: dict[str, str | int]) -> None:
+    write_atomically(_record(path), json.dumps(state).encode())
+
+
+def _state(path: Path, sha256: str) -> dict[str, str | int]:
+    return _state_of(path.stat(), sha256)
+
+
+def _state_of(stat: os.stat_result, sha256: str) -> dict[str, str | int]:
+    return {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}

@@ -106,8 +106,9 @@ def download(
     """
     key = _key(web, url, file)
     with cache.locked(key):
-        if found := cached(web, url, file, verify=verify):
-            return found
+        known = file.sha256 or cache.recall(key)
+        if known and (found := cache.find(known, verify=verify)):
+            return found, known
         part = _Part.open(cache.partial(key), file.name)
         resumed = part.arrived > 0
         digest = _fetch(web, url, file, part, explain, check_header)
@@ -128,11 +129,13 @@ def download(
         return path, digest
 
 
-def cached(web: Web, url: str, file: RemoteFile, *, verify: bool = False) -> tuple[Path, str] | None:
-    """What :func:`download` would return without asking anybody; None if it would have to."""
+def cached(web: Web, url: str, file: RemoteFile) -> Path | None:
+    """Where :func:`download` would find the file without asking anybody; None if it would have to ask.
+
+    A file that changed since it was verified counts as absent. Nothing is read in full.
+    """
     known = file.sha256 or cache.recall(_key(web, url, file))
-    found = cache.find(known, verify=verify) if known else None
-    return (found, known) if found and known else None
+    return cache.holding(known) if known else None
 
 
 def _key(web: Web, url: str, file: RemoteFile) -> str:
