@@ -6,11 +6,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from .desk import Desk
-from .models import Shelf
-from .page import TITLE, Page
-from .studio import Studio
-from .theme import css, theme
+from spaces_app.comparison.worker import Studio
+from spaces_app.models.registry import Shelf
+from spaces_app.page.controller import Desk
+from spaces_app.page.page import TITLE, Page
+from spaces_app.page.theme import css, theme
 
 MODELS = "models.txt"
 """Beside a Space's app.py: what it shows, a reference a line."""

@@ -30,13 +30,13 @@ from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.source import resolve
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
-from spaces_app import bundled
 from spaces_app.app import main
-from spaces_app.desk import Desk
-from spaces_app.lora import find_lora
-from spaces_app.models import Shelf
-from spaces_app.studio import Made, Note, Step, Stopped, Studio
-from spaces_app.wish import WishError, checked, usual
+from spaces_app.comparison.worker import Made, Note, Step, Stopped, Studio
+from spaces_app.models import bundled
+from spaces_app.models.lora import find_lora
+from spaces_app.models.registry import Shelf
+from spaces_app.page.controller import Desk
+from spaces_app.request import WishError, checked, usual
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 PROMPT = "a large red ring at the left on a blue background"
@@ -167,7 +167,7 @@ def test_a_run_is_told_step_by_step_with_previews(studio):
 
 
 def test_stopping_takes_effect_at_the_next_step_and_frees_the_weights(monkeypatch):
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
+    monkeypatch.setattr("spaces_app.comparison.worker.free_memory", lambda device: 0)
     studio, model, stop = Studio(), Shelf().model(), threading.Event()
     wish = quick(model, steps=60)
     seen = []
@@ -185,7 +185,7 @@ def test_stopping_takes_effect_at_the_next_step_and_frees_the_weights(monkeypatc
 def test_variants_are_loaded_one_at_a_time_where_they_do_not_fit(monkeypatch, studio):
     model = Shelf().model()
     together = pictures(studio, model)
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
+    monkeypatch.setattr("spaces_app.comparison.worker.free_memory", lambda device: 0)
     held = []
     careful = Studio()
     told = []
@@ -200,7 +200,7 @@ def test_variants_are_loaded_one_at_a_time_where_they_do_not_fit(monkeypatch, st
 
 
 def test_how_a_run_was_made_is_still_said_when_it_is_done(monkeypatch):
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
+    monkeypatch.setattr("spaces_app.comparison.worker.free_memory", lambda device: 0)
     desk = Desk(Shelf(), Studio())
     model = desk.shelf.model()
     assert "one after the other" in desk.run(model, quick(model)).remark
@@ -372,7 +372,7 @@ def a_strangers_repo(tmp_path, monkeypatch):
             return SimpleNamespace(file=folder / name)
 
         monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
-        monkeypatch.setattr("spaces_app.models.locate", located)
+        monkeypatch.setattr("spaces_app.models.registry.locate", located)
         return Shelf(any_repo=True).model("eve/model")
 
     return make

@@ -77,4 +77,4 @@ def _light_and_dark(**settings: tuple[str, str]) -> dict[str, str]:
 
 def css() -> str:
     """What a theme cannot say."""
-    return (files("spaces_app") / "style.css").read_text(encoding="utf-8")
+    return (files("spaces_app.page") / "style.css").read_text(encoding="utf-8")

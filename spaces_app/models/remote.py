@@ -6,7 +6,7 @@ import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .wish import WishError
+from ..request import WishError
 
 
 def check_size(repo: str, names: Sequence[str], most: int) -> None:

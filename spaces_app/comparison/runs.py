@@ -8,8 +8,8 @@ from PIL import Image
 
 from hswq_hub.evaluation.pictures import amplification, difference, enlarged
 
-from .studio import Made
-from .wish import Wish
+from ..request import Wish
+from .worker import Made
 
 KEPT = 8
 """Comparisons that are kept for each visitor."""

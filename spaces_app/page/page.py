@@ -5,15 +5,15 @@ import gradio as gr
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 
+from ..comparison.runs import KEPT, Run
+from ..comparison.worker import Stopped
+from ..models.registry import Model
+from ..request import FIRST_SEED, GUIDANCE, PROMPT_LENGTH, SEED, SIZE_STEP, STEPS, Wish, checked, usual
 from . import view
 from .api import add_api
-from .desk import Desk, sentence
+from .controller import Desk, sentence
 from .links import link, wish_of
-from .models import Model
-from .runs import KEPT, Run
-from .studio import Stopped
 from .view import Tile
-from .wish import FIRST_SEED, GUIDANCE, PROMPT_LENGTH, SEED, SIZE_STEP, STEPS, Wish, checked, usual
 
 TITLE = "HSWQ: what quantization did to the picture"
 STUDIO = {"concurrency_limit": 1, "concurrency_id": "studio"}

@@ -23,10 +23,10 @@ from hswq_hub.generation.pipelines import SharedPipeline
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 
-from .lora import find_lora, wearing
-from .models import Model
-from .wish import Wish, WishError
-from .zero import ON_ZERO_GPU
+from ..models.lora import find_lora, wearing
+from ..models.registry import Model
+from ..request import Wish, WishError
+from ..zero import ON_ZERO_GPU
 
 _PREVIEWS = 5
 """Step previews of each picture, about: each costs a small decoding."""

@@ -5,8 +5,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from spaces_app.links import link, wish_of
-from spaces_app.wish import PROMPT_LENGTH, Limits, WishError, checked, usual
+from spaces_app.page.links import link, wish_of
+from spaces_app.request import PROMPT_LENGTH, Limits, WishError, checked, usual
 
 LIMITS = Limits(("original", "naive FP8", "V1", "V2"), steps=9, guidance=0.0, size=64)
 FIELDS = {

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from hswq_runtime.errors import HSWQError
 
+from ..comparison.runs import Run
+from ..comparison.worker import Event, Made, Note, Step, Stopped, Studio
+from ..models.registry import Model, Shelf
+from ..request import Wish, usual
+from ..zero import ON_ZERO_GPU, gpu
 from . import view
-from .models import Model, Shelf
-from .runs import Run
-from .studio import Event, Made, Note, Step, Stopped, Studio
 from .view import Tile
-from .wish import Wish, usual
-from .zero import ON_ZERO_GPU, gpu
 
 _log = logging.getLogger(__name__)
 _QUICK_BYTES = 256 << 20

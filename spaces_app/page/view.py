@@ -12,8 +12,8 @@ from hswq_hub.common.text import megabytes
 from hswq_hub.evaluation.plots import by_sensitivity
 from hswq_hub.quantization.plan import Plan
 
-from .runs import Run, png
-from .studio import Made
+from ..comparison.runs import Run, png
+from ..comparison.worker import Made
 
 _TILE_SIDE = 256
 _HEADINGS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from .wish import FIRST_SEED, Limits, Wish, WishError, checked
+from ..request import FIRST_SEED, Limits, Wish, WishError, checked
 
 _SEPARATOR = "|"
 

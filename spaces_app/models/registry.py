@@ -24,9 +24,9 @@ from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 
+from ..request import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, WishError
 from . import bundled
 from .remote import check_size
-from .wish import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, WishError
 
 _EXAMPLES = 5
 _LARGEST_SIDE = 2048

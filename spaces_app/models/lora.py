@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 
+from ..request import WishError
 from .remote import check_size
-from .wish import WishError
 
 LARGEST = 2 << 30
 """Bytes of a LoRA that is fetched."""

@@ -2,10 +2,10 @@
 
 import gradio as gr
 
+from ..request import FIRST_SEED, checked
 from . import view
-from .desk import Desk, sentence
+from .controller import Desk, sentence
 from .links import link
-from .wish import FIRST_SEED, checked
 
 
 def add_api(desk: Desk, **queue) -> None:
