@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hswq_runtime.formats import Format, Reader, Runs
+from hswq_runtime.formats import Format, Reader
 
 from ..calibration.calibrate import Calibration
 from ..common.files import write_atomically
@@ -20,7 +20,7 @@ from ..quantization.compensate import check_memory, knows_outputs, replay_cost, 
 from ..quantization.keep import keep, largest_bytes
 from ..quantization.measure import measure_errors
 from ..quantization.moments import TOGETHER
-from ..quantization.plan import Decision, Plan, plan_everything, plan_naive, unread_plan
+from ..quantization.plan import Plan, plan_everything, plan_naive, unread_plan
 from ..quantization.writer import codes_of, planned_bytes, write_quantized
 from ..settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ..sources.components import base_identity
@@ -238,12 +238,7 @@ def _decided(plan: Plan) -> dict:
 
 
 def _plan(format: str, recipe: str, reader: str, rows: list[dict], moves: dict[str, list]) -> Plan:
-    decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
-    return Plan(Format(format), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
-
-
-def _runs(listed: list) -> Runs:
-    return tuple((rows, exponent) for rows, exponent in listed)
+    return Plan.from_rows(Format(format), recipe, rows, moves, Reader(reader))
 
 
 def _write_json(path: Path, content) -> None:

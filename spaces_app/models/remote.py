@@ -6,22 +6,22 @@ import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from ..request import WishError
+from ..request import RequestError
 
 
 def check_size(repo: str, names: Sequence[str], most: int) -> None:
     """Check that the files `names` are there for everybody, without a token, and have at most `most` bytes together.
 
     Raises:
-        WishError: they are not.
+        RequestError: they are not.
     """
     try:
         found = HfApi(token=False).get_paths_info(repo, list(names))
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise WishError(f"{repo} cannot be reached on the Hub; is it public?") from error
+        raise RequestError(f"{repo} cannot be reached on the Hub; is it public?") from error
     missing = set(names) - {file.path for file in found}
     if missing:
-        raise WishError(f"{repo} has no file {sorted(missing)[0]}")
+        raise RequestError(f"{repo} has no file {sorted(missing)[0]}")
     size = sum(file.size for file in found)
     if size > most:
-        raise WishError(f"{repo} has {size / 1e9:.1f} GB of what would be fetched; {most / 1e9:.1f} GB are the most")
+        raise RequestError(f"{repo} has {size / 1e9:.1f} GB of what would be fetched; {most / 1e9:.1f} GB are the most")
