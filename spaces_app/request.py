@@ -1,6 +1,6 @@
-"""What a visitor asks for, checked before anything is fetched or computed.
+"""A visitor's request, validated before anything is fetched or computed.
 
-Nothing that arrives here is trusted: the page sends it, but so may any program.
+No field is trusted: the page sends them, but so may any program.
 """
 
 import math
@@ -17,12 +17,12 @@ SIZE_STEP = 16
 
 
 class RequestError(HSWQError):
-    """Something that cannot be had; the sentence is shown on the page."""
+    """An invalid request; its message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model offers, and its defaults. Sizes: pixels a side, multiples of `SIZE_STEP`."""
+    """A model's variants and default settings. Sizes: pixels a side, multiples of `SIZE_STEP`."""
 
     variants: tuple[str, ...]
     steps: int
@@ -58,17 +58,17 @@ class Request:
 
 
 def default_request(limits: Limits, prompt: str) -> Request:
-    """The request for `prompt` that leaves everything else at its default."""
+    """The request for `prompt` with the default of every other field."""
     return validated_request(
         limits, prompt, "", FIRST_SEED, limits.steps, limits.guidance, limits.size, limits.variants
     )
 
 
 def validated_request(limits: Limits, prompt, negative, seed, steps, guidance, size, variants, lora="") -> Request:
-    """The request, if it is one that `limits` allow.
+    """The request of these fields, validated against `limits`.
 
     Raises:
-        RequestError: the first thing that is wrong with it.
+        RequestError: a field is invalid; the message names the first.
     """
     if not isinstance(variants, (list, tuple)):
         raise RequestError("the variants have to be a list of names")

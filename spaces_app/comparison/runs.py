@@ -1,4 +1,4 @@
-"""A finished comparison, as the page keeps it for its visitor."""
+"""A finished comparison, kept for its visitor."""
 
 import io
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A LoRA that a visitor names: found, put on one variant after the other, and taken off again."""
+"""A LoRA that a visitor names: fetched, then applied to a pipeline for the length of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def find_lora(text: str, *, local: bool) -> Path | None:
 
 @contextmanager
 def lora_applied(pipeline, lora: Path | None) -> Iterator[None]:
-    """The pipeline with the LoRA on it, if there is one, for the length of the block.
+    """Apply the LoRA to the pipeline for the length of the block; None: nothing to apply.
 
     Raises:
         RequestError: the file is no LoRA, or none for this model.

@@ -1,4 +1,4 @@
-"""How large a visitor's choice on the Hub is, before a byte of it is fetched."""
+"""Checks the size of files on the Hub before they are fetched for a visitor."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ..request import RequestError
 
 
 def check_size(repo: str, names: Sequence[str], most: int) -> None:
-    """Check that the files `names` are there for everybody, without a token, and have at most `most` bytes together.
+    """Check that the files `names` are public, and have at most `most` bytes together. No token is sent.
 
     Raises:
         RequestError: they are not.

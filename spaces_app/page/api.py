@@ -1,4 +1,4 @@
-"""The one endpoint for programs. It takes words and numbers and answers with figures and pictures: no files."""
+"""The endpoint for programs. It takes text and numbers, and returns figures and pictures; no files."""
 
 import gradio as gr
 

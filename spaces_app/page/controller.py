@@ -1,4 +1,4 @@
-"""From a request to a run, told in tiles: what happens behind the page's buttons and behind its API."""
+"""Turns a request into progress and a finished run, for the page's buttons and for its API."""
 
 import logging
 import threading
@@ -30,7 +30,7 @@ class Progress:
 
 
 def user_message(error: Exception) -> str:
-    """What a visitor is told. Only what the project raises on purpose is meant for them; the rest is logged."""
+    """The message shown to a visitor: that of an `HSWQError`; any other error is only logged."""
     if isinstance(error, HSWQError):
         text = " ".join(str(error).split())
         return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
@@ -48,7 +48,7 @@ class Controller:
         self._first: Future[Run | None] | None = None
 
     def open(self) -> None:
-        """Get the first model ready; a quick one also makes a first comparison, for the page to begin with."""
+        """Load the first model in the background. A small one also makes the comparison that the page opens with."""
         model = self.registry.model()
         if ON_ZERO_GPU:
             self.worker.preload(model)
@@ -58,7 +58,7 @@ class Controller:
         starter.shutdown(wait=False)
 
     def first(self) -> Run | None:
-        """The comparison that the page begins with, if there is one; waits for it."""
+        """Waits for the comparison that the page opens with; None if there is none."""
         return None if self._first is None else self._first.result()
 
     def _make_first(self, model: Model) -> Run | None:
@@ -80,9 +80,9 @@ class Controller:
         raise HSWQError("the run ended without a result")
 
     def steps(self, model: Model, request: Request, session: str = "") -> Iterator[Progress | Run]:
-        """The run, told step by step; the last that comes is the finished run.
+        """Progress after each event; the last item is the finished run.
 
-        `session`: whose it is, so that :meth:`stop` finds it; without one it is nobody's who may name local files.
+        `session`: the visitor's, for :meth:`stop`; without one no local files may be named.
         """
         tiles = {label: Tile(label) for label in request.variants}
         made: list[VariantDone] = []
@@ -106,18 +106,18 @@ class Controller:
                 del self._stops[session]
 
     def stop(self, session: str) -> None:
-        """End what `session` is waiting for."""
+        """Stop the run of `session`."""
         if session in self._stops:
             self._stops[session].set()
 
     def _events(self, reference: str, request: Request, session: str) -> Iterator[Event]:
-        """In the process that has the GPU: what is handed over has to be picklable, and `stop` stays behind."""
+        """Runs in the process that has the GPU: arguments have to be picklable, so `stop` is looked up here."""
         model, stop = self.registry.model(reference), self._stops.get(session)
         yield from self.worker.run(model, request, stop=stop, local=None if session else False)
 
 
 def _update_tiles(event: Event, tiles: dict[str, Tile], request: Request) -> str:
-    """Bring the tiles up to date; returns a sentence about the event."""
+    """Update the tiles; returns a sentence about the event."""
     if isinstance(event, VariantDone):
         closeness = "reference" if event.label == request.reference else f"SSIM {event.figures.ssim:.4f}"
         tiles[event.label] = Tile(event.label, 1.0, view.small(event.image), closeness)

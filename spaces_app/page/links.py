@@ -9,7 +9,7 @@ _SEPARATOR = "|"
 
 
 def link(reference: str, request: Request) -> str:
-    """The query of a link that shows the same again."""
+    """The query string that reproduces this comparison."""
     fields = {
         "model": reference,
         "prompt": request.prompt,
@@ -25,10 +25,10 @@ def link(reference: str, request: Request) -> str:
 
 
 def request_from_query(query: Mapping[str, str], limits: Limits) -> Request | None:
-    """What a link asks for, with defaults for what it leaves out; None if it asks for nothing.
+    """The request of a link, with defaults for missing fields; None for a link without a prompt.
 
     Raises:
-        RequestError: it asks for something that cannot be had.
+        RequestError: a field is invalid.
     """
     if "prompt" not in query:
         return None

@@ -1,4 +1,4 @@
-"""The page: what is where, and what calls what."""
+"""The page: its components, and the functions that their events call."""
 
 import gradio as gr
 
@@ -219,7 +219,7 @@ class Page:
         demo.load(self._arrive, None, [self.model, *model_parts, self.linked], **_LIGHT)
         demo.load(self._first, None, result, concurrency_limit=None, show_progress="hidden", api_visibility="private")
 
-    # What the events do: each gives a dictionary of components and what they show now.
+    # Event handlers: each returns a dictionary of components and their new values.
 
     def _begin(self, visitor: gr.Request) -> dict:
         """At once, before the queue: a request can be cancelled while it waits."""

@@ -76,5 +76,5 @@ def _light_and_dark(**settings: tuple[str, str]) -> dict[str, str]:
 
 
 def css() -> str:
-    """What a theme cannot say."""
+    """Rules that a Gradio theme cannot express."""
     return (files("spaces_app.page") / "style.css").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML. Whatever came from outside is escaped here, and only here."""
+"""Parts of the page as HTML. Untrusted text is escaped here and nowhere else."""
 
 import base64
 import math
