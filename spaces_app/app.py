@@ -6,11 +6,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from .desk import Desk
-from .models import Shelf
-from .page import TITLE, Page
-from .studio import Studio
-from .theme import css, theme
+from spaces_app.comparison.worker import Worker
+from spaces_app.models.registry import ModelRegistry
+from spaces_app.page.controller import Controller
+from spaces_app.page.page import TITLE, Page
+from spaces_app.page.theme import css, theme
 
 MODELS = "models.txt"
 """Beside a Space's app.py: what it shows, a reference a line."""
@@ -40,12 +40,12 @@ def create_demo(
     Raises:
         HSWQError: the first model cannot be opened, or the device is not there.
     """
-    desk = Desk(
-        Shelf(references, original=original, any_repo=any_repo, local=local), Studio(device, dtype, local=local)
+    controller = Controller(
+        ModelRegistry(references, original=original, any_repo=any_repo, local=local), Worker(device, dtype, local=local)
     )
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_HOURLY) as demo:
-        Page(desk)
-    desk.open()
+        Page(controller)
+    controller.open()
     return demo.queue(max_size=_WAITING)
 
 

@@ -27,7 +27,7 @@ from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
 from ..generation.generate import generate, generation_settings, open_pipeline
-from ..generation.recording import Call, record_calls, spread
+from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
 from ..sources.source import Source
 from .processes import Group
@@ -92,7 +92,7 @@ class Calibration:
 
     layers: dict[str, LayerStatistics]
     made_by: dict = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[RecordedCall] = field(default_factory=list)
 
     @property
     def sha256(self) -> str:
@@ -145,10 +145,10 @@ class Calibration:
         return cls(layers, header["made_by"], calls)
 
 
-def _call(file, number: int, description) -> Call:
+def _call(file, number: int, description) -> RecordedCall:
     prefix = f"{_CALLS}{number}/"
     count = sum(key.startswith(prefix) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
-    return Call.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
+    return RecordedCall.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
 
 
 @contextmanager

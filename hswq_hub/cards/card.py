@@ -1,4 +1,4 @@
-"""The model card: typed data, from a finished folder or from the catalog, put into one template."""
+"""The model card: the record and figures of a published folder, or a catalog entry, rendered by one template."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
@@ -15,17 +16,18 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
 
 from ..common.files import write_atomically
-from ..common.layout import CARD, CONTENTS, EARLIER, IMAGES, LICENCE_FILE, METRICS, RECORD
+from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ..common.text import megabytes, share
 from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
 from ..evaluation.plots import SENSITIVITY, SIZES, WEIGHTS
 from ..evaluation.report import HEADINGS, comparisons, earlier_table, pair_table, protocol_table, table
-from ..quantization.plan import Decision
+from ..generation.generate import GenerationSettings
 from ..settings import COMPENSATED
 from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
 from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
+from .record import Example, PublishedRecord
 
 _LICENCE_TEXTS = ("apache-2.0",)
 _SITE = "https://huggingface.co"
@@ -45,15 +47,19 @@ class KeptLayer:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the template needs; every figure comes from the folder's metrics.json and hswq.json."""
+    """What the template needs. Every figure comes from the folder's metrics.json and hswq.json."""
 
-    record: dict
+    record: PublishedRecord
     """hswq.json, or as much of it as the catalog knows."""
     evaluation: Evaluation | None
     """None: nothing was measured here."""
-    architecture: Architecture
     files: list[str]
-    """What is in the folder's `images`, relative to the folder."""
+    """The folder's pictures, relative to the folder."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """With the facts of the variant, if it is one."""
+        return self.record.architecture
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Card":
@@ -62,20 +68,15 @@ class Card:
         Raises:
             FormatError: it lacks hswq.json or metrics.json, or they are not what `publish` writes.
         """
-        try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            evaluation = Evaluation.load(folder / METRICS)
-            architecture = ARCHITECTURES[record["architecture"]].with_base(record["base"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
+        record, evaluation = PublishedRecord.load(folder), Evaluation.load(folder / METRICS)
         files = sorted(f"{IMAGES}/{path.name}" for path in (folder / IMAGES).glob("*.png"))
-        return cls(record, evaluation, architecture, files)
+        return cls(record, evaluation, files)
 
     @classmethod
     def from_catalog(cls, entry: Entry) -> "Card":
         """What is known of a model of the catalog before anything was made from it: no figure of ours."""
         architecture = ARCHITECTURES[entry.architecture]
-        record = {
+        record: dict[str, Any] = {
             "name": entry.name,
             "repo": f"{entry.name}-hswq",
             "architecture": entry.architecture,
@@ -94,29 +95,27 @@ class Card:
             "examples": [],
             CONTENTS: [],
         }
-        return cls(record, None, architecture, [])
+        return cls(PublishedRecord.from_document(record), None, [])
 
     @property
     def metadata(self) -> ModelCardData:
         """The YAML front matter."""
-        source, licence = self.record["source"], self.record["licence"]
-        base = source.get("repo") or self.record["base"]
+        source, licence = self.record.source, self.record.licence
+        base = source.get("repo") or self.record.base
         return ModelCardData(
-            model_name=self.record["repo"].split("/")[-1] if self.evaluation else None,
+            model_name=self.record.repo.split("/")[-1] if self.evaluation else None,
             license=licence,
-            license_name=self.record.get("licence_name") if licence == "other" else None,
+            license_name=self.record.licence_name if licence == "other" else None,
             license_link=self.licence_link if licence == "other" else None,
             base_model=[base] if base else None,
             base_model_relation="quantized" if base else None,
             library_name="diffusers",
             pipeline_tag="text-to-image",
             tags=self._tags(),
-            quantized_by=self.record.get("quantized_by"),
+            quantized_by=self.record.quantized_by,
             thumbnail=self._thumbnail(),
             eval_results=self._eval_results(),
-            widget=[
-                {"text": example["prompt"], "output": {"url": example["image"]}} for example in self.record["examples"]
-            ]
+            widget=[{"text": example.prompt, "output": {"url": example.image}} for example in self.record.examples]
             or None,
         )
 
@@ -124,14 +123,14 @@ class Card:
         tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
         if not self.has_diffusers_layout:
             tags.append("comfyui")
-        if self.record["source"].get("nsfw"):
+        if self.record.source.get("nsfw"):
             tags.append(NSFW_TAG)
         return tags
 
     def _thumbnail(self) -> str | None:
         """It has to be an address, which is known once the repo has an owner."""
-        examples = self.record["examples"]
-        return f"{self.repo_url}/resolve/main/{examples[0]['image']}" if examples and self.repo_url else None
+        examples = self.record.examples
+        return f"{self.repo_url}/resolve/main/{examples[0].image}" if examples and self.repo_url else None
 
     def _eval_results(self) -> list[EvalResult] | None:
         return [
@@ -149,26 +148,26 @@ class Card:
     @property
     def repo_url(self) -> str | None:
         """Where it is on the Hub; None for a folder that has no owner there."""
-        return f"{_SITE}/{self.record['repo']}" if "/" in self.record["repo"] else None
+        return f"{_SITE}/{self.record.repo}" if "/" in self.record.repo else None
 
     @property
     def has_diffusers_layout(self) -> bool:
         """Whether the tensors have the names of diffusers' parameters, as a diffusers repo has them."""
-        return "layout" in self.record["source"]
+        return "layout" in self.record.source
 
     @property
     def licence_link(self) -> str | None:
         """What the source's host links to, else the text that is in the folder."""
-        return self.record.get("licence_link") or (LICENCE_FILE if LICENCE_FILE in self.record[CONTENTS] else None)
+        return self.record.licence_link or (LICENCE_FILE if LICENCE_FILE in self.record.contents else None)
 
     @property
     def formats(self) -> list[Format]:
         """Those that are published."""
-        return [format for format in Format if format.value in self.record["files"]]
+        return [format for format in Format if format in self.record.files]
 
     @property
     def original(self) -> VariantResult | None:
-        return self.evaluation and self.evaluation.variant(ORIGINAL)
+        return self.evaluation.variant(ORIGINAL) if self.evaluation else None
 
     @property
     def published(self) -> list[VariantResult]:
@@ -193,57 +192,66 @@ class Card:
         return [name for name in self.files if name.startswith(f"{IMAGES}/compare-")]
 
     @property
-    def sheets(self) -> list[tuple[str, dict]]:
+    def sheets(self) -> list[tuple[str, Example]]:
         """Pictures side by side, each with the example that it shows, that with the lowest SSIM before the others."""
-        pairs = list(zip(self.images, self.record["examples"], strict=True))
+        pairs = list(zip(self.images, self.record.examples, strict=True))
         first, others = pairs[:1], pairs[1:]
-        return first + sorted(others, key=lambda pair: not pair[1].get("worst"))
+        return first + sorted(others, key=lambda pair: not pair[1].worst)
 
     @property
     def kept(self) -> list[KeptLayer]:
         """The layers that are in full precision in one of the published files."""
         reasons = [
-            {row["layer"]: None if Decision(**row).quantized else row["reason"] for row in self.record["layers"][f]}
-            for f in self.formats
+            {d.layer: None if d.quantized else d.reason for d in self.record.plans[format].decisions}
+            for format in self.formats
         ]
         layers = {layer: None for found in reasons for layer, reason in found.items() if reason}
         return [KeptLayer(layer, tuple(found.get(layer) for found in reasons)) for layer in layers]
 
     def has_scaled_convolutions(self, format: Format) -> bool:
         """Whether the file of `format` has scales that stock ComfyUI does not read."""
-        decisions = [Decision(**row) for row in self.record["layers"][format.value]]
-        return format.scaled and any(d.quantized and d.kind == "Conv2d" and not d.unscaled for d in decisions)
+        quantized = self.record.plans[format].quantized
+        return format.scaled and any(d.kind == "Conv2d" and not d.unscaled for d in quantized)
 
     @property
     def verdict_lines(self) -> list[str]:
         """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""
         template = _environment().get_template("verdict.j2")
-        text = template.render(comparisons=comparisons(self.evaluation), unscaled=self._unscaled())
+        text = template.render(
+            comparisons=comparisons(self.evaluation) if self.evaluation else [], unscaled=self._unscaled()
+        )
         return [line for line in text.splitlines() if line]
 
     @property
     def earlier(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and rows of the versions that were in the repo before this one; no rows without."""
-        return earlier_table(self.record.get(EARLIER, []), self.record["repo"])
+        return earlier_table(self.record.earlier, self.record.repo)
 
     @property
     def reported(self) -> Entry | None:
         """The catalog's entry for the source, with upstream's figures."""
-        return entry_of(self.record["source"].get("reference"))
+        return entry_of(self.record.source.get("reference"))
 
     def drawing(self, name: str) -> str | None:
         """A drawing of the quantization, relative to the folder; None if it is not there."""
         return f"{IMAGES}/{name}" if f"{IMAGES}/{name}" in self.files else None
 
-    def _unscaled(self) -> dict:
+    def _call_arguments(self, evaluation: Evaluation) -> dict[str, str]:
+        """Arguments of the snippet's call, as Python text: those of the evaluation, for the first example."""
+        settings = GenerationSettings.of(self.architecture, {}, recorded=evaluation.protocol["generation"])
+        arguments = settings.arguments(self.record.examples[0].prompt)
+        return {name: _literal(value) for name, value in arguments.items()}
+
+    def _unscaled(self) -> dict[str, Any]:
         """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank.
 
         The ratio is None unless a range was searched for rounding to nearest.
         """
-        decisions = [Decision(**row) for row in self.record["layers"].get(Format.V1.value, [])]
+        plan = self.record.plans.get(Format.V1)
+        decisions = plan.decisions if plan else ()
         if any(d.rounding in COMPENSATED for d in decisions):
             return {"label": Format.V1.label, "ratio": None, "kept": []}
-        ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum]
+        ratios = [d.amax / d.maximum for d in decisions if d.quantized and d.maximum and d.amax is not None]
         kept = [d.layer for d in decisions if not d.quantized and d.sensitivity is not None and "rank" in d.reason]
         return {"label": Format.V1.label, "ratio": fmean(ratios) if ratios else None, "kept": kept}
 
@@ -252,23 +260,23 @@ class Card:
         text = _environment().get_template("card.md.j2").render(card=self, **self._figures())
         return re.sub(r"\n{3,}", "\n\n", text)
 
-    def _figures(self) -> dict:
+    def _figures(self) -> dict[str, Any]:
         """The names of the template besides `card`."""
-        names = {
-            "record": self.record,
-            "source": self.record["source"],
+        names: dict[str, Any] = {
+            "record": self.record.document,
+            "source": self.record.source,
             "architecture": self.architecture,
             "formats": self.formats or list(Format),
         }
         if self.evaluation is None:
             return names
         return names | {
-            "protocol": self.evaluation.protocol,
+            "call_arguments": self._call_arguments(self.evaluation),
             "headings": HEADINGS,
             "rows": table(self.evaluation),
             "protocol_rows": protocol_table(self.evaluation),
             "pair_table": pair_table(self.evaluation),
-            "pairs": len(self.original.pairs),
+            "pairs": len(self.evaluation.variants[0].pairs),
             "unscaled": self._unscaled(),
             "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS},
         }
@@ -311,7 +319,7 @@ def write_catalog_cards(folder: Path) -> list[Path]:
     written = []
     for entry in catalog().values():
         card = Card.from_catalog(entry)
-        path = folder / card.record["repo"] / CARD
+        path = folder / card.record.repo / CARD
         if not (path.parent / METRICS).exists():
             write_atomically(path, card.render().encode())
             written.append(path)
@@ -325,6 +333,11 @@ def licence_text(licence: Licence | None, shipped: str | None = None) -> str | N
     if licence is None or licence.id not in _LICENCE_TEXTS:
         return None
     return (files("hswq_hub.cards") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")
+
+
+def _literal(value: object) -> str:
+    """A value as Python text; text in double quotes, as JSON has it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _escaped(text: str) -> str:

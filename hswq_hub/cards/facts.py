@@ -1,12 +1,13 @@
-"""What the record of a published folder says of its source; what nobody knows is left out."""
+"""Facts of a source for the record of a published folder. Unknown facts are left out."""
 
 from dataclasses import asdict
+from typing import Any
 
 from ..sources.licence import Licence
 from ..sources.source import Source
 
 
-def source_facts(source: Source) -> dict:
+def source_facts(source: Source) -> dict[str, Any]:
     """Origin, file, digest, and all that the source's host said."""
     found = source.provenance
     said = {name: value for name, value in asdict(found).items() if value not in (None, False)}
@@ -23,9 +24,9 @@ def source_facts(source: Source) -> dict:
     }
 
 
-def licence_facts(licence: Licence | None) -> dict:
+def licence_facts(licence: Licence | None) -> dict[str, Any]:
     """The Hub's licence fields, under the names that the record gives them."""
-    facts = {"licence": licence.id if licence else None}
+    facts: dict[str, Any] = {"licence": licence.id if licence else None}
     if licence and licence.name:
         facts["licence_name"] = licence.name
     if licence and licence.link:

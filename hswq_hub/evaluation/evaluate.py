@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
@@ -83,9 +85,9 @@ class VariantResult:
 class Evaluation:
     """All variants of one run, the original first, and the protocol they were measured by."""
 
-    protocol: dict
+    protocol: dict[str, Any]
     variants: list[VariantResult]
-    images: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict, repr=False, compare=False)
     """Label -> pictures in the order of the pairs, uint8 [H, W, 3]. Not saved with the figures."""
 
     def variant(self, label: str) -> VariantResult | None:
@@ -97,7 +99,7 @@ class Evaluation:
         write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
     @staticmethod
-    def _as_dict(variant: VariantResult) -> dict:
+    def _as_dict(variant: VariantResult) -> dict[str, Any]:
         means = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "seconds_mean")
         fields = asdict(variant)
         pairs = fields.pop("pairs")
@@ -117,7 +119,7 @@ class Evaluation:
             raise FormatError(f"{path} holds no figures of ours") from error
 
     @classmethod
-    def _from_dict(cls, document: dict) -> "Evaluation":
+    def _from_dict(cls, document: dict[str, Any]) -> "Evaluation":
         names = VariantResult.__dataclass_fields__
         variants = [
             VariantResult(
@@ -154,17 +156,17 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path)
-        pipeline = shared.around(checkpoint)
-        how = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
+        pipeline = shared.pipeline_for(checkpoint)
+        generation = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
         samples[label] = [
-            generate(pipeline, prompt, seed, how)
+            generate(pipeline, prompt, seed, generation)
             for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
         ]
         variants.append(_result(label, checkpoint, pairs, samples[ORIGINAL], samples[label]))
     return Evaluation(
         protocol={
             "settings": asdict(settings),
-            "generation": asdict(how),
+            "generation": asdict(generation),
             "dtype": str(dtype).removeprefix("torch."),
             "hardware": describe(device),
             "versions": versions(),

@@ -1,10 +1,11 @@
-"""The three drawings of a quantization, as matplotlib figures: nothing here measures anything.
+"""The drawings of a quantization as matplotlib figures. Nothing is measured here.
 
-matplotlib is loaded when something is drawn, and no window is ever opened.
+matplotlib is imported when something is drawn; no window is opened.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +20,16 @@ from ..quantization.plan import Decision, Plan, unread_plan
 from ..quantization.writer import planned_bytes
 from ..settings import recipe
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
 _WORST = 4
 
 
-def save(figure, path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
     """Write `figure` as a PNG whose bytes depend on nothing but what it shows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
@@ -57,12 +62,13 @@ def by_sensitivity(plan: Plan) -> tuple[list[tuple[Decision, float]], str]:
     """
     shown = [d for d in plan.decisions if not d.never]
     measured = all(d.error is not None for d in shown)
-    ranked = [(d, d.error if measured else d.sensitivity) for d in shown]
+    found = ((d, d.error if measured else d.sensitivity) for d in shown)
+    ranked = [(d, value) for d, value in found if value is not None]
     ranked.sort(key=lambda pair: pair[1], reverse=True)
     return ranked, "latent MSE when this layer alone is quantized" if measured else "variance of the layer's output"
 
 
-def sensitivity(plan: Plan, title: str | None = None):
+def sensitivity(plan: Plan, title: str | None = None) -> "Figure":
     """:func:`by_sensitivity` as bars, those of kept layers in another colour."""
     shown, meaning = by_sensitivity(plan)
     figure, axes = _axes(7, 1.2 + 0.16 * len(shown))
@@ -76,10 +82,10 @@ def sensitivity(plan: Plan, title: str | None = None):
     return figure
 
 
-def weights(checkpoint: Checkpoint, plan: Plan):
+def weights(checkpoint: Checkpoint, plan: Plan) -> "Figure":
     """How the weights of the worst quantized layers lie on the FP8 grid: in V1 as they are, in V2 scaled."""
     worst = _worst(plan)
-    figure, rows = _axes(7, 1.6 * len(worst) + 0.4, rows=len(worst))
+    figure, rows = _rows_of_axes(7, 1.6 * len(worst) + 0.4, len(worst))
     values = grid()
     values = values[values > 0]
     for axes, decision in zip(rows, worst, strict=True):
@@ -98,7 +104,7 @@ def weights(checkpoint: Checkpoint, plan: Plan):
     return figure
 
 
-def error_against_size(points: Mapping[str, tuple[float, float]]):
+def error_against_size(points: Mapping[str, tuple[float, float]]) -> "Figure":
     """Label -> share of the original's size, latent MSE; both lower is better."""
     figure, axes = _axes(8, 5)
     for number, (label, (size, error)) in enumerate(points.items()):
@@ -112,7 +118,7 @@ def error_against_size(points: Mapping[str, tuple[float, float]]):
     return figure
 
 
-def keeping(checkpoint: Checkpoint, plan: Plan):
+def keeping(checkpoint: Checkpoint, plan: Plan) -> "Figure":
     """The error to be expected against the size of the file, as more and more weights are kept, the largest error per
     byte first, and where `plan` stopped. Expected is the sum of what each FP8 weight does to the pictures alone."""
     error = {d.key: d.error for d in plan.decisions if d.error is not None}
@@ -142,12 +148,17 @@ def _worst(plan: Plan) -> Sequence[Decision]:
     return sorted(plan.quantized, key=how_bad, reverse=True)[:_WORST]
 
 
-def _axes(width: float, height: float, rows: int | None = None):
+def _axes(width: float, height: float) -> tuple["Figure", "Axes"]:
+    figure, (axes,) = _rows_of_axes(width, height, 1)
+    return figure, axes
+
+
+def _rows_of_axes(width: float, height: float, rows: int) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    made = figure.subplots(rows or 1, squeeze=False)[:, 0]
+    made: list[Axes] = list(figure.subplots(rows, squeeze=False)[:, 0])
     for axes in made:
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, made if rows else made[0]
+    return figure, made

@@ -1,9 +1,11 @@
-"""The table that every report shows, and what it says about which file is the better one."""
+"""The tables of a report, and the comparison of one file with another."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 from ..common.text import megabytes
 from ..quantization.plan import Plan
@@ -20,14 +22,14 @@ def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def _row(variant: VariantResult) -> tuple[str, ...]:
     if variant.label == ORIGINAL:
-        fidelity = ("1 (reference)", "1", "∞", "0")
+        fidelity: tuple[str, ...] = ("1 (reference)", "1", "∞", "0")
     else:
         fidelity = _fidelity(variant.ssim_mean, variant.ssim_worst, variant.psnr_mean, variant.latent_mse_mean)
     kept = f"{variant.kept_layers} of {variant.layers}"
     return (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes), *fidelity, kept)
 
 
-def earlier_table(earlier: list[dict], repo: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def earlier_table(earlier: Sequence[Mapping[str, Any]], repo: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and a row of Markdown for each file of earlier versions, as `history.earlier_versions` lists them."""
     rows = [
         (
@@ -51,10 +53,13 @@ def _fidelity(ssim_mean: float, ssim_worst: float, psnr_mean: float | None, late
 def protocol_table(evaluation: Evaluation) -> list[tuple[str, str]]:
     """How the figures were measured, a name and what it was in each row."""
     protocol, pairs = evaluation.protocol, evaluation.variants[0].pairs
-    how = protocol["generation"]
+    made = protocol["generation"]
     return [
         ("pairs", f"{len(pairs)}, seeds {pairs[0].seed} to {pairs[-1].seed}"),
-        ("picture", f"{how['size']} × {how['size']} pixels, {how['steps']} steps, guidance {how['guidance']:g}"),
+        (
+            "picture",
+            f"{made['size']} × {made['size']} pixels, {made['steps']} steps, guidance {made['guidance']:g}",
+        ),
         ("computed in", protocol["dtype"]),
         ("hardware", protocol["hardware"]),
         ("SSIM", protocol["ssim"]),
@@ -117,14 +122,14 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
     "error": latent MSE when it alone is quantized. "range": the found amax over max|w|.
     """
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             d.layer,
             d.number_format,
             d.rounding or "",
             "" if d.sensitivity is None else f"{d.sensitivity:.3g}",
             "" if d.error is None else f"{d.error:.2e}",
-            f"{d.amax / d.maximum:.4f}" if d.maximum else "",
+            f"{d.amax / d.maximum:.4f}" if d.maximum and d.amax is not None else "",
             f"{d.scale:.3g}" if d.scale is not None else "",
             d.reason,
         )
@@ -135,7 +140,7 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def compare_table(found: list[TensorComparison]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and a row for each weight of two files."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             tensor.layer,
             *tensor.stored,

@@ -1,25 +1,30 @@
-"""Make one picture from one prompt and one seed: what calibration, evaluation and the demo page all do."""
+"""One picture from one prompt and one seed, as calibration, evaluation and the demo page make it."""
 
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.pipeline import assemble_pipeline
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """`steps` denoising steps, guidance scale, and the side of the square picture in pixels.
+    """What a pipeline is called with. :meth:`of` is the one place that decides it.
 
-    guidance_argument: what the pipeline calls the scale. negative_prompt: None for the pipeline's own. call: further
-    arguments of its call.
+    steps: denoising steps. guidance: guidance scale. size: side of the square picture in pixels. guidance_argument:
+    the pipeline's name for the scale. negative_prompt: None for the pipeline's own. call: further arguments.
     """
 
     steps: int
@@ -29,11 +34,55 @@ class GenerationSettings:
     negative_prompt: str | None = None
     call: dict[str, object] = field(default_factory=dict)
 
-    def arguments(self, prompts: Sequence[str]) -> dict:
-        """Arguments of the pipeline's call for a batch of `prompts`."""
-        negative = {} if self.negative_prompt is None else {"negative_prompt": [self.negative_prompt] * len(prompts)}
+    @classmethod
+    def of(
+        cls,
+        architecture: Architecture,
+        vae_config: Mapping[str, object],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        negative_prompt: str | None = None,
+        recorded: Mapping[str, object] | None = None,
+    ) -> "GenerationSettings":
+        """The arguments given, then those that a record names (`protocol.generation` of metrics.json), then the
+        architecture's. `negative_prompt` None or "": not given.
+
+        Raises:
+            ValueError: a recorded setting has the wrong type.
+        """
+        known: dict[str, object] = {
+            "steps": architecture.steps,
+            "guidance": architecture.guidance,
+            "size": default_size(architecture, vae_config),
+            "guidance_argument": architecture.guidance_argument,
+            "negative_prompt": architecture.negative_prompt,
+            "call": architecture.call,
+        }
+        known |= {name: value for name, value in (recorded or {}).items() if name in known}
+        given = {"steps": steps or None, "guidance": guidance, "size": size or None, "negative_prompt": negative_prompt}
+        match known | {name: value for name, value in given.items() if value not in (None, "")}:
+            case {
+                "steps": int(steps),
+                "guidance": int() | float() as scale,
+                "size": int(side),
+                "guidance_argument": str(argument),
+                "negative_prompt": (str() | None) as negative,
+                "call": Mapping() as call,
+            }:
+                return cls(steps, float(scale), side, argument, negative, {str(k): v for k, v in call.items()})
+            case found:
+                raise ValueError(f"these are no generation settings: {found}")
+
+    def arguments(self, prompts: str | Sequence[str]) -> dict[str, object]:
+        """Arguments of the pipeline's call for one prompt, or for a batch of them."""
+        negative: dict[str, object] = {}
+        if self.negative_prompt is not None:
+            one = isinstance(prompts, str)
+            negative["negative_prompt"] = self.negative_prompt if one else [self.negative_prompt] * len(prompts)
         return {
-            "prompt": list(prompts),
+            "prompt": prompts if isinstance(prompts, str) else list(prompts),
             "height": self.size,
             "width": self.size,
             "num_inference_steps": self.steps,
@@ -51,66 +100,72 @@ class Sample:
     """
 
     latents: torch.Tensor
-    image: np.ndarray
+    image: NDArray[np.uint8]
     seconds: float
 
 
-def open_pipeline(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, device: torch.device):
+def open_pipeline(
+    checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, device: torch.device
+) -> "DiffusionPipeline":
     """The diffusers pipeline of `checkpoint` around `denoiser`, on `device`, without progress bars of its own."""
     pipeline = assemble_pipeline(checkpoint, denoiser, base)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def takes_negative(pipeline) -> bool:
-    """Whether the pipeline has a use for a negative prompt."""
+def takes_negative(pipeline: "DiffusionPipeline") -> bool:
+    """Whether the pipeline's call has a `negative_prompt`."""
     return "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
 
 
 def generation_settings(
-    pipeline,
+    pipeline: "DiffusionPipeline",
     architecture: Architecture,
     steps: int | None = None,
     guidance: float | None = None,
     size: int | None = None,
+    negative_prompt: str | None = None,
+    recorded: Mapping[str, object] | None = None,
 ) -> GenerationSettings:
-    """What is given, and the architecture's defaults for the rest."""
-    return GenerationSettings(
-        steps=steps or architecture.steps,
-        guidance=architecture.guidance if guidance is None else guidance,
-        size=size or default_size(architecture, pipeline.vae.config),
-        guidance_argument=architecture.guidance_argument,
-        negative_prompt=architecture.negative_prompt,
-        call=dict(architecture.call),
+    """:meth:`GenerationSettings.of` with the VAE's configuration of an open pipeline."""
+    return GenerationSettings.of(
+        architecture,
+        pipeline.vae.config,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        negative_prompt=negative_prompt,
+        recorded=recorded,
     )
 
 
-def default_size(architecture: Architecture, vae_config: Mapping) -> int:
-    """Pixels a side: the architecture's, or what the VAE's configuration says it was made for, if that is smaller."""
-    return min(architecture.size, vae_config.get("sample_size", architecture.size))
+def default_size(architecture: Architecture, vae_config: Mapping[str, object]) -> int:
+    """Pixels a side: the smaller of the architecture's size and the VAE's `sample_size`."""
+    trained = vae_config.get("sample_size")
+    return min(architecture.size, trained) if isinstance(trained, int) else architecture.size
 
 
 def generate(
-    pipeline,
+    pipeline: "DiffusionPipeline",
     prompt: str,
     seed: int,
     settings: GenerationSettings,
     on_step: Callable[[int, torch.Tensor], None] | None = None,
-    negative: str | None = None,
 ) -> Sample:
-    """One picture. The noise is drawn on the CPU, so a seed means the same noise on every device.
+    """One picture. The noise is drawn on the CPU: a seed gives the same noise on every device.
 
     Args:
-        on_step: called after each denoising step with its number, from 0, and the latents as they are then; what it
-            raises ends the picture.
-        negative: what the picture should not show, for pipelines that :func:`takes_negative`.
+        on_step: called after each denoising step with its number, from 0, and the current latents. An exception
+            from it ends the picture.
 
     Raises:
-        HSWQError: the latents are not finite; a black picture would pass for a result otherwise.
+        HSWQError: the latents are not finite; the picture would be black.
     """
-    final = {}
+    final: dict[str, torch.Tensor] = {}
 
-    def after_step(_pipeline, step, _timestep, state):
+    def after_step(
+        _pipeline: "DiffusionPipeline", step: int, _timestep: torch.Tensor, state: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         final["latents"] = state["latents"]
         if on_step is not None:
             on_step(step, state["latents"])
@@ -118,7 +173,7 @@ def generate(
 
     start = time.perf_counter()
     image = pipeline(
-        **settings.arguments([prompt]) | ({} if negative is None else {"negative_prompt": [negative]}),
+        **settings.arguments([prompt]),
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_step_end=after_step,
         output_type="np",
@@ -131,10 +186,13 @@ def generate(
     return Sample(latents, pixels, seconds)
 
 
-def final_latents(pipeline, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
-    """The latents that `prompts` and `seeds` end in, made in one batch and not decoded: float32 on the CPU."""
-    return pipeline(
+def final_latents(
+    pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings
+) -> torch.Tensor:
+    """The final latents of `prompts` and `seeds`, made in one batch and not decoded: float32 on the CPU."""
+    latents: torch.Tensor = pipeline(
         **settings.arguments(prompts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="latent",
-    ).images.to("cpu", torch.float32)
+    ).images
+    return latents.to("cpu", torch.float32)

@@ -1,7 +1,8 @@
-"""One pipeline, several denoisers: text encoder, VAE and the rest are loaded once."""
+"""One pipeline for several denoisers: text encoder, VAE and the other components are loaded once."""
 
 import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,13 +12,16 @@ from hswq_runtime.loading import load_model
 
 from .generate import open_pipeline
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 class SharedPipeline:
     """A diffusers pipeline whose denoiser is exchanged.
 
     Args:
         base: diffusers folder or Hub repo of the other components.
-        together: hold every denoiser that was loaded once; otherwise one at a time.
+        together: keep every loaded denoiser in memory; otherwise one at a time.
     """
 
     def __init__(
@@ -25,11 +29,11 @@ class SharedPipeline:
     ):
         self.architecture, self.base, self.device, self.dtype = architecture, base, device, dtype
         self.together = together
-        self._pipeline = None
+        self._pipeline: DiffusionPipeline | None = None
         self._held: dict[Path, torch.nn.Module] = {}
 
-    def around(self, checkpoint: Checkpoint):
-        """The pipeline with the denoiser that `checkpoint` describes.
+    def pipeline_for(self, checkpoint: Checkpoint) -> "DiffusionPipeline":
+        """The pipeline with the denoiser of `checkpoint`.
 
         Raises:
             FormatError: the file does not fit.
@@ -37,7 +41,7 @@ class SharedPipeline:
         """
         if checkpoint.path not in self._held:
             if not self.together:
-                # The next one is loaded when the last one is gone: a GPU need not hold two.
+                # Before the next one is loaded: a GPU need not hold two.
                 self.release()
             self._held[checkpoint.path] = load_model(checkpoint, self.dtype).to(self.device)
         denoiser = self._held[checkpoint.path]
@@ -46,8 +50,13 @@ class SharedPipeline:
         self._pipeline.register_modules(**{self.architecture.component: denoiser})
         return self._pipeline
 
+    @property
+    def loaded(self) -> int:
+        """How many denoisers are in memory."""
+        return len(self._held)
+
     def release(self) -> None:
-        """Let go of the denoisers; the other components stay."""
+        """Free the denoisers; the other components stay in memory."""
         self._held.clear()
         if self._pipeline is not None:
             self._pipeline.register_modules(**{self.architecture.component: None})

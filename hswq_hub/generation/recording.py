@@ -1,8 +1,7 @@
-"""Recorded calls of a denoiser: what went in, kept so that it can be run again without text encoder and sampler.
+"""Recorded calls of a denoiser: their arguments, kept to be replayed without text encoder and sampler.
 
-Whatever is measured after the first pass over the prompts (second moments, the error that one weight makes) is
-measured by replaying these. Arguments are taken as they come, lists and dictionaries of tensors included, so that
-no architecture needs a line here.
+Second moments and the error of single weights are measured by replaying them. Arguments may be nested lists and
+dictionaries of tensors, so no architecture needs code here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,55 +12,58 @@ from itertools import count
 import torch
 from torch import nn
 
-from hswq_runtime.errors import HSWQError
+from hswq_runtime.errors import FormatError, HSWQError
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """Arguments of one call of the denoiser; tensors are on the CPU."""
 
-    args: tuple
-    kwargs: dict
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
     def replay(
         self, denoiser: nn.Module, device: torch.device | str = "cpu", *, derivable: bool = False
     ) -> list[torch.Tensor]:
-        """Call `denoiser` with them on `device`: all tensors of its output, in order. derivable: by autograd."""
-        args, kwargs = _map(lambda t: t.to(device), (self.args, self.kwargs))
+        """Call `denoiser` on `device`; returns all tensors of its output, in order. derivable: with autograd."""
+        args, kwargs = _moved(lambda t: t.to(device), self)
         with torch.set_grad_enabled(derivable):
             return list(_tensors(denoiser(*args, **kwargs)))
 
     def flatten(self) -> tuple[object, list[torch.Tensor]]:
-        """Something that JSON can hold, and the tensors that it refers to by number."""
+        """A description for JSON, and the tensors that it refers to by number."""
         tensors: list[torch.Tensor] = []
         return _describe([self.args, self.kwargs], tensors), tensors
 
     @classmethod
-    def unflatten(cls, description, tensors: Sequence[torch.Tensor]) -> "Call":
+    def unflatten(cls, description: object, tensors: Sequence[torch.Tensor]) -> "RecordedCall":
         """The inverse of :meth:`flatten`."""
-        args, kwargs = _restore(description, tensors)
-        return cls(tuple(args), kwargs)
+        match _restore(description, tensors):
+            case [list() as args, dict() as kwargs]:
+                return cls(tuple(args), kwargs)
+        raise FormatError("this describes no recorded call")
 
 
 @contextmanager
 def record_calls(
     denoiser: nn.Module, wanted: range | set[int], number: Callable[[], int] | None = None
-) -> Iterator[list[Call]]:
-    """While open, keep a call of `denoiser` for each number in `wanted`.
+) -> Iterator[list[RecordedCall]]:
+    """Inside the block, record one call of `denoiser` for each step index in `wanted`.
 
-    number: tells that of the call under way; None: they are counted, from 0. Several calls may have the same, as those
-    with and without the prompt that make up one step: an even number has the first of them and an odd one the last.
+    number: returns the current step index; None: calls are counted from 0. One step may make several calls, as those
+    with and without the prompt: the first is kept of an even step, the last of an odd one.
     """
-    calls, places = [], {}
+    calls: list[RecordedCall] = []
+    places: dict[int, int] = {}
     number = number or count().__next__
 
-    def before(_module, args, kwargs):
+    def before(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         current = number()
         if current not in wanted or (current in places and current % 2 == 0):
             return
-        call = Call(*_map(lambda t: t.detach().to("cpu", copy=True), (args, kwargs)))
+        call = RecordedCall(*_moved(lambda t: t.detach().to("cpu", copy=True), RecordedCall(args, kwargs)))
         if current not in places:
             places[current] = len(calls)
             calls.append(call)
@@ -75,18 +77,25 @@ def record_calls(
 
 
 def spread(wanted: int, samples: int, steps: int) -> set[int]:
-    """Numbers of `wanted` steps (all, if there are no more) of `samples` pictures with `steps` each.
+    """Indices of `wanted` steps, at most all, of `samples` pictures with `steps` each.
 
-    Every picture has its share. Steps follow the golden ratio, which fills them evenly however few there are: a
-    fixed stride may fall on the same few steps again and again, and layers that see nothing but the timestep then
-    know nothing of the others.
+    Every picture has an equal share. Steps follow the golden ratio, which covers them evenly at any count. A fixed
+    stride may repeat the same few steps, and layers that see only the timestep would never see the others.
     """
     if wanted >= samples * steps:
         return set(range(samples * steps))
     return {i * samples // wanted * steps + int(i * _GOLDEN % 1 * steps) for i in range(wanted)}
 
 
-def _map(function, value):
+def _moved(
+    function: Callable[[torch.Tensor], torch.Tensor], call: RecordedCall
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Arguments of `call` with `function` applied to each tensor."""
+    args = tuple(_map(function, value) for value in call.args)
+    return args, {name: _map(function, value) for name, value in call.kwargs.items()}
+
+
+def _map(function: Callable[[torch.Tensor], torch.Tensor], value: object) -> object:
     """`value` with `function` applied to each tensor in its tuples, lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         return function(value)
@@ -97,7 +106,7 @@ def _map(function, value):
     return value
 
 
-def _tensors(value) -> Iterator[torch.Tensor]:
+def _tensors(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -107,7 +116,7 @@ def _tensors(value) -> Iterator[torch.Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def _describe(value, tensors: list[torch.Tensor]):
+def _describe(value: object, tensors: list[torch.Tensor]) -> object:
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
@@ -120,11 +129,14 @@ def _describe(value, tensors: list[torch.Tensor]):
     raise HSWQError(f"the denoiser is called with a {type(value).__name__}, which cannot be recorded")
 
 
-def _restore(description, tensors: Sequence[torch.Tensor]):
-    if isinstance(description, list):
-        return [_restore(item, tensors) for item in description]
-    if "tensor" in description:
-        return tensors[description["tensor"]]
-    if "dict" in description:
-        return {name: _restore(item, tensors) for name, item in description["dict"].items()}
-    return description["value"]
+def _restore(description: object, tensors: Sequence[torch.Tensor]) -> object:
+    match description:
+        case list():
+            return [_restore(item, tensors) for item in description]
+        case {"tensor": int(number)}:
+            return tensors[number]
+        case {"dict": dict(items)}:
+            return {name: _restore(item, tensors) for name, item in items.items()}
+        case {"value": value}:
+            return value
+    raise FormatError("this describes no recorded call")

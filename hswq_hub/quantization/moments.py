@@ -24,7 +24,7 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import layer_of
 
 from ..common.progress import progress
-from ..generation.recording import Call
+from ..generation.recording import RecordedCall
 from ..settings import RoundingSettings
 
 _WORD, GB = torch.float32.itemsize, 1e9
@@ -156,7 +156,7 @@ def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
 def second_moments(
     model: nn.Module,
     layers: Mapping[str, Layer],
-    calls: Sequence[Call],
+    calls: Sequence[RecordedCall],
     device: torch.device | str,
     tokens: int = RoundingSettings().tokens,
     *,
@@ -206,7 +206,7 @@ class _Inputs:
     def _speakers(self, layer: Layer) -> list[nn.Module]:
         return [layer.rows[0].module]
 
-    def replay(self, call: Call, model: nn.Module, device: torch.device | str, _number: int) -> None:
+    def replay(self, call: RecordedCall, model: nn.Module, device: torch.device | str, _number: int) -> None:
         call.replay(model, device)
 
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
@@ -243,7 +243,7 @@ class _Both(_Inputs):
     def _speakers(self, layer: Layer) -> list[nn.Module]:
         return list(dict.fromkeys(rows.module for rows in layer.rows))
 
-    def replay(self, call: Call, model: nn.Module, device: torch.device | str, number: int) -> None:
+    def replay(self, call: RecordedCall, model: nn.Module, device: torch.device | str, number: int) -> None:
         generator = torch.Generator().manual_seed(number)
         ends = [(t, torch.randn(t.shape, generator=generator)) for t in call.replay(model, device, derivable=True)]
         if sums := [(end.float() * probe.to(device)).sum() for end, probe in ends if end.requires_grad]:

@@ -9,8 +9,10 @@ to the pictures measured.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from types import NoneType
+from typing import Any
 
 import torch
 
@@ -57,6 +59,26 @@ class Decision:
     fold: Runs = ()
     unscaled: bool = False
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Decision":
+        """The inverse of one row of :meth:`Plan.as_rows`, after JSON.
+
+        Raises:
+            FormatError: a key is unknown or missing, or its value has the wrong type.
+        """
+        if not isinstance(row, Mapping):
+            raise FormatError(f"a decision has to be an object, not {type(row).__name__}")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(map(str, row.keys() - known)):
+            raise FormatError(f"a decision has the unknown key {unknown[0]!r}")
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in needed if name not in row]:
+            raise FormatError(f"a decision lacks the key {missing[0]!r}")
+        for name, value in row.items():
+            if not isinstance(value, _ROW_TYPES.get(name, _NUMBER)):
+                raise FormatError(f"a decision's {name!r} cannot be {value!r:.40}")
+        return cls(**{**row, "fold": _runs(row.get("fold", ()))})
+
     @property
     def quantized(self) -> bool:
         return self.number_format == FP8
@@ -75,6 +97,22 @@ class Decision:
 
 
 _NEVER = "never quantized: "
+_NUMBER = (int, float, NoneType)
+_ROW_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("key", "layer", "kind", "number_format", "reason"), str),
+    **dict.fromkeys(("row_scales", "unscaled"), bool),
+    "rounding": (str, NoneType),
+    "fold": (list, tuple),
+}
+"""Types of a row's values in JSON; those not listed are numbers or null."""
+
+
+def _runs(listed: Sequence[Any]) -> Runs:
+    """Runs of a fold as JSON has them, [rows, exponent], as tuples."""
+    try:
+        return tuple((int(rows), int(exponent)) for rows, exponent in listed)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"a decision's 'fold' cannot be {listed!r:.40}") from error
 
 
 @dataclass(frozen=True)
@@ -98,9 +136,26 @@ class Plan:
     def quantized(self) -> list[Decision]:
         return [d for d in self.decisions if d.quantized]
 
-    def as_rows(self) -> list[dict]:
+    def as_rows(self) -> list[dict[str, Any]]:
         """Plain dictionaries, for JSON."""
         return [asdict(decision) for decision in self.decisions]
+
+    @classmethod
+    def from_rows(
+        cls,
+        format: Format,
+        recipe: str,
+        rows: Iterable[Mapping[str, Any]],
+        moves: Mapping[str, Sequence[Any]] | None = None,
+        reader: Reader = Reader.HSWQ,
+    ) -> "Plan":
+        """The inverse of :meth:`as_rows`, after JSON.
+
+        Raises:
+            FormatError: a row or a move is no such thing.
+        """
+        decisions = tuple(map(Decision.from_row, rows))
+        return cls(format, recipe, decisions, {key: _runs(runs) for key, runs in (moves or {}).items()}, reader)
 
 
 def plan_everything(

@@ -36,7 +36,7 @@ def demo() -> Card:
 def changed(card: Card = None, source: dict | None = None, **record) -> Card:
     """The demo model's card with other facts in its record."""
     card = card or demo()
-    return replace(card, record=card.record | record | {"source": card.record["source"] | (source or {})})
+    return replace(card, record=card.record.changed(**record | {"source": {**card.record.source, **(source or {})}}))
 
 
 def from_civitai() -> Card:
@@ -53,7 +53,7 @@ def from_civitai() -> Card:
 
 
 def with_one_format(version: str) -> Card:
-    record = demo().record
+    record = demo().record.document
     return changed(files={version: record["files"][version]}, layers={version: record["layers"][version]})
 
 
@@ -122,7 +122,7 @@ def test_figures_survive_the_clients_own_reading():
     ]
     assert len({r.metric_name for r in read.eval_results}) == len(card.published)
     name, again = model_index_to_eval_results(eval_results_to_model_index(read.model_name, read.eval_results))
-    assert (name, again) == (card.record["repo"], read.eval_results)
+    assert (name, again) == (card.record.repo, read.eval_results)
 
 
 def test_the_verdict_comes_first():
@@ -141,15 +141,15 @@ def test_every_row_of_the_protocol_is_there():
         assert fact in text
     for pair in card.original.pairs:
         assert f"| {pair.prompt} | {pair.seed} |" in text
-    assert any(example["worst"] for _, example in card.sheets[:2]), "not among the folded ones"
+    assert any(example.worst for _, example in card.sheets[:2]), "not among the folded ones"
 
 
 def test_layers_kept_in_one_file_only_say_so():
     card = demo()
-    rows = [dict(row) for row in card.record["layers"]["v2"]]
+    rows = [dict(row) for row in card.record.document["layers"]["v2"]]
     one = next(row for row in rows if row["reason"].startswith("never"))
     one["number_format"] = "fp8_e4m3fn"
-    card = changed(layers=card.record["layers"] | {"v2": rows})
+    card = changed(layers=card.record.document["layers"] | {"v2": rows})
     kept = next(kept for kept in card.kept if kept.layer == one["layer"])
     assert kept.reasons[0] and kept.reasons[1] is None
     assert f"| `{kept.layer}` | {kept.reasons[0]} | FP8 |" in card.render()
@@ -167,7 +167,7 @@ def test_source_creator_and_permissions():
         assert f"  - {line}\n" in text
     assert f"[{ENTRY.name.replace('_', chr(92) + '_')} on Civitai]({ENTRY.url}), version v8" in text
     assert "[someone](https://civitai.com/user/someone)" in text
-    assert demo().record["source"]["sha256"] in text
+    assert demo().record.source["sha256"] in text
 
 
 def test_a_strangers_text_stays_text():

@@ -97,7 +97,7 @@ def test_one_commit_makes_a_whole_space(hub):
         "requirements.txt",
         "hswq_hub/hub/space.py",
         "hswq_runtime/layers/fp8.py",
-        "spaces_app/page.py",
+        "spaces_app/page/page.py",
     } <= set(files)
     assert files["app.py"] == (APP / "app.py").read_bytes()
     front = front_matter(files["README.md"].decode())

@@ -10,7 +10,7 @@ from support.layers import case, scale_of
 from torch import nn
 
 from hswq_hub.common.hardware import PeakMemory
-from hswq_hub.generation.recording import Call, record_calls
+from hswq_hub.generation.recording import RecordedCall, record_calls
 from hswq_hub.quantization import kfac
 from hswq_hub.quantization.compensate import _working_bytes, compensated_layer
 from hswq_hub.quantization.gptq import compensated
@@ -137,7 +137,7 @@ def moments_of(model: nn.Module, modules: dict[str, nn.Module], inputs: list[tor
     layers = {
         name: Layer(tuple(Rows(m, g, 0, len(m.weight) // groups) for g in range(groups))) for name, m in modules.items()
     }
-    return second_moments(model, layers, [Call((x,), {}) for x in inputs], "cpu", outputs=True)
+    return second_moments(model, layers, [RecordedCall((x,), {}) for x in inputs], "cpu", outputs=True)
 
 
 def test_moments_of_outputs_are_those_of_the_jacobian():

@@ -8,7 +8,7 @@ from support import tiny
 from torch import nn
 
 from hswq_hub.calibration.calibrate import Calibration
-from hswq_hub.generation.recording import Call, record_calls, spread
+from hswq_hub.generation.recording import RecordedCall, record_calls, spread
 from hswq_hub.quantization.moments import Layer, Rows, in_groups, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.errors import HSWQError
@@ -27,7 +27,9 @@ class Only(nn.Module):
 
 def moments_of(layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     model = Only(layer)
-    return second_moments(model, {"layer": whole(layer)}, [Call((x,), {}) for x in inputs], "cpu")["layer"].inputs
+    return second_moments(model, {"layer": whole(layer)}, [RecordedCall((x,), {}) for x in inputs], "cpu")[
+        "layer"
+    ].inputs
 
 
 def whole(module: nn.Module) -> Layer:
@@ -113,7 +115,9 @@ def test_of_a_step_with_two_calls_one_is_recorded_now_the_first_and_now_the_last
 
 
 def test_calls_survive_being_saved(tmp_path):
-    call = Call(([torch.ones(2), torch.zeros(1)], 3), {"t": torch.arange(2), "more": {"a": None, "b": (True, "x")}})
+    call = RecordedCall(
+        ([torch.ones(2), torch.zeros(1)], 3), {"t": torch.arange(2), "more": {"a": None, "b": (True, "x")}}
+    )
     Calibration({}, {}, [call]).save(tmp_path / "c.safetensors")
     (found,) = Calibration.load(tmp_path / "c.safetensors").calls
     assert json.dumps(found.flatten()[0]) == json.dumps(call.flatten()[0])
@@ -122,7 +126,7 @@ def test_calls_survive_being_saved(tmp_path):
 
 def test_a_call_with_something_else_is_refused():
     with pytest.raises(HSWQError, match="called with a object"):
-        Call((object(),), {}).flatten()
+        RecordedCall((object(),), {}).flatten()
 
 
 @pytest.mark.parametrize(("wanted", "samples", "steps"), [(8, 32, 25), (32, 32, 25), (128, 32, 25), (16, 2, 9)])

@@ -193,7 +193,7 @@ def test_a_variant_has_its_own_defaults():
 
 def test_what_a_pipeline_is_called_with_is_in_the_row():
     row = ARCHITECTURES["qwen-image"]
-    generation = GenerationSettings(2, row.guidance, 32, row.guidance_argument, row.negative_prompt, dict(row.call))
+    generation = GenerationSettings.of(row, {}, steps=2, size=32)
     called = generation.arguments(["one", "two"])
     assert (called["true_cfg_scale"], called["negative_prompt"]) == (4.0, [" ", " "])
     assert "guidance_scale" not in called

@@ -30,13 +30,13 @@ from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
-from spaces_app import bundled
 from spaces_app.app import main
-from spaces_app.desk import Desk
-from spaces_app.lora import find_lora
-from spaces_app.models import Shelf
-from spaces_app.studio import Made, Note, Step, Stopped, Studio
-from spaces_app.wish import WishError, checked, usual
+from spaces_app.comparison.worker import Note, StepDone, Stopped, VariantDone, Worker
+from spaces_app.models import bundled
+from spaces_app.models.lora import find_lora
+from spaces_app.models.registry import ModelRegistry
+from spaces_app.page.controller import Controller
+from spaces_app.request import RequestError, default_request, validated_request
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 PROMPT = "a large red ring at the left on a blue background"
@@ -55,8 +55,8 @@ def client(url):
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(local=True)
+def worker():
+    return Worker(local=True)
 
 
 def pixels(variant: dict) -> np.ndarray:
@@ -65,15 +65,20 @@ def pixels(variant: dict) -> np.ndarray:
 
 
 def quick(model, **changes):
-    """A small wish for two variants."""
-    usual_fields = asdict(usual(model.limits, PROMPT))
+    """A small request for two variants."""
+    default_fields = asdict(default_request(model.limits, PROMPT))
     cheap = {"steps": 1, "size": model.limits.smallest, "variants": [model.limits.variants[0], "V2"]}
-    return checked(model.limits, **usual_fields | cheap | changes)
+    return validated_request(model.limits, **default_fields | cheap | changes)
 
 
-def pictures(studio, model, **changes) -> dict[str, np.ndarray]:
-    wish = quick(model, **changes)
-    return {event.label: event.image for event in studio.run(model, wish) if isinstance(event, Made)}
+def no_memory(device: torch.device) -> int:
+    """A device on which nothing fits together."""
+    return 0
+
+
+def pictures(worker, model, **changes) -> dict[str, np.ndarray]:
+    request = quick(model, **changes)
+    return {event.label: event.image for event in worker.run(model, request) if isinstance(event, VariantDone)}
 
 
 def test_the_api_gives_what_evaluate_measures(client):
@@ -156,54 +161,51 @@ def test_twenty_at_once_are_all_answered_and_memory_stays_flat(client):
     assert psutil.Process().memory_info().rss - before < 50e6
 
 
-def test_a_run_is_told_step_by_step_with_previews(studio):
-    model = Shelf().model()
-    events = list(studio.run(model, quick(model, steps=6)))
-    steps = [event for event in events if isinstance(event, Step) and event.label == "V2"]
+def test_a_run_is_told_step_by_step_with_previews(worker):
+    model = ModelRegistry().model()
+    events = list(worker.run(model, quick(model, steps=6)))
+    steps = [event for event in events if isinstance(event, StepDone) and event.label == "V2"]
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     previews = [step.picture for step in steps if step.picture is not None]
     assert len(previews) == 5 and {p.shape for p in previews} == {(32, 32, 3)}
     assert not np.array_equal(previews[0], previews[-1])
 
 
-def test_stopping_takes_effect_at_the_next_step_and_frees_the_weights(monkeypatch):
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
-    studio, model, stop = Studio(), Shelf().model(), threading.Event()
-    wish = quick(model, steps=60)
+def test_stopping_takes_effect_at_the_next_step_and_frees_the_weights():
+    worker, model, stop = Worker(memory=no_memory), ModelRegistry().model(), threading.Event()
+    request = quick(model, steps=60)
     seen = []
     with pytest.raises(Stopped):
-        for event in studio.run(model, wish, stop=stop):
+        for event in worker.run(model, request, stop=stop):
             seen.append(event)
-            if isinstance(event, Step):
+            if isinstance(event, StepDone):
                 stop.set()
-    assert len([event for event in seen if isinstance(event, Step)]) <= 3
-    assert not any(isinstance(event, Made) for event in seen)
-    assert studio.do(lambda: len(studio._shared._held)) == 0
-    assert list(pictures(studio, model)) == ["original", "V2"]
+    assert len([event for event in seen if isinstance(event, StepDone)]) <= 3
+    assert not any(isinstance(event, VariantDone) for event in seen)
+    assert worker.call(lambda: worker.loaded) == 0
+    assert list(pictures(worker, model)) == ["original", "V2"]
 
 
-def test_variants_are_loaded_one_at_a_time_where_they_do_not_fit(monkeypatch, studio):
-    model = Shelf().model()
-    together = pictures(studio, model)
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
+def test_variants_are_loaded_one_at_a_time_where_they_do_not_fit(worker):
+    model = ModelRegistry().model()
+    together = pictures(worker, model)
     held = []
-    careful = Studio()
+    careful = Worker(memory=no_memory)
     told = []
     for event in careful.run(model, quick(model)):
         told.append(event)
-        if isinstance(event, Step):
-            held.append(len(careful._shared._held))
+        if isinstance(event, StepDone):
+            held.append(careful.loaded)
     assert set(held) == {1}
     assert any("one after the other" in event.text for event in told if isinstance(event, Note))
-    alone = {event.label: event.image for event in told if isinstance(event, Made)}
+    alone = {event.label: event.image for event in told if isinstance(event, VariantDone)}
     assert all(np.array_equal(alone[label], together[label]) for label in together)
 
 
-def test_how_a_run_was_made_is_still_said_when_it_is_done(monkeypatch):
-    monkeypatch.setattr("spaces_app.studio.free_memory", lambda device: 0)
-    desk = Desk(Shelf(), Studio())
-    model = desk.shelf.model()
-    assert "one after the other" in desk.run(model, quick(model)).remark
+def test_how_a_run_was_made_is_still_said_when_it_is_done():
+    controller = Controller(ModelRegistry(), Worker(memory=no_memory))
+    model = controller.registry.model()
+    assert "one after the other" in controller.run(model, quick(model)).remark
 
 
 def lora_file(folder: Path) -> Path:
@@ -218,22 +220,22 @@ def lora_file(folder: Path) -> Path:
     return path
 
 
-def test_a_lora_is_on_every_variant_and_off_again(studio, tmp_path):
-    model, path = Shelf().model(), lora_file(tmp_path)
-    plain, styled, after = (pictures(studio, model, lora=lora) for lora in ("", str(path), ""))
+def test_a_lora_is_on_every_variant_and_off_again(worker, tmp_path):
+    model, path = ModelRegistry().model(), lora_file(tmp_path)
+    plain, styled, after = (pictures(worker, model, lora=lora) for lora in ("", str(path), ""))
     for label in plain:
         assert not np.array_equal(plain[label], styled[label])
         assert np.array_equal(plain[label], after[label])
 
 
-def test_a_file_that_is_no_lora_is_refused(studio, tmp_path):
-    model = Shelf().model()
+def test_a_file_that_is_no_lora_is_refused(worker, tmp_path):
+    model = ModelRegistry().model()
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(WishError, match="no LoRA that fits"):
-        pictures(studio, model, lora=str(tmp_path / "x.safetensors"))
+    with pytest.raises(RequestError, match="no LoRA that fits"):
+        pictures(worker, model, lora=str(tmp_path / "x.safetensors"))
     (tmp_path / "x.bin").write_bytes(b"pickle")
-    with pytest.raises(WishError, match="pickles are not opened"):
-        pictures(studio, model, lora=str(tmp_path / "x.bin"))
+    with pytest.raises(RequestError, match="pickles are not opened"):
+        pictures(worker, model, lora=str(tmp_path / "x.bin"))
 
 
 def test_a_path_counts_only_for_whoever_sits_at_this_machine(tmp_path, monkeypatch):
@@ -241,7 +243,7 @@ def test_a_path_counts_only_for_whoever_sits_at_this_machine(tmp_path, monkeypat
     shutil.copyfile(lora_file(tmp_path), tmp_path / "a/b/style.safetensors")
     monkeypatch.chdir(tmp_path)
     assert find_lora("a/b/style.safetensors", local=True) == Path("a/b/style.safetensors")
-    with pytest.raises(WishError, match="cannot be reached"):
+    with pytest.raises(RequestError, match="cannot be reached"):
         find_lora("a/b/style.safetensors", local=False)
 
 
@@ -271,27 +273,27 @@ def published(folder: Path, **changes) -> Path:
     return folder
 
 
-def test_a_published_folder_is_shown_with_the_original_it_names(tmp_path, studio):
+def test_a_published_folder_is_shown_with_the_original_it_names(tmp_path, worker):
     folder = published(tmp_path / "out")
-    model = Shelf([str(folder)]).model()
+    model = ModelRegistry([str(folder)]).model()
     assert list(model.files) == ["original", "naive FP8", "V1", "V2"] and model.missing == ""
     assert (model.limits.steps, model.limits.size, model.examples) == (4, 64, (PROMPT,))
     assert "Words." in model.about and "images/" not in model.about and "license" not in model.about
     assert set(model.plans()) == set(Format)
-    bundled_model = Shelf().model()
-    here, there = pictures(studio, model), pictures(studio, bundled_model)
+    bundled_model = ModelRegistry().model()
+    here, there = pictures(worker, model), pictures(worker, bundled_model)
     assert all(np.array_equal(here[label], there[label]) for label in there)
 
 
-def test_without_its_original_the_files_are_compared_with_each_other(tmp_path, studio):
+def test_without_its_original_the_files_are_compared_with_each_other(tmp_path, worker):
     source = source_facts(resolve("demo")) | {"reference": "mine.safetensors"}
     folder = published(tmp_path / "out", source=source)
-    model = Shelf([str(folder)]).model()
+    model = ModelRegistry([str(folder)]).model()
     assert list(model.files) == ["V1", "V2"] and "--original" in model.missing
-    assert list(pictures(studio, model)) == ["V1", "V2"]
-    given = Shelf([str(folder)], original=resolve("demo").path).model()
+    assert list(pictures(worker, model)) == ["V1", "V2"]
+    given = ModelRegistry([str(folder)], original=resolve("demo").path).model()
     assert list(given.files)[:2] == ["original", "naive FP8"]
-    other = Shelf([str(folder)], original=folder / "demo-hswq-v1.safetensors").model()
+    other = ModelRegistry([str(folder)], original=folder / "demo-hswq-v1.safetensors").model()
     with pytest.raises(HSWQError, match="not the file that this model was made from"):
         other.files["original"]()
 
@@ -313,19 +315,19 @@ def test_without_its_original_the_files_are_compared_with_each_other(tmp_path, s
 def test_a_hostile_record_is_refused(tmp_path, changes):
     folder = published(tmp_path / "out", **changes)
     with pytest.raises(FormatError):
-        Shelf([str(folder)]).model()
+        ModelRegistry([str(folder)]).model()
 
 
 def test_other_repos_only_if_they_are_allowed(tmp_path, monkeypatch):
     published(tmp_path / "a/b")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WishError, match="only the models in its list"):
-        Shelf().model("a/b")
-    with pytest.raises(WishError, match="owner/repo on the Hub"):
-        Shelf(any_repo=True).model("a/b")  # a folder of the server that is spelled like a repo
-    assert Shelf(any_repo=True, local=True).model("a/b").title == "demo-hswq"
-    with pytest.raises(WishError, match="nobody/nothing cannot be reached"):
-        Shelf(any_repo=True).model("nobody/nothing")
+    with pytest.raises(RequestError, match="only the models in its list"):
+        ModelRegistry().model("a/b")
+    with pytest.raises(RequestError, match="owner/repo on the Hub"):
+        ModelRegistry(any_repo=True).model("a/b")  # a folder of the server that is spelled like a repo
+    assert ModelRegistry(any_repo=True, local=True).model("a/b").title == "demo-hswq"
+    with pytest.raises(RequestError, match="nobody/nothing cannot be reached"):
+        ModelRegistry(any_repo=True).model("nobody/nothing")
 
 
 def test_the_command_says_what_cannot_be_shown():
@@ -372,8 +374,8 @@ def a_strangers_repo(tmp_path, monkeypatch):
             return SimpleNamespace(file=folder / name)
 
         monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
-        monkeypatch.setattr("spaces_app.models.locate", located)
-        return Shelf(any_repo=True).model("eve/model")
+        monkeypatch.setattr("spaces_app.models.registry.locate", located)
+        return ModelRegistry(any_repo=True).model("eve/model")
 
     return make
 
@@ -387,5 +389,5 @@ def test_a_strangers_record_cannot_spend_the_operators_tokens(a_strangers_repo, 
 
 
 def test_a_strangers_repo_cannot_fill_the_disk(a_strangers_repo, tmp_path):
-    with pytest.raises(WishError, match="GB of what would be fetched"):
+    with pytest.raises(RequestError, match="GB of what would be fetched"):
         a_strangers_repo(published(tmp_path / "one"), size=10**12)

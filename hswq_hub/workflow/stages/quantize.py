@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.formats import Format, Reader, Runs
+from hswq_runtime.formats import Format, Reader
 
 from ... import __version__
 from ...calibration.calibrate import Calibration
@@ -24,7 +24,7 @@ from ...quantization.keep import keep, largest_bytes
 from ...quantization.measure import measure_errors
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
-from ...quantization.plan import Decision, Plan, plan_everything, unread_plan
+from ...quantization.plan import Plan, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ...sources.components import base_identity
@@ -260,12 +260,7 @@ def _decided(plan: Plan) -> dict[str, object]:
 
 
 def _plan(format: str, recipe: str, reader: str, rows: list[dict[str, Any]], moves: dict[str, list[Any]]) -> Plan:
-    decisions = tuple(Decision(**row | {"fold": _runs(row["fold"])}) for row in rows)
-    return Plan(Format(format), recipe, decisions, {k: _runs(runs) for k, runs in moves.items()}, Reader(reader))
-
-
-def _runs(listed: list[Any]) -> Runs:
-    return tuple((rows, exponent) for rows, exponent in listed)
+    return Plan.from_rows(Format(format), recipe, rows, moves, Reader(reader))
 
 
 def _write_json(path: Path, content: object) -> None:

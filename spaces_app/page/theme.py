@@ -76,5 +76,5 @@ def _light_and_dark(**settings: tuple[str, str]) -> dict[str, str]:
 
 
 def css() -> str:
-    """What a theme cannot say."""
-    return (files("spaces_app") / "style.css").read_text(encoding="utf-8")
+    """Rules that a Gradio theme cannot express."""
+    return (files("spaces_app.page") / "style.css").read_text(encoding="utf-8")

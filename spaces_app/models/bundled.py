@@ -1,7 +1,7 @@
-"""The model that is shown when nobody names one: bundled, so that the page works offline and within seconds.
+"""The bundled model, shown by default: the page needs no network and opens within seconds.
 
-V1 and V2 are made when they are first asked for and kept in the workspace. It has to be quick: the method as
-published (rounding to nearest), on few calibration pictures. `hswq-hub publish demo` takes its time and does better.
+V1 and V2 are quantized at first use and kept in the workspace, by a quick recipe: rounding to nearest, few calibration
+pictures. `hswq-hub publish demo` takes longer and comes closer to the original.
 """
 
 from pathlib import Path

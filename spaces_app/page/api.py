@@ -1,14 +1,14 @@
-"""The one endpoint for programs. It takes words and numbers and answers with figures and pictures: no files."""
+"""The endpoint for programs. It takes text and numbers, and returns figures and pictures; no files."""
 
 import gradio as gr
 
+from ..request import FIRST_SEED, validated_request
 from . import view
-from .desk import Desk, sentence
+from .controller import Controller, user_message
 from .links import link
-from .wish import FIRST_SEED, checked
 
 
-def add_api(desk: Desk, **queue) -> None:
+def add_api(controller: Controller, **queue) -> None:
     """Add `/compare` to the page that is being built."""
 
     def compare(
@@ -27,9 +27,9 @@ def add_api(desk: Desk, **queue) -> None:
         What is left out has the model's default. `lora`: owner/repo/file.safetensors on the Hub.
         """
         try:
-            shown = desk.shelf.model(model)
+            shown = controller.registry.model(model)
             limits = shown.limits
-            wish = checked(
+            request = validated_request(
                 limits,
                 prompt,
                 negative,
@@ -40,8 +40,8 @@ def add_api(desk: Desk, **queue) -> None:
                 limits.variants if variants is None else variants,
                 lora,
             )
-            return view.as_json(desk.run(shown, wish), link(shown.reference, wish))
+            return view.as_json(controller.run(shown, request), link(shown.reference, request))
         except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from error
+            raise gr.Error(user_message(error), print_exception=False) from error
 
     gr.api(compare, api_name="compare", **queue)

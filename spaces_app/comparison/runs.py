@@ -1,4 +1,4 @@
-"""A finished comparison, as the page keeps it for its visitor."""
+"""A finished comparison, kept for its visitor."""
 
 import io
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from PIL import Image
 
 from hswq_hub.evaluation.pictures import amplification, difference, enlarged
 
-from .studio import Made
-from .wish import Wish
+from ..request import Request
+from .worker import VariantDone
 
 KEPT = 8
 """Comparisons that are kept for each visitor."""
@@ -23,15 +23,17 @@ class Run:
     remark: a sentence about how it was made, or ""."""
 
     model: str
-    wish: Wish
+    request: Request
     pictures: dict[str, bytes]
-    made: tuple[Made, ...]
+    made: tuple[VariantDone, ...]
     remark: str = ""
 
     @classmethod
-    def of(cls, model: str, wish: Wish, made: list[Made], remark: str = "") -> "Run":
+    def of(cls, model: str, request: Request, made: list[VariantDone], remark: str = "") -> "Run":
         """Pack finished pictures: as PNG they take a fraction of the memory, and lose nothing."""
-        return cls(model, wish, {m.label: png(m.image) for m in made}, tuple(_without_image(m) for m in made), remark)
+        return cls(
+            model, request, {m.label: png(m.image) for m in made}, tuple(_without_image(m) for m in made), remark
+        )
 
     def picture(self, label: str) -> np.ndarray:
         """uint8 [H, W, 3], to be shown: enlarged if it is small."""
@@ -42,8 +44,8 @@ class Run:
 
         The factor is that of all variants of this run, so that their differences can be compared.
         """
-        reference = self._pixels(self.wish.reference)
-        others = [self._pixels(label) for label in self.wish.variants[1:]]
+        reference = self._pixels(self.request.reference)
+        others = [self._pixels(label) for label in self.request.variants[1:]]
         factor = amplification(reference, others)
         return enlarged(difference(self._pixels(one), self._pixels(other), factor), _SHOWN_SIDE), factor
 
@@ -58,5 +60,7 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _without_image(made: Made) -> Made:
-    return Made(made.label, np.empty(0, np.uint8), made.figures, made.peak_bytes, made.weight_bytes, made.file_bytes)
+def _without_image(made: VariantDone) -> VariantDone:
+    return VariantDone(
+        made.label, np.empty(0, np.uint8), made.figures, made.peak_bytes, made.weight_bytes, made.file_bytes
+    )

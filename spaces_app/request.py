@@ -1,6 +1,6 @@
-"""What a visitor asks for, checked before anything is fetched or computed.
+"""A visitor's request, validated before anything is fetched or computed.
 
-Nothing that arrives here is trusted: the page sends it, but so may any program.
+No field is trusted: the page sends them, but so may any program.
 """
 
 import math
@@ -16,13 +16,13 @@ FIRST_SEED = 1
 SIZE_STEP = 16
 
 
-class WishError(HSWQError):
-    """Something that cannot be had; the sentence is shown on the page."""
+class RequestError(HSWQError):
+    """An invalid request; its message is shown on the page."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model offers, and its defaults. Sizes: pixels a side, multiples of `SIZE_STEP`."""
+    """A model's variants and default settings. Sizes: pixels a side, multiples of `SIZE_STEP`."""
 
     variants: tuple[str, ...]
     steps: int
@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """One comparison: pictures of `variants`, the original first if it is among them, all from the same noise."""
 
     prompt: str
@@ -57,32 +57,34 @@ class Wish:
         return self.variants[0]
 
 
-def usual(limits: Limits, prompt: str) -> Wish:
-    """The wish for `prompt` that leaves everything else at its default."""
-    return checked(limits, prompt, "", FIRST_SEED, limits.steps, limits.guidance, limits.size, limits.variants)
+def default_request(limits: Limits, prompt: str) -> Request:
+    """The request for `prompt` with the default of every other field."""
+    return validated_request(
+        limits, prompt, "", FIRST_SEED, limits.steps, limits.guidance, limits.size, limits.variants
+    )
 
 
-def checked(limits: Limits, prompt, negative, seed, steps, guidance, size, variants, lora="") -> Wish:
-    """The wish, if it is one that `limits` allow.
+def validated_request(limits: Limits, prompt, negative, seed, steps, guidance, size, variants, lora="") -> Request:
+    """The request of these fields, validated against `limits`.
 
     Raises:
-        WishError: the first thing that is wrong with it.
+        RequestError: a field is invalid; the message names the first.
     """
     if not isinstance(variants, (list, tuple)):
-        raise WishError("the variants have to be a list of names")
+        raise RequestError("the variants have to be a list of names")
     unknown = [name for name in variants if name not in limits.variants]
     if unknown:
-        raise WishError(f"there is no variant {str(unknown[0])[:40]!r}; choose among {', '.join(limits.variants)}")
+        raise RequestError(f"there is no variant {str(unknown[0])[:40]!r}; choose among {', '.join(limits.variants)}")
     chosen = tuple(name for name in limits.variants if name in variants)
     if len(chosen) < 2:
-        raise WishError("choose at least two variants: one alone has nothing to be compared with")
+        raise RequestError("choose at least two variants: one alone has nothing to be compared with")
     prompt = _text(prompt, "prompt")
     if not prompt:
-        raise WishError("write a prompt first")
+        raise RequestError("write a prompt first")
     size = _whole(size, "size", limits.smallest, limits.largest)
     if size % SIZE_STEP:
-        raise WishError(f"the size has to be a multiple of {SIZE_STEP}, such as {_rounded(size)}")
-    return Wish(
+        raise RequestError(f"the size has to be a multiple of {SIZE_STEP}, such as {_rounded(size)}")
+    return Request(
         prompt,
         _text(negative, "negative prompt"),
         _whole(seed, "seed", 0, SEED),
@@ -102,25 +104,25 @@ def _text(value, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise WishError(f"the {name} has to be text")
+        raise RequestError(f"the {name} has to be text")
     text = " ".join(value.split())
     if len(text) > PROMPT_LENGTH:
-        raise WishError(f"the {name} has {len(text)} characters; {PROMPT_LENGTH} are the most")
+        raise RequestError(f"the {name} has {len(text)} characters; {PROMPT_LENGTH} are the most")
     if not text.isprintable():
-        raise WishError(f"the {name} holds characters that cannot be printed")
+        raise RequestError(f"the {name} holds characters that cannot be printed")
     return text
 
 
 def _number(value, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise WishError(f"the {name} has to be a number from {low:g} to {high:g}")
+        raise RequestError(f"the {name} has to be a number from {low:g} to {high:g}")
     if not low <= value <= high:
-        raise WishError(f"the {name} has to be from {low:g} to {high:g}, not {value:g}")
+        raise RequestError(f"the {name} has to be from {low:g} to {high:g}, not {value:g}")
     return float(value)
 
 
 def _whole(value, name: str, low: int, high: int) -> int:
     number = _number(value, name, low, high)
     if number != int(number):
-        raise WishError(f"the {name} has to be a whole number")
+        raise RequestError(f"the {name} has to be a whole number")
     return int(number)

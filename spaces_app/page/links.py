@@ -3,37 +3,37 @@
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from .wish import FIRST_SEED, Limits, Wish, WishError, checked
+from ..request import FIRST_SEED, Limits, Request, RequestError, validated_request
 
 _SEPARATOR = "|"
 
 
-def link(reference: str, wish: Wish) -> str:
-    """The query of a link that shows the same again."""
+def link(reference: str, request: Request) -> str:
+    """The query string that reproduces this comparison."""
     fields = {
         "model": reference,
-        "prompt": wish.prompt,
-        "negative": wish.negative,
-        "seed": wish.seed,
-        "steps": wish.steps,
-        "guidance": f"{wish.guidance:g}",
-        "size": wish.size,
-        "variants": _SEPARATOR.join(wish.variants),
-        "lora": wish.lora,
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "seed": request.seed,
+        "steps": request.steps,
+        "guidance": f"{request.guidance:g}",
+        "size": request.size,
+        "variants": _SEPARATOR.join(request.variants),
+        "lora": request.lora,
     }
     return "?" + urlencode({name: value for name, value in fields.items() if value != ""})
 
 
-def wish_of(query: Mapping[str, str], limits: Limits) -> Wish | None:
-    """What a link asks for, with defaults for what it leaves out; None if it asks for nothing.
+def request_from_query(query: Mapping[str, str], limits: Limits) -> Request | None:
+    """The request of a link, with defaults for missing fields; None for a link without a prompt.
 
     Raises:
-        WishError: it asks for something that cannot be had.
+        RequestError: a field is invalid.
     """
     if "prompt" not in query:
         return None
     variants = query.get("variants")
-    return checked(
+    return validated_request(
         limits,
         query["prompt"],
         query.get("negative", ""),
@@ -50,4 +50,4 @@ def _number(query: Mapping[str, str], name: str, default: float) -> float:
     try:
         return float(query.get(name, default))
     except ValueError:
-        raise WishError(f"the link's {name} is not a number") from None
+        raise RequestError(f"the link's {name} is not a number") from None

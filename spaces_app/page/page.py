@@ -1,22 +1,32 @@
-"""The page: what is where, and what calls what."""
+"""The page: its components, and the functions that their events call."""
 
 import gradio as gr
 
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 
+from ..comparison.runs import KEPT, Run
+from ..comparison.worker import Stopped
+from ..models.registry import Model
+from ..request import (
+    FIRST_SEED,
+    GUIDANCE,
+    PROMPT_LENGTH,
+    SEED,
+    SIZE_STEP,
+    STEPS,
+    Request,
+    default_request,
+    validated_request,
+)
 from . import view
 from .api import add_api
-from .desk import Desk, sentence
-from .links import link, wish_of
-from .models import Model
-from .runs import KEPT, Run
-from .studio import Stopped
+from .controller import Controller, user_message
+from .links import link, request_from_query
 from .view import Tile
-from .wish import FIRST_SEED, GUIDANCE, PROMPT_LENGTH, SEED, SIZE_STEP, STEPS, Wish, checked, usual
 
 TITLE = "HSWQ: what quantization did to the picture"
-STUDIO = {"concurrency_limit": 1, "concurrency_id": "studio"}
+QUEUE = {"concurrency_limit": 1, "concurrency_id": "worker"}
 """Pictures are made one at a time; everybody else waits in the queue."""
 _LIGHT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _SESSION_SECONDS = 3600
@@ -28,10 +38,10 @@ _EMPTY = "Write a prompt and press Compare: every variant starts from the same n
 class Page:
     """Components and their events, built inside a `gr.Blocks`."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, controller: Controller):
+        self.controller = controller
         self._cancelled: set[str] = set()
-        self.start = desk.shelf.model()
+        self.start = controller.registry.model()
         gr.HTML(
             '<div class="masthead"><h1>HSWQ</h1><p>What FP8 quantization did to the picture: same prompt, same '
             "noise, every variant.</p></div>"
@@ -52,7 +62,7 @@ class Page:
         self.linked = gr.Number(0, visible="hidden")
         self.query = gr.Textbox(visible="hidden")
         self._wire(layers_tab)
-        add_api(desk, **STUDIO)
+        add_api(controller, **QUEUE)
 
     def _hero(self) -> None:
         labels = self.start.limits.variants
@@ -115,16 +125,16 @@ class Page:
         )
 
     def _controls(self) -> None:
-        desk, model = self.desk, self.start
+        controller, model = self.controller, self.start
         limits = model.limits
         with gr.Group():
             self.model = gr.Dropdown(
-                list(desk.shelf.references),
+                list(controller.registry.references),
                 value=model.reference,
                 label="Model",
-                info="or owner/repo on the Hub, and Enter" if desk.shelf.any_repo else None,
-                allow_custom_value=desk.shelf.any_repo,
-                visible=desk.shelf.any_repo or len(desk.shelf.references) > 1,
+                info="or owner/repo on the Hub, and Enter" if controller.registry.any_repo else None,
+                allow_custom_value=controller.registry.any_repo,
+                visible=controller.registry.any_repo or len(controller.registry.references) > 1,
             )
             self.prompt = gr.Textbox(
                 label="Prompt",
@@ -160,7 +170,7 @@ class Page:
             )
             self.lora = gr.Textbox(
                 label="LoRA, on every variant",
-                info="owner/repo/file.safetensors on the Hub" + (", or a path" if desk.studio.local else ""),
+                info="owner/repo/file.safetensors on the Hub" + (", or a path" if controller.worker.local else ""),
                 max_length=PROMPT_LENGTH,
                 elem_id="lora",
             )
@@ -185,7 +195,7 @@ class Page:
             show_progress="minimal",
             show_progress_on=self.status,
             api_visibility="private",
-            **STUDIO,
+            **QUEUE,
         )
         making.failure(self._failed, None, buttons, **_LIGHT)
         self.cancel.click(self._cancel, None, buttons, cancels=[making], **_LIGHT)
@@ -209,11 +219,11 @@ class Page:
         demo.load(self._arrive, None, [self.model, *model_parts, self.linked], **_LIGHT)
         demo.load(self._first, None, result, concurrency_limit=None, show_progress="hidden", api_visibility="private")
 
-    # What the events do: each gives a dictionary of components and what they show now.
+    # Event handlers: each returns a dictionary of components and their new values.
 
-    def _begin(self, request: gr.Request) -> dict:
-        """At once, before the queue: a wish can be cancelled while it waits."""
-        self._cancelled.discard(request.session_hash)
+    def _begin(self, visitor: gr.Request) -> dict:
+        """At once, before the queue: a request can be cancelled while it waits."""
+        self._cancelled.discard(visitor.session_hash)
         return {
             self.compare: gr.update(interactive=False),
             self.cancel: gr.update(interactive=True),
@@ -221,12 +231,12 @@ class Page:
         }
 
     def _make(
-        self, reference, prompt, negative, seed, steps, guidance, size, variants, lora, runs, request: gr.Request
+        self, reference, prompt, negative, seed, steps, guidance, size, variants, lora, runs, visitor: gr.Request
     ):
         try:
-            model = self.desk.shelf.model(reference)
-            wish = checked(model.limits, prompt, negative, seed, steps, guidance, size, variants, lora)
-            for step in self.desk.steps(model, wish, request.session_hash):
+            model = self.controller.registry.model(reference)
+            request = validated_request(model.limits, prompt, negative, seed, steps, guidance, size, variants, lora)
+            for step in self.controller.steps(model, request, visitor.session_hash):
                 if isinstance(step, Run):
                     runs = [step, *runs][:KEPT]
                     yield self._show(runs, 0) | self._idle(step.remark or model.missing)
@@ -235,7 +245,7 @@ class Page:
         except Stopped:
             yield self._idle("Stopped.")
         except Exception as error:
-            yield self._idle(sentence(error), "error")
+            yield self._idle(user_message(error), "error")
 
     def _idle(self, text: str, kind: str = "info") -> dict:
         return {
@@ -244,24 +254,24 @@ class Page:
             self.status: view.status(text, kind),
         }
 
-    def _failed(self, request: gr.Request) -> dict:
+    def _failed(self, visitor: gr.Request) -> dict:
         """Gradio itself ended it: it was cancelled, the queue is full, or a component has no such value."""
-        if request.session_hash in self._cancelled:
+        if visitor.session_hash in self._cancelled:
             return self._idle("Stopped.")
-        return self._idle("The wish was refused: too many are waiting, or a field is out of its bounds.", "error")
+        return self._idle("The request was refused: too many are waiting, or a field is out of its bounds.", "error")
 
-    def _cancel(self, request: gr.Request) -> dict:
-        self._cancelled.add(request.session_hash)
-        self.desk.stop(request.session_hash)
+    def _cancel(self, visitor: gr.Request) -> dict:
+        self._cancelled.add(visitor.session_hash)
+        self.controller.stop(visitor.session_hash)
         return self._idle("Stopped.")
 
-    def _leave(self, request: gr.Request) -> None:
-        self._cancelled.discard(request.session_hash)
-        self.desk.stop(request.session_hash)
+    def _leave(self, visitor: gr.Request) -> None:
+        self._cancelled.discard(visitor.session_hash)
+        self.controller.stop(visitor.session_hash)
 
     def _show(self, runs: list[Run], index: int) -> dict:
         run = runs[index]
-        labels, query = list(run.wish.variants), link(run.model, run.wish)
+        labels, query = list(run.request.variants), link(run.model, run.request)
         left, right = labels[0], labels[-1]
         return self._pictures(run, left, right) | {
             self.left: gr.update(choices=labels, value=left),
@@ -292,41 +302,41 @@ class Page:
         return self._show(runs, chosen.index)
 
     def _first(self) -> dict:
-        run = self.desk.first()
+        run = self.controller.first()
         return {self.query: gr.skip()} if run is None else self._show([run], 0) | {self.query: gr.skip()}
 
     def _layers(self, reference: str, label: str) -> dict:
         try:
-            model = self.desk.shelf.model(reference)
-            plans = self.desk.studio.do(model.plans)
+            model = self.controller.registry.model(reference)
+            plans = self.controller.worker.call(model.plans)
             plan = next((plan for version, plan in plans.items() if version.label == label), None)
             text = view.layers(plan) if plan else view.status(f"There is no {label} file of this model.")
         except HSWQError as error:
-            text = view.status(sentence(error), "error")
+            text = view.status(user_message(error), "error")
         return {self.layers: text}
 
     def _choose(self, reference: str) -> dict:
         try:
-            return self._model(self.desk.shelf.model(reference), None)
+            return self._model(self.controller.registry.model(reference), None)
         except Exception as error:
-            return {self.status: view.status(sentence(error), "error")}
+            return {self.status: view.status(user_message(error), "error")}
 
-    def _arrive(self, request: gr.Request) -> dict:
+    def _arrive(self, visitor: gr.Request) -> dict:
         """Take the fields from the link that led here, and begin if it asks for a comparison."""
-        query = dict(request.query_params)
+        query = dict(visitor.query_params)
         try:
-            model = self.desk.shelf.model(query.get("model"))
-            wish = wish_of(query, model.limits)
+            model = self.controller.registry.model(query.get("model"))
+            request = request_from_query(query, model.limits)
         except HSWQError as error:
-            return {self.status: view.status(f"The link cannot be followed: {sentence(error)}", "error")}
-        if wish is None:
+            return {self.status: view.status(f"The link cannot be followed: {user_message(error)}", "error")}
+        if request is None:
             return {self.linked: 0}
-        return self._model(model, wish) | {self.model: model.reference, self.linked: 1}
+        return self._model(model, request) | {self.model: model.reference, self.linked: 1}
 
-    def _model(self, model: Model, wish: Wish | None) -> dict:
-        """All that depends on the model, with the fields as `wish` has them or at their defaults."""
+    def _model(self, model: Model, request: Request | None) -> dict:
+        """All that depends on the model, with the fields as `request` has them or at their defaults."""
         limits, labels = model.limits, list(model.limits.variants)
-        fields = wish or usual(limits, model.examples[0])
+        fields = request or default_request(limits, model.examples[0])
         return {
             self.prompt: fields.prompt,
             self.negative: fields.negative,
@@ -346,4 +356,4 @@ class Page:
 
 
 def _thumbnail(run: Run) -> tuple:
-    return run.picture(run.wish.variants[-1]), f"seed {run.wish.seed}"
+    return run.picture(run.request.variants[-1]), f"seed {run.request.seed}"

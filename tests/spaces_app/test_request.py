@@ -5,8 +5,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from spaces_app.links import link, wish_of
-from spaces_app.wish import PROMPT_LENGTH, Limits, WishError, checked, usual
+from spaces_app.page.links import link, request_from_query
+from spaces_app.request import PROMPT_LENGTH, Limits, RequestError, default_request, validated_request
 
 LIMITS = Limits(("original", "naive FP8", "V1", "V2"), steps=9, guidance=0.0, size=64)
 FIELDS = {
@@ -20,10 +20,12 @@ FIELDS = {
 }
 
 
-def test_a_wish_is_put_in_order():
-    wish = checked(LIMITS, **FIELDS | {"prompt": "  a\n star ", "seed": 3.0, "variants": ["V2", "original"]})
-    assert (wish.prompt, wish.seed, wish.variants) == ("a star", 3, ("original", "V2"))
-    assert type(wish.seed) is int and wish.reference == "original"
+def test_a_request_is_put_in_order():
+    request = validated_request(
+        LIMITS, **FIELDS | {"prompt": "  a\n star ", "seed": 3.0, "variants": ["V2", "original"]}
+    )
+    assert (request.prompt, request.seed, request.variants) == ("a star", 3, ("original", "V2"))
+    assert type(request.seed) is int and request.reference == "original"
 
 
 @pytest.mark.parametrize(
@@ -53,24 +55,24 @@ def test_a_wish_is_put_in_order():
     ],
     ids=str,
 )
-def test_a_wish_that_cannot_be_had_is_a_sentence(change, sentence):
-    with pytest.raises(WishError, match=sentence):
-        checked(LIMITS, **FIELDS | change)
+def test_a_request_that_cannot_be_had_is_a_sentence(change, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        validated_request(LIMITS, **FIELDS | change)
 
 
-def test_a_link_leads_back_to_its_wish():
-    wish = checked(LIMITS, **FIELDS | {"prompt": "50% & a “star”?", "negative": "rings", "guidance": 1.5})
-    assert wish_of(dict(parse_qsl(link("demo", wish)[1:])), LIMITS) == wish
+def test_a_link_leads_back_to_its_request():
+    request = validated_request(LIMITS, **FIELDS | {"prompt": "50% & a “star”?", "negative": "rings", "guidance": 1.5})
+    assert request_from_query(dict(parse_qsl(link("demo", request)[1:])), LIMITS) == request
 
 
 def test_a_link_may_leave_everything_out_but_the_prompt():
-    assert wish_of({"prompt": "a star"}, LIMITS) == usual(LIMITS, "a star")
-    assert wish_of({"__theme": "dark"}, LIMITS) is None
+    assert request_from_query({"prompt": "a star"}, LIMITS) == default_request(LIMITS, "a star")
+    assert request_from_query({"__theme": "dark"}, LIMITS) is None
 
 
 @pytest.mark.parametrize(
     "query", [{"seed": "one"}, {"steps": "nan"}, {"size": "1e9"}, {"variants": "original|/etc"}], ids=str
 )
 def test_a_broken_link_is_a_sentence(query):
-    with pytest.raises(WishError):
-        wish_of({"prompt": "a star"} | query, LIMITS)
+    with pytest.raises(RequestError):
+        request_from_query({"prompt": "a star"} | query, LIMITS)

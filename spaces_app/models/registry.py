@@ -1,32 +1,33 @@
-"""What can be shown: the bundled model, a published folder, a published Hub repo.
+"""The models that can be shown: the bundled one, published folders, published Hub repos.
 
-Opening one reads its record and little else; weights are fetched, or made, when a picture of them is asked for.
-What a record says comes from whoever published it: names in it are never used as paths, sizes are bounded.
+Opening a model reads its record, figures and card. Weights are fetched, or made, when a picture needs them. A record
+is untrusted: its names are never used as paths, and sizes are bounded.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hswq_hub.cards.record import PublishedRecord
 from hswq_hub.common.files import file_sha256
 from hswq_hub.common.layout import CARD, METRICS, RECORD
 from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation
-from hswq_hub.generation.generate import default_size
-from hswq_hub.quantization.plan import Decision, Plan
+from hswq_hub.generation.generate import GenerationSettings
+from hswq_hub.quantization.plan import Plan
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.reference import DEMO, LocalRef, parse
 from hswq_hub.workflow.publish import NAIVE
-from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
 
+from ..request import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, RequestError
 from . import bundled
 from .remote import check_size
-from .wish import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, WishError
 
 _EXAMPLES = 5
 _LARGEST_SIDE = 2048
@@ -45,8 +46,9 @@ class Model:
     """A model and its variants.
 
     files: label -> what gives the file, fetching or making it; the original comes first if there is one. base: folder
-    or Hub repo of the other components. plans: what gives the plan of each published format. about: Markdown.
-    missing: a sentence on what cannot be shown, or "".
+    or Hub repo of the other components. generation: the default arguments of the pipeline's call.
+    plans: what gives the plan of each published format. about: Markdown. missing: a sentence on what cannot be
+    shown, or "".
     """
 
     reference: str
@@ -54,14 +56,20 @@ class Model:
     architecture: Architecture
     base: str
     files: Mapping[str, Callable[[], Path]]
-    limits: Limits
+    generation: GenerationSettings
     examples: tuple[str, ...]
     plans: Callable[[], dict[Format, Plan]]
     about: str
     missing: str = ""
 
+    @property
+    def limits(self) -> Limits:
+        """The variants and the default settings, as a request is checked against them."""
+        settings = self.generation
+        return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size)
 
-class Shelf:
+
+class ModelRegistry:
     """The models that visitors may choose, by reference: "demo", a folder, "owner/repo".
 
     original: the full-precision file of the first one. any_repo: visitors may name other Hub repos. local: whoever
@@ -79,7 +87,7 @@ class Shelf:
         """The model that `reference` names; None: the first.
 
         Raises:
-            WishError: it is not among those that may be shown.
+            RequestError: it is not among those that may be shown.
             FormatError: what is there was not made by `hswq-hub publish`.
         """
         reference = self.references[0] if reference is None else reference
@@ -95,10 +103,10 @@ class Shelf:
             original = self._original if reference == self.references[0] else None
             return open_model(reference, original)
         if not isinstance(reference, str) or not self.any_repo:
-            raise WishError("this page shows only the models in its list")
+            raise RequestError("this page shows only the models in its list")
         here = Path(reference).exists()
         if (here and not self._local) or (not here and not is_repo_id(reference)):
-            raise WishError("a model is named as owner/repo on the Hub")
+            raise RequestError("a model is named as owner/repo on the Hub")
         return open_model(reference, hub=_VISITORS)
 
 
@@ -126,7 +134,7 @@ def _bundled() -> Model:
         architecture=architecture,
         base=source.base,
         files=files,
-        limits=Limits(tuple(files), architecture.steps, architecture.guidance, default_size(architecture, vae)),
+        generation=GenerationSettings.of(architecture, vae),
         examples=source.prompts.evaluation[:_EXAMPLES],
         plans=lambda: bundled.quick_plans(source),
         about=bundled.ABOUT,
@@ -143,24 +151,24 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
 
     path = file(RECORD)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        architecture = ARCHITECTURES[record["architecture"]]
-        names = {Format(format): _plain_name(facts["file"]) for format, facts in record["files"].items()}
-        base = record["base"] or reference
+        record = PublishedRecord.from_document(json.loads(path.read_text(encoding="utf-8")))
+        architecture = record.architecture
+        names = {format: _plain_name(facts.file) for format, facts in record.files.items()}
+        base = record.base or reference
         if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
         files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.
-        files, missing = _with_original(files, {} if strange else record["source"], original)
+        files, missing = _with_original(files, {} if strange else record.source, original)
         return Model(
             reference=reference,
-            title=str(record["repo"])[:100],
+            title=record.repo[:100],
             architecture=architecture,
             base=base,
             files=files,
-            limits=_limits(files, Evaluation.load(file(METRICS)).protocol["generation"]),
-            examples=tuple(_short(example["prompt"]) for example in record["examples"][:_EXAMPLES]),
-            plans=lambda: _plans(record),
+            generation=_generation(architecture, Evaluation.load(file(METRICS)).protocol["generation"], strange),
+            examples=tuple(_short(example.prompt) for example in record.examples[:_EXAMPLES]),
+            plans=lambda: dict(record.plans),
             about=_readable(file(CARD).read_text(encoding="utf-8")),
             missing=missing,
         )
@@ -203,19 +211,18 @@ def _finder(source: Mapping, given: Path | None) -> Callable[[], Path] | None:
     return None if isinstance(found, LocalRef) else lambda: resolve(reference).path
 
 
-def _limits(files: Mapping, generation: Mapping) -> Limits:
-    """The variants and the settings by which the published figures were measured, within reason."""
-    size, steps, guidance = generation["size"], generation["steps"], float(generation["guidance"])
-    if not (SIZE_STEP <= size <= _LARGEST_SIDE and 1 <= steps <= STEPS and math.isfinite(guidance)):
+def _generation(architecture: Architecture, recorded: Mapping, strange: bool) -> GenerationSettings:
+    """The settings of the published figures, within bounds. A stranger's may not add arguments to the call."""
+    settings = GenerationSettings.of(architecture, {}, recorded=recorded)
+    size, steps = settings.size, settings.steps
+    if not (SIZE_STEP <= size <= _LARGEST_SIDE and 1 <= steps <= STEPS and math.isfinite(settings.guidance)):
         raise ValueError("settings out of bounds")
-    return Limits(tuple(files), int(steps), guidance, size // SIZE_STEP * SIZE_STEP)
-
-
-def _plans(record: Mapping) -> dict[Format, Plan]:
-    return {
-        Format(format): Plan(Format(format), record["recipe"]["name"], tuple(Decision(**row) for row in rows))
-        for format, rows in record["layers"].items()
-    }
+    own = GenerationSettings.of(architecture, {})
+    if strange and (settings.guidance_argument, settings.call) != (own.guidance_argument, own.call):
+        raise ValueError("arguments of the call that this release does not know")
+    if len(settings.negative_prompt or "") > PROMPT_LENGTH:
+        raise ValueError("a negative prompt that is too long")
+    return replace(settings, size=size // SIZE_STEP * SIZE_STEP)
 
 
 def _plain_name(name: str) -> str:

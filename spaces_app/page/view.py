@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML. Whatever came from outside is escaped here, and only here."""
+"""Parts of the page as HTML. Untrusted text is escaped here and nowhere else."""
 
 import base64
 import math
@@ -12,8 +12,8 @@ from hswq_hub.common.text import megabytes
 from hswq_hub.evaluation.plots import by_sensitivity
 from hswq_hub.quantization.plan import Plan
 
-from .runs import Run, png
-from .studio import Made
+from ..comparison.runs import Run, png
+from ..comparison.worker import VariantDone
 
 _TILE_SIDE = 256
 _HEADINGS = {
@@ -62,29 +62,31 @@ def small(image: np.ndarray) -> bytes:
 def finished(run: Run) -> str:
     """The strip of a finished run."""
     return strip(
-        [Tile(made.label, 1.0, run.pictures[made.label], _closeness(made, run.wish.reference)) for made in run.made]
+        [Tile(made.label, 1.0, run.pictures[made.label], _closeness(made, run.request.reference)) for made in run.made]
     )
 
 
-def _closeness(made: Made, reference: str) -> str:
+def _closeness(made: VariantDone, reference: str) -> str:
     return "reference" if made.label == reference else f"SSIM {made.figures.ssim:.4f}"
 
 
 def measures(run: Run, query: str) -> str:
     """The table: how close each variant came, what it cost; and a link that shows the same comparison again."""
-    rows = "".join(_row(made, run.wish.reference) for made in run.made)
+    rows = "".join(_row(made, run.request.reference) for made in run.made)
     cells = "".join(f'<th scope="col" title="{meaning}">{heading}</th>' for heading, meaning in _HEADINGS.items())
-    wish = run.wish
-    settings = f"seed {wish.seed} · {wish.steps} steps · guidance {wish.guidance:g} · {wish.size} × {wish.size}"
-    lora = f" · LoRA {escape(wish.lora)}" if wish.lora else ""
+    request = run.request
+    settings = (
+        f"seed {request.seed} · {request.steps} steps · guidance {request.guidance:g} · {request.size} × {request.size}"
+    )
+    lora = f" · LoRA {escape(request.lora)}" if request.lora else ""
     return (
         f'<div class="measures"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="fine"><q>{escape(wish.prompt)}</q> · {settings}{lora} · '
+        f'<p class="fine"><q>{escape(request.prompt)}</q> · {settings}{lora} · '
         f'<a class="share" href="{escape(query)}">link to this comparison</a></p>'
     )
 
 
-def _row(made: Made, reference: str) -> str:
+def _row(made: VariantDone, reference: str) -> str:
     figures = made.figures
     if made.label == reference:
         closeness = ("reference", "", "")
@@ -149,10 +151,10 @@ def _data_url(data: bytes) -> str:
 def as_json(run: Run, query: str) -> Mapping:
     """What the API answers: figures, and pictures as data URLs, so that no path of this machine is in it."""
     return {
-        "prompt": run.wish.prompt,
-        "seed": run.wish.seed,
+        "prompt": run.request.prompt,
+        "seed": run.request.seed,
         "link": query,
-        "reference": run.wish.reference,
+        "reference": run.request.reference,
         "variants": [
             {
                 "label": made.label,

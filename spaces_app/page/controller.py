@@ -1,4 +1,4 @@
-"""From a wish to a run, told in tiles: what happens behind the page's buttons and behind its API."""
+"""Turns a request into progress and a finished run, for the page's buttons and for its API."""
 
 import logging
 import threading
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from hswq_runtime.errors import HSWQError
 
+from ..comparison.runs import Run
+from ..comparison.worker import Event, Note, StepDone, Stopped, VariantDone, Worker
+from ..models.registry import Model, ModelRegistry
+from ..request import Request, default_request
+from ..zero import ON_ZERO_GPU, gpu
 from . import view
-from .models import Model, Shelf
-from .runs import Run
-from .studio import Event, Made, Note, Step, Stopped, Studio
 from .view import Tile
-from .wish import Wish, usual
-from .zero import ON_ZERO_GPU, gpu
 
 _log = logging.getLogger(__name__)
 _QUICK_BYTES = 256 << 20
@@ -29,8 +29,8 @@ class Progress:
     tiles: tuple[Tile, ...]
 
 
-def sentence(error: Exception) -> str:
-    """What a visitor is told. Only what the project raises on purpose is meant for them; the rest is logged."""
+def user_message(error: Exception) -> str:
+    """The message shown to a visitor: that of an `HSWQError`; any other error is only logged."""
     if isinstance(error, HSWQError):
         text = " ".join(str(error).split())
         return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
@@ -38,91 +38,91 @@ def sentence(error: Exception) -> str:
     return "Something went wrong here, and it is not your doing; the log of this page says what."
 
 
-class Desk:
-    """Takes wishes for the models of a shelf to the studio."""
+class Controller:
+    """Passes requests for registered models to the worker."""
 
-    def __init__(self, shelf: Shelf, studio: Studio):
-        self.shelf, self.studio = shelf, studio
+    def __init__(self, registry: ModelRegistry, worker: Worker):
+        self.registry, self.worker = registry, worker
         self._stops: dict[str, threading.Event] = {}
         self._generate = gpu(_duration)(self._events)
         self._first: Future[Run | None] | None = None
 
     def open(self) -> None:
-        """Get the first model ready; a quick one also makes a first comparison, for the page to begin with."""
-        model = self.shelf.model()
+        """Load the first model in the background. A small one also makes the comparison that the page opens with."""
+        model = self.registry.model()
         if ON_ZERO_GPU:
-            self.studio.place(model)
+            self.worker.preload(model)
             return
         starter = ThreadPoolExecutor(1, "first")
         self._first = starter.submit(self._make_first, model)
         starter.shutdown(wait=False)
 
     def first(self) -> Run | None:
-        """The comparison that the page begins with, if there is one; waits for it."""
+        """Waits for the comparison that the page opens with; None if there is none."""
         return None if self._first is None else self._first.result()
 
     def _make_first(self, model: Model) -> Run | None:
         try:
-            self.studio.do(lambda: self.studio.place(model))
+            self.worker.call(lambda: self.worker.preload(model))
             sizes = [fetch().stat().st_size for fetch in model.files.values()]
-            if self.studio.device.type == "cpu" and sum(sizes) > _QUICK_BYTES:
+            if self.worker.device.type == "cpu" and sum(sizes) > _QUICK_BYTES:
                 return None
-            return self.run(model, usual(model.limits, model.examples[0]))
+            return self.run(model, default_request(model.limits, model.examples[0]))
         except Exception as error:  # the page starts without it, and says why when somebody asks for a picture
-            sentence(error)
+            user_message(error)
             return None
 
-    def run(self, model: Model, wish: Wish, session: str = "") -> Run:
+    def run(self, model: Model, request: Request, session: str = "") -> Run:
         """The finished run."""
-        for step in self.steps(model, wish, session):
+        for step in self.steps(model, request, session):
             if isinstance(step, Run):
                 return step
         raise HSWQError("the run ended without a result")
 
-    def steps(self, model: Model, wish: Wish, session: str = "") -> Iterator[Progress | Run]:
-        """The run, told step by step; the last that comes is the finished run.
+    def steps(self, model: Model, request: Request, session: str = "") -> Iterator[Progress | Run]:
+        """Progress after each event; the last item is the finished run.
 
-        `session`: whose it is, so that :meth:`stop` finds it; without one it is nobody's who may name local files.
+        `session`: the visitor's, for :meth:`stop`; without one no local files may be named.
         """
-        tiles = {label: Tile(label) for label in wish.variants}
-        made: list[Made] = []
+        tiles = {label: Tile(label) for label in request.variants}
+        made: list[VariantDone] = []
         remark = ""
         stop = self._stops[session] = threading.Event()
-        events = self._generate(model.reference, wish, session)
+        events = self._generate(model.reference, request, session)
         try:
             for event in events:
                 if stop.is_set():
                     raise Stopped("stopped")
-                if isinstance(event, Made):
+                if isinstance(event, VariantDone):
                     made.append(event)
                 if isinstance(event, Note) and event.label is None:
                     remark = event.text
-                text = _told(event, tiles, wish)
+                text = _update_tiles(event, tiles, request)
                 yield Progress(text, tuple(tiles.values()))
-            yield Run.of(model.reference, wish, made, remark)
+            yield Run.of(model.reference, request, made, remark)
         finally:
             events.close()
             if self._stops.get(session) is stop:
                 del self._stops[session]
 
     def stop(self, session: str) -> None:
-        """End what `session` is waiting for."""
+        """Stop the run of `session`."""
         if session in self._stops:
             self._stops[session].set()
 
-    def _events(self, reference: str, wish: Wish, session: str) -> Iterator[Event]:
-        """In the process that has the GPU: what is handed over has to be picklable, and `stop` stays behind."""
-        model, stop = self.shelf.model(reference), self._stops.get(session)
-        yield from self.studio.run(model, wish, stop=stop, local=None if session else False)
+    def _events(self, reference: str, request: Request, session: str) -> Iterator[Event]:
+        """Runs in the process that has the GPU: arguments have to be picklable, so `stop` is looked up here."""
+        model, stop = self.registry.model(reference), self._stops.get(session)
+        yield from self.worker.run(model, request, stop=stop, local=None if session else False)
 
 
-def _told(event: Event, tiles: dict[str, Tile], wish: Wish) -> str:
-    """Bring the tiles up to date; returns a sentence about the event."""
-    if isinstance(event, Made):
-        closeness = "reference" if event.label == wish.reference else f"SSIM {event.figures.ssim:.4f}"
+def _update_tiles(event: Event, tiles: dict[str, Tile], request: Request) -> str:
+    """Update the tiles; returns a sentence about the event."""
+    if isinstance(event, VariantDone):
+        closeness = "reference" if event.label == request.reference else f"SSIM {event.figures.ssim:.4f}"
         tiles[event.label] = Tile(event.label, 1.0, view.small(event.image), closeness)
         return f"{event.label} is done."
-    if isinstance(event, Step):
+    if isinstance(event, StepDone):
         tile = tiles[event.label]
         picture = tile.picture if event.picture is None else view.small(event.picture)
         caption = f"step {event.number} of {event.steps}"
@@ -135,7 +135,7 @@ def _told(event: Event, tiles: dict[str, Tile], wish: Wish) -> str:
     return event.text
 
 
-def _duration(reference: str, wish: Wish, session: str) -> int:
+def _duration(reference: str, request: Request, session: str) -> int:
     """Seconds of GPU time to ask ZeroGPU for: a guess from a large model's second a step, guidance doubling it."""
-    step = 2 if wish.guidance > 0 else 1
-    return min(120, 10 + len(wish.variants) * (3 + wish.steps * step))
+    step = 2 if request.guidance > 0 else 1
+    return min(120, 10 + len(request.variants) * (3 + request.steps * step))

@@ -1,0 +1,167 @@
+"""hswq.json, the record of a published folder, read into types."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hswq_runtime.architectures import ARCHITECTURES, Architecture
+from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
+
+from ..common.layout import CONTENTS, EARLIER, RECORD
+from ..quantization.plan import Plan
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A published file. sha256, bytes: None where the record lacks them."""
+
+    file: str
+    sha256: str | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture that is shown. image: path in the folder. worst: it has the lowest SSIM of all pairs."""
+
+    prompt: str
+    seed: int | None = None
+    image: str | None = None
+    worst: bool = False
+
+
+@dataclass(frozen=True)
+class PublishedRecord:
+    """What hswq.json says.
+
+    architecture: with the facts of the variant that `base` names. base: Hub repo of the other components; None: they
+    are in the folder. source: facts of the source, see `facts.source_facts`. document: the JSON as it was read.
+    """
+
+    name: str
+    repo: str
+    architecture: Architecture
+    base: str | None
+    source: Mapping[str, Any]
+    recipe: str
+    files: Mapping[Format, FileFacts]
+    plans: Mapping[Format, Plan]
+    examples: tuple[Example, ...]
+    licence: str | None = None
+    licence_name: str | None = None
+    licence_link: str | None = None
+    quantized_by: str | None = None
+    command: str = ""
+    contents: tuple[str, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "PublishedRecord":
+        """The record of a published folder.
+
+        Raises:
+            FormatError: there is none, or `publish` did not write it.
+        """
+        try:
+            document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "PublishedRecord":
+        """The record of parsed JSON.
+
+        Raises:
+            FormatError: a key is missing or has the wrong type; the message names it.
+        """
+        read = _Reader(document)
+        name = read.text("architecture")
+        if name not in ARCHITECTURES:
+            raise FormatError(f"its record names the unknown architecture {name!r}")
+        repo, base, recipe = read.text("repo"), read.optional("base"), read.mapping("recipe")
+        label = str(recipe.get("name", ""))
+        return cls(
+            name=read.optional("name") or repo,
+            repo=repo,
+            architecture=ARCHITECTURES[name].with_base(base) if base else ARCHITECTURES[name],
+            base=base,
+            source=read.mapping("source"),
+            recipe=label,
+            files={_format(key): _file(facts) for key, facts in read.mapping("files").items()},
+            plans={
+                _format(key): Plan.from_rows(_format(key), label, rows) for key, rows in read.mapping("layers").items()
+            },
+            examples=tuple(map(_example, read.items("examples"))),
+            licence=read.optional("licence"),
+            licence_name=read.optional("licence_name"),
+            licence_link=read.optional("licence_link"),
+            quantized_by=read.optional("quantized_by"),
+            command=read.optional("command") or "",
+            contents=tuple(map(str, read.items(CONTENTS, ()))),
+            earlier=tuple(read.items(EARLIER, ())),
+            document=document,
+        )
+
+    def changed(self, **changes: object) -> "PublishedRecord":
+        """The record with other values of these keys of its JSON."""
+        return self.from_document({**self.document, **changes})
+
+
+class _Reader:
+    """Typed access to the keys of a record."""
+
+    def __init__(self, document: Mapping[str, Any]):
+        if not isinstance(document, Mapping):
+            raise FormatError("its record is no JSON object")
+        self._document = document
+
+    def text(self, key: str) -> str:
+        value = self._document.get(key)
+        if not isinstance(value, str):
+            raise FormatError(f"its record has no text under {key!r}")
+        return value
+
+    def optional(self, key: str) -> str | None:
+        return None if self._document.get(key) is None else self.text(key)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        value = self._document.get(key)
+        if not isinstance(value, Mapping):
+            raise FormatError(f"its record has no object under {key!r}")
+        return value
+
+    def items(self, key: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
+        value = self._document.get(key, default)
+        if not isinstance(value, (list, tuple)):
+            raise FormatError(f"its record has no list under {key!r}")
+        return value
+
+
+def _format(key: str) -> Format:
+    try:
+        return Format(key)
+    except ValueError as error:
+        raise FormatError(f"its record names the unknown format {key!r}") from error
+
+
+def _file(facts: Any) -> FileFacts:
+    match facts:
+        case {"file": str(file)}:
+            sha256, size = facts.get("sha256"), facts.get("bytes")
+            return FileFacts(file, sha256 if isinstance(sha256, str) else None, size if isinstance(size, int) else None)
+    raise FormatError("its record has no name of a file under 'files'")
+
+
+def _example(described: Any) -> Example:
+    match described:
+        case {"prompt": str(prompt)}:
+            seed, image = described.get("seed"), described.get("image")
+            example = Example(prompt, worst=bool(described.get("worst")))
+            seed = seed if isinstance(seed, int) else None
+            return replace(example, seed=seed, image=image if isinstance(image, str) else None)
+    raise FormatError("its record has no prompt under 'examples'")

@@ -1,0 +1,1 @@
+"""Visitors' input goes in; what they see comes out, and JSON for programs."""
