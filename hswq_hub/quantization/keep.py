@@ -60,8 +60,9 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
 
 
 def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int] | None:
-    """Bytes that a file of `format` has at least and at most, as long as the ranking is not known; None if not even
-    the least is within the recipe's budget.
+    """Bytes that a file of `format` has at least and at most, whichever layers are kept; no weight is read.
+
+    None if the recipe has a budget and not even the file with nothing kept is within it.
     """
     plan = unread_plan(checkpoint, format, recipe)
     smallest, cost = planned_bytes(checkpoint, plan), sorted(_cost(plan, checkpoint).values())
@@ -92,17 +93,6 @@ def check_budget(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> None
     """
     if recipe.budget is not None:
         _room(unread_plan(checkpoint, format, recipe), checkpoint, recipe.budget)
-
-
-def largest_bytes(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> int:
-    """What the file takes at most by the recipe's limit, whichever layers are kept. No weight is read."""
-    plan = unread_plan(checkpoint, format, recipe)
-    smallest = planned_bytes(checkpoint, plan)
-    if recipe.budget is not None:
-        return smallest + _room(plan, checkpoint, recipe.budget)
-    keep_ratio = checkpoint.architecture.keep_ratio if recipe.keep_ratio is None else recipe.keep_ratio
-    cost = sorted(checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized)
-    return smallest + sum(cost[len(cost) - round(keep_ratio * len(cost)) :])
 
 
 def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str]:

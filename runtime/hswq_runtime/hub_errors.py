@@ -83,7 +83,7 @@ class Refusal:
             Kind.SERVER: f"the Hub answers {self.status} for {subject}; run the same command again later",
             Kind.STORAGE: f"the storage of {site} answers {self.status} for {subject}; run the same command again",
             Kind.REFUSED: f"the Hub refuses (answer {self.status}) what is to be done on {subject}{said}",
-            Kind.OFFLINE: "the Hub cannot be reached while HF_HUB_OFFLINE is set; unset it",
+            Kind.OFFLINE: f"{subject} cannot be reached while HF_HUB_OFFLINE is set; unset it",
             Kind.NOT_CACHED: f"{subject} is not in the cache and the Hub cannot be reached; check the connection and "
             "HF_HUB_OFFLINE",
             Kind.XET: f"the storage of {site} (Xet) cannot be reached; run the same command again, or set "

@@ -136,11 +136,34 @@ def test_help_needs_neither_torch_nor_diffusers():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_picture_in_architecture_is_the_tree():
+    """Every module and every room, each below its folder, and nothing that is not there."""
+    picture = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    drawn, above = set(), []
+    for line in picture.splitlines():
+        if match := re.match(r"( *)([\w/]+(?:/|\.py))(?: |$)", line):
+            depth, name = len(match[1]) // 2, match[2]
+            above[depth:] = [name.rstrip("/")]
+            drawn.add("/".join(above))
+    for package, folder in PACKAGES.items():
+        there = {path for found, path in SOURCES if found == package and not path.name.startswith("__")}
+        there |= {path for path in folder.rglob("*") if (path / "__init__.py").is_file()} | {folder}
+        names = {str(path.relative_to(ROOT)) for path in there}
+        assert {name for name in drawn if name.startswith(str(folder.relative_to(ROOT)))} == names
+
+
 def test_readme_names_every_command():
     from hswq_hub.cli.main import main
 
     text = (ROOT / "README.md").read_text()
     assert [name for name in main.commands if not re.search(rf"hswq-hub {name}(?![\w-])", text)] == []
+
+
+def test_every_room_says_what_comes_in_and_what_goes_out_in_a_sentence():
+    for room in ROOMS:
+        module = ast.parse((PACKAGES["hswq_hub"] / room / "__init__.py").read_text())
+        said = ast.get_docstring(module) or ""
+        assert said.endswith(".") and "\n\n" not in said and len(module.body) == 1, room
 
 
 def test_every_file_has_its_idea_in_a_docstring():

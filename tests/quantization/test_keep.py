@@ -10,10 +10,10 @@ from support import tiny
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import final_latents, generate, generation_settings, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import check_budget, keep
+from hswq_hub.quantization.keep import check_budget, keep, size_range
 from hswq_hub.quantization.measure import exchanged, measure_errors
 from hswq_hub.quantization.plan import plan_everything, plan_naive
-from hswq_hub.quantization.writer import codes_of, write_quantized
+from hswq_hub.quantization.writer import codes_of, planned_bytes, write_quantized
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, load_model
@@ -52,6 +52,25 @@ def test_the_error_counts_per_byte(source, plan):
     (decision,) = (d for d in first.decisions if d.layer == "x_embedder")
     assert decision.reason.startswith("error per byte rank 1 of 21, within the keep ratio")
     assert decision.error == 1e-4 and decision.scale is None
+
+
+@pytest.mark.parametrize("limit", [{"budget": 0.8}, {"budget": 3.0}, {"keep_ratio": 0.25}, {"keep_ratio": 1.0}])
+@pytest.mark.parametrize("cheapest_first", [True, False])
+def test_the_size_that_is_foretold_bounds_every_file(source, plan, limit, cheapest_first):
+    """Whatever is ranked first; and where all may be kept, the bound is that file."""
+    how = recipe(rounding="nearest", **limit)
+    size = {d.key: source.tensors[d.key].values for d in plan.quantized}
+    errors = {key: 1 / n**2 if cheapest_first else float(n**2) for key, n in size.items()}
+    chosen = keep(plan, source, how, errors)
+    least, most = size_range(source, Format.V1, how)
+    marks = 300 * len(source.layers)  # what a quantized layer has beside its weight, and a kept one has not
+    assert least - marks <= planned_bytes(source, chosen) <= most
+    if limit in ({"budget": 3.0}, {"keep_ratio": 1.0}):
+        assert not chosen.quantized and most - planned_bytes(source, chosen) < marks
+
+
+def test_a_budget_that_cannot_be_met_has_no_sizes(source):
+    assert size_range(source, Format.V1, recipe(budget=0.1)) is None
 
 
 @pytest.mark.parametrize("budget", [0.75, 0.8, 0.9, 1.1])

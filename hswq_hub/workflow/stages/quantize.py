@@ -20,7 +20,7 @@ from ...calibration.calibrate import Calibration
 from ...common.files import write_atomically
 from ...common.identity import code_digest, environment_fingerprint
 from ...quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
-from ...quantization.keep import keep, largest_bytes
+from ...quantization.keep import keep, size_range
 from ...quantization.measure import measure_errors
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
@@ -180,7 +180,8 @@ class Quantization:
             _write_plan(plan, folder)
 
         def work() -> Work:
-            kept = largest_bytes(checkpoint, format, self.recipe)
+            bounds = size_range(checkpoint, format, self.recipe)
+            kept = bounds[1] if bounds is not None else 0  # a budget that cannot be met is refused before
             return Work(moved=self.source.path.stat().st_size + kept, kept=kept)
 
         return self._step(f"write {format.value}", made_from, make, work, inputs)
