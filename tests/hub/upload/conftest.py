@@ -65,6 +65,7 @@ def hub(tmp_path, monkeypatch, waits, capfd, caplog):
     caplog.set_level("DEBUG")
     caplog.set_level("DEBUG", logger="huggingface_hub")
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [])  # which would print what is for DEBUG
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with HubServer(xet=tmp_path / "xet-store") as server:
         server.adopt(monkeypatch, tmp_path / "hf")
