@@ -5,6 +5,7 @@ that `--help` need not wait for torch.
 """
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from hswq_runtime.formats import Format, Reader
 
@@ -145,7 +146,7 @@ that is searched for rounding to nearest loses to max|w| when rounding is compen
 DEFAULT_RECIPE = next(iter(RECIPES))
 
 
-def recipe(name: str = DEFAULT_RECIPE, **changes) -> Recipe:
+def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
     """The recipe `name` with those of `changes` that are not None; a keep ratio takes the place of a budget, and
     the other way round. `search` is a name in `SEARCHES`.
 

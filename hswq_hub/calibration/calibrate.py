@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,7 +92,7 @@ class Calibration:
     """Statistics by diffusers module name, recorded calls, and everything that made them."""
 
     layers: dict[str, LayerStatistics]
-    made_by: dict = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
 
     @property
@@ -145,7 +146,7 @@ class Calibration:
         return cls(layers, header["made_by"], calls)
 
 
-def _call(file, number: int, description) -> RecordedCall:
+def _call(file: Any, number: int, description: Any) -> RecordedCall:
     prefix = f"{_CALLS}{number}/"
     count = sum(key.startswith(prefix) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
     return RecordedCall.unflatten(description, [file.get_tensor(f"{prefix}{n}") for n in range(count)])
@@ -158,7 +159,8 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
     A linear layer's channels are its input's last dimension, whatever the number of dimensions (adaLN and
     timestep embedders get [B, C]); a convolution's are dimension 1 of [B, C, H, W].
     """
-    layers, hooks = {}, []
+    layers: dict[str, LayerStatistics] = {}
+    hooks = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             channels, dimension = module.in_features, -1
@@ -168,7 +170,13 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
             continue
         statistics = layers[name] = LayerStatistics(torch.zeros(channels, dtype=torch.float64))
 
-        def hook(_module, inputs, output, statistics=statistics, dimension=dimension):
+        def hook(
+            _module: nn.Module,
+            inputs: tuple[torch.Tensor, ...],
+            output: torch.Tensor,
+            statistics: LayerStatistics = statistics,
+            dimension: int = dimension,
+        ) -> None:
             statistics.add(inputs[0], output, dimension)
 
         hooks.append(module.register_forward_hook(hook))
@@ -208,7 +216,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
         return i * how.steps + min(done, how.steps - 1)
 
-    def on_step(*_) -> None:
+    def on_step(*_: object) -> None:
         nonlocal done
         done += 1
         bar.update()

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hswq_runtime.errors import HSWQError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 _LAUNCHED = "WORLD_SIZE"
 """Set by every launcher in the processes that it starts."""
 _SHARED = "calibrate"
@@ -23,7 +24,7 @@ _SHARED = "calibrate"
 
 
 @cache
-def _state(cpu: bool):
+def _state(cpu: bool) -> Any:
     """accelerate's view of the group, None for a process that nothing launched."""
     if int(os.environ.get(_LAUNCHED, "1")) == 1:
         return None
@@ -46,7 +47,7 @@ class Group:
         """Whether this process is the one that writes."""
         return self.number == 0
 
-    def gather(self, found) -> list:
+    def gather(self, found: T) -> list[T]:
         """What each process gave, in their order; every process has to call this.
 
         Raises:
@@ -57,7 +58,8 @@ class Group:
         from accelerate.utils import gather_object
 
         try:
-            return gather_object([found])
+            gathered: list[T] = gather_object([found])
+            return gathered
         except RuntimeError as error:  # what torch.distributed raises, of whatever backend
             reason = str(error).strip().splitlines()[0]
             raise HSWQError(

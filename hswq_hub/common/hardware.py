@@ -34,8 +34,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"{name!r} is not one of {DTYPES}")
     if name != "auto":
-        return getattr(torch, name)
+        return dtype_named(name)
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """torch's dtype of that name, such as \"bfloat16\"."""
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return dtype
 
 
 def describe(device: torch.device) -> str:
@@ -86,7 +94,7 @@ class PeakMemory:
             _reset_peak()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         cuda = self._device.type == "cuda"
         self.bytes = torch.cuda.max_memory_allocated(self._device) if cuda else _peak()
 

@@ -1,9 +1,29 @@
-"""The one look that all progress bars have, and times."""
+"""The one look that all progress bars have."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeVar, overload
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 
-def progress(iterable=None, *, desc: str, total: int | None = None, unit: str = "it", initial: int = 0):
+
+@overload
+def progress(
+    iterable: Iterable[T], *, desc: str, total: int | None = ..., unit: str = ..., initial: int = ...
+) -> "tqdm[T]": ...
+@overload
+def progress(
+    iterable: None = None, *, desc: str, total: int | None = ..., unit: str = ..., initial: int = ...
+) -> "tqdm[NoReturn]": ...
+def progress(
+    iterable: Iterable[Any] | None = None,
+    *,
+    desc: str,
+    total: int | None = None,
+    unit: str = "it",
+    initial: int = 0,
+) -> "tqdm[Any]":
     """A tqdm bar on stderr, wrapped around `iterable` or updated by hand; silent where stderr is no terminal.
 
     With a total it shows speed and time left; `initial` is what an earlier run has done of it.

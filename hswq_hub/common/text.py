@@ -19,7 +19,7 @@ def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Col
 
     to_left = {headings[0], *left}
 
-    def line(cells):
+    def line(cells: tuple[str, ...]) -> str:
         columns = zip(headings, cells, widths, strict=True)
         return "  ".join(c.ljust(w) if heading in to_left else c.rjust(w) for heading, c, w in columns).rstrip()
 
@@ -38,7 +38,7 @@ def roughly(seconds: float) -> str:
     return "< 1 min" if seconds < 60 else f"~ {duration(max(seconds, 90))}"
 
 
-def plain(text, length: int = 200) -> str | None:
+def plain(text: object, length: int = 200) -> str | None:
     """A text from a stranger on one line, without control characters; None for anything else."""
     if not isinstance(text, str):
         return None

@@ -1,6 +1,10 @@
 """Who the token speaks for and where it may write, asked before anything costs time."""
 
-from .client import AccountError, api, hub_token, patiently, site
+from typing import Any
+
+from hswq_runtime.hub_errors import hub_site as site
+
+from .client import AccountError, api, hub_token, patiently
 
 _WRITERS = ("admin", "write", "contributor")
 _READERS = ("read", "no_access")
@@ -16,7 +20,7 @@ def check_account(owner: str, *, proposing: bool = False) -> str:
     """
     hub_token()
     who = patiently(api().whoami)
-    name, token = who["name"], (who.get("auth") or {}).get("accessToken") or {}
+    name, token = str(who["name"]), (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise AccountError(
             f"the token of {name} can only read; make one with write access at {site()}/settings/tokens and run "
@@ -41,7 +45,7 @@ def check_account(owner: str, *, proposing: bool = False) -> str:
     return name
 
 
-def _covers(fine_grained: dict, owner: str) -> bool:
+def _covers(fine_grained: dict[str, Any], owner: str) -> bool:
     """Whether a fine-grained token has write access to repos of `owner`, or to one of them."""
     return any(
         scope["entity"].get("name", "").split("/")[0].casefold() == owner.casefold()

@@ -5,16 +5,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.errors import FormatError
+from hswq_runtime.hub_errors import hub_site as site
 
 from ..common.layout import METRICS, RECORD
 from ..common.targets import TargetError
 from .account import check_account
-from .client import AccountError, UploadError, api, explained, patiently, site
+from .client import AccountError, UploadError, api, explained, patiently
 from .history import read_json
 from .settings import UploadSettings
 
@@ -37,8 +39,8 @@ class Destination:
     head: str | None = None
     files: Mapping[str, str | None] = field(default_factory=dict)
     """SHA-256 of each large file that is there, by path; None for a small one."""
-    record: dict | None = None
-    metrics: dict | None = None
+    record: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
     private: bool = False
     gated: bool = False
 
@@ -132,7 +134,7 @@ def find(settings: UploadSettings, account: str) -> Destination:
     )
 
 
-def _published(info: ModelInfo, name: str) -> dict | None:
+def _published(info: ModelInfo, name: str) -> dict[str, Any] | None:
     """One of our JSON files in a repo; None if it is not there or is something else."""
     if name not in {file.rfilename for file in info.siblings or ()}:
         return None

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
@@ -21,7 +22,7 @@ FIGURES = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean")
 _MOST = 100
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises:
@@ -36,7 +37,7 @@ def read_json(path: Path) -> dict:
     return document
 
 
-def figures(record: dict, metrics: dict) -> dict[str, dict]:
+def figures(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Means that were measured of each of the record's files, by format."""
     by_label = {variant["label"]: variant for variant in metrics["variants"]}
     return {
@@ -46,7 +47,7 @@ def figures(record: dict, metrics: dict) -> dict[str, dict]:
     }
 
 
-def version_tag(record: dict, metrics: dict) -> str:
+def version_tag(record: dict[str, Any], metrics: dict[str, Any]) -> str:
     """`<recipe>-<version of the tool>-<digest>`; times and hardware do not count, what came out does."""
     tool = record["tool"].rpartition(" ")[2]
     made_of = [
@@ -59,15 +60,15 @@ def version_tag(record: dict, metrics: dict) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{record['recipe']['name']}-{tool}-{fingerprint(made_of)}")
 
 
-def tag_of(published: dict | None, metrics: dict | None) -> str | None:
+def tag_of(published: dict[str, Any] | None, metrics: dict[str, Any] | None) -> str | None:
     """The tag of a version that is on the Hub; None if there is none of ours."""
     if published is None or metrics is None:
         return None
     found = _if_sound(_summary, published, metrics)
-    return found and found["tag"]
+    return None if found is None else str(found["tag"])
 
 
-def title(record: dict, metrics: dict) -> str:
+def title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
     """One line for a commit: the recipe and what was measured."""
     measured = ", ".join(
         f"{Format(version).label} SSIM {found['ssim_mean']:.4f}" for version, found in figures(record, metrics).items()
@@ -76,7 +77,7 @@ def title(record: dict, metrics: dict) -> str:
     return f"HSWQ FP8, recipe {record['recipe']['name']}: {measured} ({pairs} pairs)"
 
 
-def description(record: dict, metrics: dict) -> str:
+def description(record: dict[str, Any], metrics: dict[str, Any]) -> str:
     """What else a commit says: who made it from what, with which command."""
     lines = [f"Version {version_tag(record, metrics)}, made by {record['tool']} from {record['source']['origin']}."]
     if record.get("command"):
@@ -90,7 +91,12 @@ def description(record: dict, metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def earlier_versions(record: dict, metrics: dict, published: dict | None, published_metrics: dict | None) -> list[dict]:
+def earlier_versions(
+    record: dict[str, Any],
+    metrics: dict[str, Any],
+    published: dict[str, Any] | None,
+    published_metrics: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
     """What the record is to say of earlier versions, the last first: those that the published record knows of, and
     the published one itself unless it is this one. What in them is not what we write is left out.
 
@@ -110,7 +116,7 @@ def earlier_versions(record: dict, metrics: dict, published: dict | None, publis
     return list(reversed(by_tag.values()))[:_MOST]
 
 
-def mark_lasting(record: dict, earlier: list[dict], present: Mapping[str, str | None]) -> None:
+def mark_lasting(record: dict[str, Any], earlier: list[dict[str, Any]], present: Mapping[str, str | None]) -> None:
     """Say of each file of earlier versions whether it stays on the Hub beside this one: if it is of a format that this
     version does not have, was made from the same source, and is there. present: SHA-256 of what is there, by name."""
     for entry in earlier:
@@ -119,7 +125,7 @@ def mark_lasting(record: dict, earlier: list[dict], present: Mapping[str, str | 
             file["here"] = wanted and present.get(file["file"]) == file["sha256"]
 
 
-def _if_sound(make: Callable[..., dict], *documents) -> dict | None:
+def _if_sound(make: Callable[..., dict[str, Any]], *documents: Any) -> dict[str, Any] | None:
     """What `make` makes of documents from the Hub; None if they are not what we write."""
     try:
         return make(*documents)
@@ -127,7 +133,7 @@ def _if_sound(make: Callable[..., dict], *documents) -> dict | None:
         return None
 
 
-def _summary(record: dict, metrics: dict) -> dict:
+def _summary(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a version, from its own record and metrics."""
     protocol = metrics["protocol"]
     return _checked({
@@ -148,7 +154,7 @@ def _summary(record: dict, metrics: dict) -> dict:
     })  # fmt: skip
 
 
-def _checked(entry: dict) -> dict:
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
     """`entry` with just the fields that we write, each of its type: it came from a repo that others may write to."""
     texts = {name: _text(entry[name]) for name in ("tag", "tool", "recipe", "command", "source", "origin", "dtype")}
     if not re.fullmatch(r"[A-Za-z0-9._-]+", texts["tag"]):
@@ -163,13 +169,13 @@ def _checked(entry: dict) -> dict:
     return texts | {"pairs": int(entry["pairs"]), "hardware": _text(entry["hardware"]), "files": files}
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
     return plain(value, 1000) or ""
 
 
-def _figure(name: str, value) -> float | None:
+def _figure(name: str, value: object) -> float | None:
     if value is None and name == "psnr_mean":
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -10,19 +10,21 @@ import json
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.hf_api import RepoFile
 
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError, HSWQError
+from hswq_runtime.hub_errors import hub_site as site
 from hswq_runtime.pipeline import HSWQPipeline
 
 from ..cards.card import write_card
 from ..common.files import file_sha256, write_atomically
 from ..common.layout import CONTENTS, EARLIER, METRICS, RECORD
 from ..common.targets import check_room
-from .client import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently, site
+from .client import TRIES, UploadError, VerificationError, api, explained, is_conflict, patiently
 from .destination import PULL, Destination, check_upload, collection_slug, find
 from .history import description, earlier_versions, mark_lasting, read_json, tag_of, title, version_tag
 from .settings import UploadSettings
@@ -111,7 +113,7 @@ def list_files(folder: Path) -> list[str]:
     return names
 
 
-def _open(destination: Destination, settings: UploadSettings, source: dict) -> None:
+def _open(destination: Destination, settings: UploadSettings, source: dict[str, Any]) -> None:
     """Make the repo, and close it as far as was asked for or as its source is closed, before a file is in it."""
     client, repo = api(), settings.repo
     private = bool(source.get("private")) if settings.private is None else settings.private
@@ -133,8 +135,8 @@ def _open(destination: Destination, settings: UploadSettings, source: dict) -> N
         patiently(client.create_branch, repo, branch=settings.revision, exist_ok=True)
 
 
-def _gate(source: dict) -> str:
-    return source["gated"] if source.get("gated") in ("auto", "manual") else "auto"
+def _gate(source: dict[str, Any]) -> str:
+    return "manual" if source.get("gated") == "manual" else "auto"
 
 
 def _commit(folder: Path, local: list[str], settings: UploadSettings, account: str) -> tuple[str, str]:
@@ -150,8 +152,8 @@ def _commit(folder: Path, local: list[str], settings: UploadSettings, account: s
         published = tag_of(destination.record, destination.metrics)
         if settings.create_pr:
             revision = patiently(_pull_request, settings.repo, account, record, metrics)
-        elif revision == constants.DEFAULT_REVISION and published not in (None, version_tag(record, metrics)):
-            _tag(settings.repo, published, destination.head)  # as a run did that did not die before
+        elif revision == constants.DEFAULT_REVISION and published and published != version_tag(record, metrics):
+            _tag(settings.repo, published, str(destination.head))  # as a run did that did not die before
         head = destination.head
         if settings.create_pr:
             head = patiently(api().model_info, settings.repo, revision=revision).sha
@@ -174,7 +176,7 @@ def _commit(folder: Path, local: list[str], settings: UploadSettings, account: s
     raise AssertionError("the last attempt returns or raises")
 
 
-def _complete(folder: Path, repo: str, destination: Destination) -> dict:
+def _complete(folder: Path, repo: str, destination: Destination) -> dict[str, Any]:
     """The folder's record, with the repo's name and the earlier versions that are on the Hub; the card follows it."""
     record = read_json(folder / RECORD)
     earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
@@ -186,7 +188,7 @@ def _complete(folder: Path, repo: str, destination: Destination) -> dict:
     return completed
 
 
-def _outdated(destination: Destination, record: dict, local: set[str]) -> set[str]:
+def _outdated(destination: Destination, record: dict[str, Any], local: set[str]) -> set[str]:
     """What an earlier version of ours put into the repo and this one does not have, nor leaves there."""
     listed = (destination.record or {}).get(CONTENTS)
     ours = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
@@ -195,18 +197,18 @@ def _outdated(destination: Destination, record: dict, local: set[str]) -> set[st
     return (ours & destination.files.keys()) - local - lasting
 
 
-def _title(record: dict, metrics: dict) -> str:
+def _title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
     return title(record, metrics)[:_TITLE_LENGTH]
 
 
-def _pull_request(repo: str, account: str, record: dict, metrics: dict) -> str:
+def _pull_request(repo: str, account: str, record: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The branch of a pull request for this version: the one that an earlier run opened, or a new one."""
     version = version_tag(record, metrics)
     for pull in api().get_repo_discussions(repo, author=account, discussion_type="pull_request"):
         if pull.status in ("open", "draft") and pull.title.endswith(f"[{version}]"):
             return f"{PULL}{pull.num}"
     name = f"{_title(record, metrics)[: _TITLE_LENGTH - len(version) - 3]} [{version}]"
-    return api().create_pull_request(repo, name, description=description(record, metrics)).git_reference
+    return str(api().create_pull_request(repo, name, description=description(record, metrics)).git_reference)
 
 
 def _check_listing(folder: Path, local: list[str], repo: str, commit: str) -> None:
@@ -233,7 +235,7 @@ def _git_digest(path: Path) -> str:
 
 def _load_back(folder: Path, repo: str, commit: str) -> tuple[str, ...]:
     """Open each published file as a stranger does, from the Hub, and compare the bytes that came."""
-    others: dict = {}
+    others: dict[str, Any] = {}
     record = read_json(folder / RECORD)
     for file in record["files"].values():
         try:

@@ -243,10 +243,12 @@ def _known(account: Jobs, entry: Entry, state: State) -> State:
     if state.state == STARTING:
         last = max(account.listing(entry.key), key=lambda job: str(job.created_at), default=None)
         state = State(RUNNING, job=f"{account.namespace}/{last.id}") if last else State()
-    return _look(account, state) if state.job and state.state == RUNNING else state
+    return _look(account, state) if state.state == RUNNING else state
 
 
 def _look(account: Jobs, state: State) -> State:
+    if state.job is None:
+        return state
     status = account.look(state.job.rpartition("/")[2]).status
     if status.stage not in ENDED:
         return state

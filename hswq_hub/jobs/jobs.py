@@ -113,12 +113,13 @@ class Jobs:
 
     def __init__(self, namespace: str | None = None):
         self._api = api()
-        self._token = get_token()
-        if not self._token:
+        token = get_token()
+        if not token:
             raise JobError(
                 "a job needs a Hugging Face token that may start jobs and write repos; run `hf auth login`, or set "
                 f"{HUB_TOKEN}"
             )
+        self._token: str = token
         with self._explained("your account"):
             self.namespace = namespace or self._api.whoami()["name"]
 

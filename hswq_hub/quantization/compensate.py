@@ -7,6 +7,7 @@ original's inputs, so layers do not depend on each other or on the order in whic
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from hswq_runtime.layers.fp8 import FP8
 from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
+from ..common.hardware import dtype_named
 from ..common.progress import progress
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .fold import moved
@@ -53,7 +55,7 @@ def write_compensated(
     """
     outputs = knows_outputs(rounding)
     check_memory(checkpoint, rounding, memory)
-    model = load_model(checkpoint, getattr(torch, calibration.made_by["dtype"])).to(device).requires_grad_(False)
+    model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"])).to(device).requires_grad_(False)
     if outputs and model._supports_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
@@ -98,8 +100,13 @@ def compensated_layer(
         if moments.outputs is None:
             codes = compensated(*given, of_rows, damping=settings.damping, sweeps=settings.sweeps)
         else:
-            damping = {"damping": settings.damping, "output_damping": settings.output_damping}
-            codes = compensated_both_ways(*given, moments.outputs[place], of_rows, **damping)
+            codes = compensated_both_ways(
+                *given,
+                moments.outputs[place],
+                of_rows,
+                damping=settings.damping,
+                output_damping=settings.output_damping,
+            )
         parts.append(codes.view(torch.uint8))
     return torch.cat(parts).view(FP8).reshape(weight.shape)
 

@@ -68,13 +68,14 @@ def _block_moves(checkpoint: Checkpoint, fold: Fold, block: str) -> dict[str, in
     names = {layer: f"{block}{layer}{WEIGHT}" for layer in (fold.norm, *fold.readers, fold.after) if layer}
     room = {layer: _room(checkpoint, names[layer]) for layer in names if layer != fold.norm}
     direct = [room[layer] for layer in fold.readers if layer != fold.through]
-    if fold.through is not None:
-        direct.append(room[fold.through] + room[fold.after])
+    through, after = fold.through, fold.after
+    if through is not None and after is not None:
+        direct.append(room[through] + room[after])
     whole = _exact(joined_rows(checkpoint, names[fold.norm]), max(min(direct), 0))
     found = {names[fold.norm]: -whole, **{names[layer]: whole for layer in fold.readers}}
-    if fold.through is not None:
-        handed_on = min(room[fold.after], max(whole // 2, whole - room[fold.through]))
-        found |= {names[fold.through]: whole - handed_on, names[fold.after]: handed_on}
+    if through is not None and after is not None:
+        handed_on = min(room[after], max(whole // 2, whole - room[through]))
+        found |= {names[through]: whole - handed_on, names[after]: handed_on}
     return found
 
 

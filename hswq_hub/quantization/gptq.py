@@ -62,7 +62,8 @@ def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
 
 def upper_factor(h: torch.Tensor) -> torch.Tensor:
     """R, upper triangular, with h = R Rᵀ: Cholesky's of `h` with rows and columns reversed."""
-    return torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
+    factor: torch.Tensor = torch.linalg.cholesky(h.flip(0, 1))
+    return factor.flip(0, 1)
 
 
 def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,10 +32,12 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
     """
     cost = _cost(plan, checkpoint)
     if recipe.keep_by == "error":
+        if errors is None:
+            raise ValueError("a recipe that keeps by error needs the errors")
         measure, worth = "error per byte", {key: errors[key] / cost[key] for key in cost}
     else:
-        measure, worth = "sensitivity", {d.key: d.sensitivity for d in plan.quantized}
-    ranked = sorted(worth, key=worth.get, reverse=True)
+        measure, worth = "sensitivity", {d.key: d.sensitivity or 0.0 for d in plan.quantized}
+    ranked = sorted(worth, key=lambda key: worth[key], reverse=True)
     if recipe.budget is None:
         share = keep_ratio(checkpoint, recipe)
         kept, limit = set(ranked[: round(share * len(ranked))]), f"the keep ratio {share:g}"
@@ -52,9 +54,17 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
         decision = replace(decision, reason=reason, error=errors[decision.key] if errors else None)
         if decision.key not in kept:
             return decision
-        nothing = {"rounding": None, "maximum": None, "amax": None, "scale": None}
-        reason = f"{measure} rank {rank[decision.key]} of {len(ranked)}, within {limit}"
-        return replace(decision, number_format=KEPT, reason=reason, row_scales=False, unscaled=False, **nothing)
+        return replace(
+            decision,
+            number_format=KEPT,
+            reason=f"{measure} rank {rank[decision.key]} of {len(ranked)}, within {limit}",
+            rounding=None,
+            maximum=None,
+            amax=None,
+            scale=None,
+            row_scales=False,
+            unscaled=False,
+        )
 
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
 

@@ -66,9 +66,9 @@ def exchanged(denoiser: torch.nn.Module, checkpoint: Checkpoint, key: str, value
             row += rows
     before = [target.clone() for target, _ in places]
     try:
-        for target, rows in places:
-            target.copy_(rows)
+        for target, wanted in places:
+            target.copy_(wanted)
         yield
     finally:
-        for (target, _), rows in zip(places, before, strict=True):
-            target.copy_(rows)
+        for (target, _), original in zip(places, before, strict=True):
+            target.copy_(original)

@@ -12,6 +12,7 @@ model itself. So layers are taken in groups that fit a bound on memory, and the 
 Going block by block with the inputs of each block kept would not do: a derivative needs all that comes after.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Layer:
     def inputs_shape(self) -> tuple[int, int, int]:
         """[groups, n, n]: n is the length of a row of the weight, as a convolution's group sees it unfolded."""
         module = self.rows[0].module
-        n = module.weight[0].numel()
+        n = _weight(module)[0].numel()
         return _groups(module), n, n
 
     def moment_bytes(self, outputs: bool) -> int:
@@ -104,11 +105,15 @@ def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Row
                 runs.append((piece.start, model.get_submodule(layer_of(name)), start, count))
             start += count
     for _, module, start, count in sorted(runs, key=lambda run: run[0]):
-        in_group = len(module.weight) // _groups(module)
+        in_group = len(_weight(module)) // _groups(module)
         while count:
             taken = min(count, in_group - start % in_group, TOGETHER)
             yield Rows(module, start // in_group, start % in_group, taken)
             start, count = start + taken, count - taken
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    return module.get_parameter("weight")
 
 
 def _groups(module: nn.Module) -> int:
@@ -122,9 +127,11 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Te
     """
     if not isinstance(module, nn.Conv2d):
         return _thin(inputs.reshape(1, -1, inputs.shape[-1]), tokens).float()
-    padding = module.padding
-    if isinstance(padding, str):  # "same" or "valid", which torch has worked out already
-        padding = module._reversed_padding_repeated_twice[2::-2] if padding == "same" else (0, 0)
+    if isinstance(module.padding, str):  # "same" or "valid", which torch has worked out already
+        worked_out = module._reversed_padding_repeated_twice[2::-2]
+        padding = (worked_out[0], worked_out[1]) if module.padding == "same" else (0, 0)
+    else:
+        padding = (module.padding[0], module.padding[1])
     if module.padding_mode != "zeros":
         inputs, padding = F.pad(inputs, module._reversed_padding_repeated_twice, mode=module.padding_mode), (0, 0)
     patches = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
@@ -209,12 +216,14 @@ class _Inputs:
     def replay(self, call: RecordedCall, model: nn.Module, device: torch.device | str, _number: int) -> None:
         call.replay(model, device)
 
-    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """What the forward hook of a module does; what it returns takes the output's place."""
         x = layer_rows(module, inputs[0].detach(), self._tokens)
         if x.isfinite().all():
             for name in self._behind[module]:
                 self._sums[name].baddbmm_(x.transpose(1, 2), x)
                 self._count[name] += x.shape[1]
+        return None
 
     def silent(self) -> list[str]:
         return [name for name, count in self._count.items() if count == 0]
@@ -237,7 +246,9 @@ class _Both(_Inputs):
             name: tuple(torch.zeros(r.count, r.count, dtype=torch.float32, device=device) for r in layer.rows)
             for name, layer in layers.items()
         }
-        self._finite, self._spoilt, self._heard = set(), set(), set()
+        self._finite: set[nn.Module] = set()
+        self._spoilt: set[nn.Module] = set()
+        self._heard: set[nn.Module] = set()
         self._start = torch.zeros((), device=device, requires_grad=True)
 
     def _speakers(self, layer: Layer) -> list[nn.Module]:
@@ -247,7 +258,7 @@ class _Both(_Inputs):
         generator = torch.Generator().manual_seed(number)
         ends = [(t, torch.randn(t.shape, generator=generator)) for t in call.replay(model, device, derivable=True)]
         if sums := [(end.float() * probe.to(device)).sum() for end, probe in ends if end.requires_grad]:
-            sum(sums).backward()
+            functools.reduce(torch.add, sums).backward()
 
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = layer_rows(module, inputs[0].detach(), self._tokens)
@@ -293,7 +304,8 @@ def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = Fal
     Raises:
         HSWQError: one of them alone takes more.
     """
-    group, taken = {}, 0
+    group: dict[str, Layer] = {}
+    taken = 0
     for name, layer in layers.items():
         size = layer.moment_bytes(outputs)
         if size > memory * GB:

@@ -21,7 +21,7 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Reader, Runs, layer_of
 from hswq_runtime.layers.fp8 import FP8_MAX
 
-from ..calibration.calibrate import Calibration
+from ..calibration.calibrate import Calibration, LayerStatistics
 from ..common.prefetch import prefetched
 from ..common.progress import progress
 from ..settings import Recipe, SearchSettings
@@ -184,7 +184,7 @@ def plan_everything(
                 found[format].append(replace(decision, fold=fold))
                 continue
             weight = moved(original, fold)
-            amax = maximum = largest(weight) if fold else decision.maximum
+            amax = maximum = largest(weight) if fold or decision.maximum is None else decision.maximum
             described = _format_of(decision, format, recipe)
             scaled = format.scaled and not described.unscaled
             if recipe.search is not None and not described.row_scales:
@@ -224,7 +224,7 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
     """The baseline: a plain cast of every layer that can be FP8 at all. No calibration, nothing kept, no scale."""
     decisions = []
     for decision, weight in _start(checkpoint, NAIVE):
-        if weight is not None:
+        if weight is not None and decision.maximum is not None:
             amax = min(decision.maximum, FP8_MAX)
             decision = replace(decision, reason="plain cast", rounding="nearest", amax=amax, scale=1.0)
         decisions.append(decision)
@@ -265,10 +265,10 @@ def _start(checkpoint: Checkpoint, what: str) -> Iterator[tuple[Decision, torch.
         return replace(decision, maximum=maximum), weight
 
     undecided = list(_undecided(checkpoint))
-    return progress(prefetched(undecided, read), total=len(undecided), desc=what, unit="layer")
+    yield from progress(prefetched(undecided, read), total=len(undecided), desc=what, unit="layer")
 
 
-def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str):
+def _statistics(checkpoint: Checkpoint, calibration: Calibration, key: str) -> list[LayerStatistics]:
     try:
         return [calibration.layers[layer_of(name)] for name in checkpoint.modules[key]]
     except KeyError as error:
@@ -296,4 +296,4 @@ def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> t
 
 def _scale(amax: float) -> float:
     """Δ*/448 rounded to the float32 that is stored; 1 for a weight of zeros."""
-    return torch.tensor(amax / FP8_MAX, dtype=torch.float32).item() if amax else 1.0
+    return float(torch.tensor(amax / FP8_MAX, dtype=torch.float32)) if amax else 1.0

@@ -20,6 +20,7 @@ histogram, up to the width of a bin). The search is kept because it is the publi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from sys import float_info
@@ -64,7 +65,7 @@ class Histogram:
 def largest(weight: torch.Tensor) -> float:
     """max|w|, in one pass and without a copy; NaN or infinity if one of the weights is."""
     low, high = torch.stack(weight.aminmax()).tolist()
-    return max(high, -low)
+    return float(max(high, -low))
 
 
 def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int) -> Histogram:
@@ -113,7 +114,9 @@ def _count_16_bit(weight: torch.Tensor, importance: torch.Tensor) -> tuple[torch
     return codes.to(torch.int16).view(weight.dtype), mass[codes]
 
 
-def _count(weight: torch.Tensor, importance: torch.Tensor, bin_of, bins: int) -> torch.Tensor:
+def _count(
+    weight: torch.Tensor, importance: torch.Tensor, bin_of: Callable[[torch.Tensor], torch.Tensor], bins: int
+) -> torch.Tensor:
     """Sum of I_c over the weights in each bin, in a unit of its own, float64 [bins].
 
     The unit is a power of two, large enough that sums of whole numbers of it are exact and come out the same in
@@ -167,7 +170,8 @@ def search_error(histogram: Histogram, candidates: torch.Tensor, scaled: bool) -
     squares = (reached.square().diff(dim=1) * mass).sum(dim=1)
     products = (reached.diff(dim=1) * first).sum(dim=1)
     scale = scale.flatten()
-    return histogram.above[2, 0] + scale * (scale * squares - 2 * products)
+    errors: torch.Tensor = histogram.above[2, 0] + scale * (scale * squares - 2 * products)
+    return errors
 
 
 def search_amax(histogram: Histogram, scaled: bool, settings: SearchSettings) -> float:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -90,6 +90,8 @@ def codes_of(
         if decision.rounding == "nearest":
             weight = moved(checkpoint.tensor(decision.key).to(device), decision.fold)
             return round_to_nearest(weight, decision, format)
+        if already is None:
+            raise FormatError(f"{decision.key} is to be rounded by {decision.rounding}, but no file with that is given")
         return already.tensor(decision.key), decision.scale_tensor(checkpoint.tensor(decision.key))
 
     return codes
@@ -205,7 +207,7 @@ def _header(layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tu
     if unknown:
         raise FormatError(f"the source holds tensors of type {', '.join(unknown)}, which this release cannot copy")
     order = sorted(layout, key=lambda name: (-DTYPE_BYTES[layout[name].dtype], name))
-    entries: dict = {"__metadata__": dict(sorted(metadata.items()))}
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in order:
         info = layout[name]
@@ -219,4 +221,4 @@ def _header(layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tu
 
 def _raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a CPU tensor, without a copy if it is contiguous."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

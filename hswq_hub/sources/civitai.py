@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..common.text import plain
 from .errors import AccessError, DownloadError, SourceError, UnknownReferenceError, UnsuitableSourceError
 from .http.credentials import check_token, civitai_token, store_civitai_token
-from .http.download import CheckHeader, cached, download
+from .http.download import cached, download
+from .http.header import CheckHeader
 from .http.ranges import fetch_header
 from .http.web import LOOPBACK, Web
 from .licence import licence_of_base_model
@@ -38,11 +40,11 @@ _MATURE = 28
 class CivitaiFile:
     """One file of a version: why it cannot be the source, or None."""
 
-    entry: Mapping
+    entry: Mapping[str, Any]
     objection: str | None
 
     @property
-    def rank(self) -> tuple:
+    def rank(self) -> tuple[bool, int, int]:
         """The smaller the better: primary, then half precision, then what says nothing, then FP32."""
         fp = _metadata(self.entry).get("fp")
         return not self.entry.get("primary"), 0 if fp in _HALF else 2 if fp == _FULL else 1, self.entry["id"]
@@ -144,7 +146,7 @@ class Civitai:
         (file,) = listing.files
         return fetch_header(self.web, _download_path(listing, file), file, self.explain)
 
-    def explain(self, status: int, body: Mapping, at_home: bool) -> SourceError:
+    def explain(self, status: int, body: Mapping[str, Any], at_home: bool) -> SourceError:
         """What an answer that is no file means, and what to do about it."""
         error, message = (str(body.get(name) or "").casefold() for name in ("error", "message"))
         if not at_home:
@@ -176,7 +178,7 @@ class Civitai:
             return AccessError("Civitai does not serve this region; give a copy that you have as a local file")
         return DownloadError(f"Civitai answers {status} with something that is no model; try again later")
 
-    def _version(self, reference: CivitaiRef) -> Mapping:
+    def _version(self, reference: CivitaiRef) -> Mapping[str, Any]:
         if reference.hash is not None:
             path = f"/api/v1/model-versions/by-hash/{reference.hash}"
             return self._get(path, f"a file with the hash {reference.hash}")
@@ -190,7 +192,7 @@ class Civitai:
             number = _id(versions[0], "id")  # the newest one is listed first
         return self._get(f"/api/v1/model-versions/{number}", f"the version {number}")
 
-    def _get(self, path: str, what: str) -> Mapping:
+    def _get(self, path: str, what: str) -> Mapping[str, Any]:
         status, body = self.web.get_json(path)
         if status == 200 and body:
             return body
@@ -220,7 +222,7 @@ def _download_path(listing: Listing, file: RemoteFile) -> str:
     return f"/api/download/models/{listing.version}?fileId={file.id}"
 
 
-def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
+def _choose(version: Mapping[str, Any], reference: CivitaiRef) -> RemoteFile:
     """The one file to take."""
     files = [CivitaiFile(entry, _why_not(entry)) for entry in _entries(version, "files") if _is_id(entry.get("id"))]
     if not files:
@@ -238,13 +240,13 @@ def _choose(version: Mapping, reference: CivitaiRef) -> RemoteFile:
     kilobytes = entry.get("sizeKB")
     return RemoteFile(
         name=safe_name(entry["name"], f"civitai-{_id(version, 'id')}"),
-        size=round(kilobytes * 1024) if _is_number(kilobytes) else None,
+        size=round(float(kilobytes) * 1024) if kilobytes is not None and _is_number(kilobytes) else None,
         sha256=_sha256(entry) or (reference.hash if reference.is_sha256 else None),
         id=entry["id"],
     )
 
 
-def _short(model_id: int, version: Mapping, file: RemoteFile) -> str:
+def _short(model_id: int, version: Mapping[str, Any], file: RemoteFile) -> str:
     """A reference that means `file`: the version if that file is its first choice, else the file itself."""
     best = CivitaiRef(model_id, version["id"])
     if _choose(version, best).id == file.id:
@@ -254,7 +256,7 @@ def _short(model_id: int, version: Mapping, file: RemoteFile) -> str:
     return f"https://{CIVITAI_HOSTS[0]}/api/download/models/{version['id']}?fileId={file.id}"
 
 
-def _why_not(entry: Mapping) -> str | None:
+def _why_not(entry: Mapping[str, Any]) -> str | None:
     """Why a file cannot be the source."""
     kind, name = entry.get("type", _WEIGHTS[0]), str(entry.get("name", ""))
     format, fp = (_metadata(entry).get(key) for key in ("format", "fp"))
@@ -271,7 +273,7 @@ def _why_not(entry: Mapping) -> str | None:
     return None
 
 
-def _is_asked_for(entry: Mapping, reference: CivitaiRef) -> bool:
+def _is_asked_for(entry: Mapping[str, Any], reference: CivitaiRef) -> bool:
     facts = {"type": entry.get("type"), **_metadata(entry)}
     return reference.file in (None, entry["id"]) and all(
         str(facts.get(key, value)).casefold() == value.casefold() for key, value in reference.wishes
@@ -286,7 +288,7 @@ def _with_hash(files: list[CivitaiFile], reference: CivitaiRef) -> list[CivitaiF
     return named or [file for file in files if not (reference.is_sha256 and _sha256(file.entry))]
 
 
-def _objections(model: Mapping, version: Mapping) -> list[str]:
+def _objections(model: Mapping[str, Any], version: Mapping[str, Any]) -> list[str]:
     """Why the creator would not want a quantized copy of this published."""
     found = []
     derivatives = Permissions.from_api(model).derivatives
@@ -294,7 +296,8 @@ def _objections(model: Mapping, version: Mapping) -> list[str]:
         said = "its creator does not allow derivatives"
         found.append(said if derivatives is False else "its creator does not say whether derivatives are allowed")
     listed = next((v for v in _entries(model, "modelVersions") if v.get("id") == version.get("id")), {})
-    states = {plain(part.get("availability")) for part in (model, listed, version)} - {None, "Public"}
+    available = (plain(part.get("availability")) for part in (model, listed, version))
+    states = {state for state in available if state not in (None, "Public")}
     deadline = next((part[key] for part in (listed, version) for key in _DEADLINES if part.get(key)), None)
     if states:
         until = f" until {_date(deadline)}" if _date(deadline) else ""
@@ -309,12 +312,12 @@ _DEADLINES = ("earlyAccessDeadline", "earlyAccessEndsAt")
 _PEOPLE = {"poi": "it depicts a real person", "minor": "it depicts minors"}
 
 
-def _creator(model: Mapping) -> str | None:
+def _creator(model: Mapping[str, Any]) -> str | None:
     creator = model.get("creator")
     return plain(creator.get("username")) if isinstance(creator, Mapping) else None
 
 
-def _check_alive(model: Mapping, reference: CivitaiRef) -> None:
+def _check_alive(model: Mapping[str, Any], reference: CivitaiRef) -> None:
     mode = model.get("mode")
     if mode == "Archived":
         raise AccessError(f"{reference} is archived and cannot be downloaded any more; choose another one")
@@ -326,48 +329,48 @@ def _summary(files: list[CivitaiFile]) -> str:
     return ", ".join(f"{safe_name(f.entry.get('name', 'model'))} {f.objection or 'is usable'}" for f in files)
 
 
-def _entries(body: Mapping, key: str) -> list[Mapping]:
+def _entries(body: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = body.get(key)
     return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
-def _metadata(entry: Mapping) -> Mapping:
+def _metadata(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     value = entry.get("metadata")
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else {}
 
 
-def _hashes(entry: Mapping) -> set[str]:
+def _hashes(entry: Mapping[str, Any]) -> set[str]:
     """All hashes of a file, of every algorithm, in lower case."""
     listed = entry.get("hashes")
     return {str(value).lower() for value in listed.values()} if isinstance(listed, Mapping) else set()
 
 
-def _sha256(entry: Mapping) -> str | None:
+def _sha256(entry: Mapping[str, Any]) -> str | None:
     hashes = entry.get("hashes")
     digest = hashes.get("SHA256") if isinstance(hashes, Mapping) else None
     return digest.lower() if isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest) else None
 
 
-def _id(body: Mapping, key: str) -> int:
+def _id(body: Mapping[str, Any], key: str) -> int:
     if not _is_id(body.get(key)):
         raise DownloadError(f"Civitai's answer has no {key}; its API may have changed, look for a newer hswq-hub")
-    return body[key]
+    return int(body[key])
 
 
-def _is_id(value) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
-def _level(body: Mapping) -> int:
+def _level(body: Mapping[str, Any]) -> int:
     value = body.get("nsfwLevel")
     return value if isinstance(value, int) else 0
 
 
-def _date(text) -> str | None:
+def _date(text: Any) -> str | None:
     """An ISO time as people write it, in UTC; None if it is none."""
     try:
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -30,7 +30,7 @@ def ignore_foreign(folder: str, names: list[str]) -> list[str]:
     return [path.name for path in paths if path.name.startswith(".") or not (path.is_dir() or _publishable(path))]
 
 
-def base_identity(source: Source):
+def base_identity(source: Source) -> str | list[list[str | int]]:
     """What tells this base from another: a Hub repo's name, or name, size and time of each of a folder's files."""
     if source.hub_base is not None:
         return source.hub_base

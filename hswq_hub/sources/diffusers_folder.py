@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -88,7 +89,7 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         FormatError: one of them is not a complete safetensors file, a shard is missing, or two hold the same tensor.
         TargetError: the disk has no room.
     """
-    states = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+    states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
     text = _read_config(config)
     key = hashlib.sha256(json.dumps([text, states]).encode()).hexdigest()
     with cache.locked(key):
@@ -156,7 +157,7 @@ def _joined(weights: list[Path], metadata: dict[str, str]) -> tuple[bytes, list[
         total = int(match[1])
     if total != len(weights):
         raise FormatError(f"{weights[0].parent} holds {len(weights)} of {total} shards; get the others")
-    entries: dict = {"__metadata__": metadata}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     bodies, offset = [], 0
     for file in weights:
         start, header = _header(file)
@@ -173,7 +174,7 @@ def _joined(weights: list[Path], metadata: dict[str, str]) -> tuple[bytes, list[
     return len(text).to_bytes(8, "little") + text, bodies
 
 
-def _header(path: Path) -> tuple[int, dict]:
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the tensors' bytes begin, and what the header says of each."""
     try:
         with safe_open(str(path), framework="pt"):  # the library checks that the offsets are in order and in the file

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 from hswq_runtime.hub_errors import Kind, Refusal, explained
@@ -93,7 +94,7 @@ class Hub:
         return Listing(
             name=stem,
             reference=str(HubRef(reference.repo, name, reference.revision)),
-            version=info.sha,
+            version=str(info.sha),
             origin=f"{reference.repo} on Hugging Face",
             files=files,
             licence=licence,
@@ -132,7 +133,7 @@ class Hub:
             AccessError: gated or private.
             HSWQError: what `check_header` says of a single file.
         """
-        repo, revision = listing.provenance.repo, listing.version
+        repo, revision = _place(listing)
         if len(listing.files) == 1:
             return self._fetch(repo, revision, listing.files[0], check_header, verify)
         config, *weights = listing.files
@@ -145,13 +146,13 @@ class Hub:
 
         A file in the client's cache that was never hashed is judged by its size: nothing is read in full.
         """
-        repo, revision = str(listing.provenance.repo), str(listing.version)
+        repo, revision = _place(listing)
         weights = listing.files if len(listing.files) == 1 else listing.files[1:]
         found = [path for file in weights if (path := self._here(repo, revision, file)) is not None]
         return found if len(found) == len(weights) else None
 
     def _here(self, repo: str, revision: str, file: RemoteFile) -> Path | None:
-        known = try_to_load_from_cache(repo, file.id, revision=revision)
+        known = try_to_load_from_cache(repo, str(file.id), revision=revision)
         if file.sha256 is not None and isinstance(known, str):
             path = Path(known)
             digest = cache.known_sha256(path)
@@ -166,7 +167,7 @@ class Hub:
             SourceError: see :func:`hswq_hub.sources.http.ranges.fetch_header`.
             FormatError: the shards do not belong together.
         """
-        repo, revision = listing.provenance.repo, listing.version
+        repo, revision = _place(listing)
         web, explain = self._web(), _explain(repo)
 
         def of(file: RemoteFile) -> bytes:
@@ -182,7 +183,7 @@ class Hub:
     def _config(self, repo: str, revision: str, file: RemoteFile) -> Path:
         """The configuration of a denoiser that we know."""
         with _explained(repo):
-            path = Path(hf_hub_download(repo, file.id, revision=revision))
+            path = Path(hf_hub_download(repo, str(file.id), revision=revision))
         architecture_of(path)
         return path
 
@@ -198,7 +199,7 @@ class Hub:
         self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader, verify: bool
     ) -> tuple[Path, str]:
         """A weight file and its digest, from the client's cache, ours, or the Hub."""
-        if found := self._of_client(repo, revision, file, verify):
+        if file.sha256 and (found := self._of_client(repo, revision, file, verify)):
             return found, file.sha256
         url = self._address(repo, revision, file)
         return download(self._web(), url, file, _explain(repo), check_header, verify=verify)
@@ -207,11 +208,11 @@ class Hub:
         return Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
 
     def _address(self, repo: str, revision: str, file: RemoteFile) -> str:
-        return hf_hub_url(repo, file.id, revision=revision, endpoint=self._api.endpoint)
+        return hf_hub_url(repo, str(file.id), revision=revision, endpoint=self._api.endpoint)
 
     def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
         """The file in the client's cache, if it is there and is what the Hub lists."""
-        known = try_to_load_from_cache(repo, file.id, revision=revision)
+        known = try_to_load_from_cache(repo, str(file.id), revision=revision)
         if file.sha256 is None or not isinstance(known, str):
             return None
         path = Path(known)
@@ -232,7 +233,12 @@ class Hub:
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
-def _files(info: ModelInfo) -> dict:
+def _place(listing: Listing) -> tuple[str, str]:
+    """Repo and commit that a listing of ours is of."""
+    return str(listing.provenance.repo), str(listing.version)
+
+
+def _files(info: ModelInfo) -> dict[str, Any]:
     """What the Hub lists of each file, by path; none that leads out of the repo."""
     return {file.rfilename: file for file in info.siblings or () if ".." not in file.rfilename.split("/")}
 
@@ -278,7 +284,7 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
     return found
 
 
-def _diffusers(files: Mapping, folder: str, named: str | None = None) -> list[RemoteFile] | None:
+def _diffusers(files: Mapping[str, Any], folder: str, named: str | None = None) -> list[RemoteFile] | None:
     """config.json of `folder` ("": the root) and the weights beside it, or those that are `named`; None without."""
     inside = [path.removeprefix(_at(folder, "")) for path in files if path.startswith(_at(folder, ""))]
     weights = [named] if named and not is_shard(named) else weights_of(inside)
@@ -291,7 +297,7 @@ def _at(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _remote(sibling) -> RemoteFile:
+def _remote(sibling: RepoSibling) -> RemoteFile:
     lfs = sibling.lfs
     return RemoteFile(safe_name(sibling.rfilename), sibling.size, lfs.sha256 if lfs else None, sibling.rfilename)
 

@@ -75,6 +75,6 @@ def licence_of_card(card: ModelCardData | None) -> Licence | None:
     return Licence(id, _if_it_is(r"[\w.+ -]+", name), _if_it_is(r"https://[\w.~/?#&=%+-]+", link))
 
 
-def _if_it_is(pattern: str, value) -> str | None:
+def _if_it_is(pattern: str, value: object) -> str | None:
     """A stranger's text if it has the form that it should have: it goes into the card as it is."""
     return value if isinstance(value, str) and re.fullmatch(pattern, value) else None

@@ -70,8 +70,8 @@ class Listing:
     @property
     def size(self) -> int | None:
         """Bytes of all files, None if one of them is not known."""
-        sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(sizes)
+        sizes = [file.size for file in self.files if file.size is not None]
+        return sum(sizes) if len(sizes) == len(self.files) else None
 
     def check_permitted(self, permitted: bool) -> None:
         """Raise NotPermittedError if there are objections, unless the user says to have permission."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 NOBODY = "None"
 COMMERCIAL_USES = {
@@ -27,7 +28,7 @@ class Permissions:
     different_licence: bool | None
 
     @classmethod
-    def from_api(cls, model: Mapping) -> "Permissions":
+    def from_api(cls, model: Mapping[str, Any]) -> "Permissions":
         """Read the `allow…` fields of `GET /models/{id}`."""
         return cls(
             no_credit=_flag(model.get("allowNoCredit")),
@@ -51,11 +52,11 @@ def _say(flag: bool | None) -> str:
     return {True: "yes", False: "no", None: "not stated"}[flag]
 
 
-def _flag(value) -> bool | None:
+def _flag(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _commercial_use(value) -> tuple[str, ...] | None:
+def _commercial_use(value: object) -> tuple[str, ...] | None:
     """A Postgres literal "{Image,RentCivit}", a JSON list, or an old single "Sell"."""
     if isinstance(value, str):
         value = re.findall(r"\w+", value)

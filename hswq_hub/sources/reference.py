@@ -163,7 +163,7 @@ def _read_url(text: str) -> ModelRef | None:
         raise UnknownReferenceError(f"{_shown(text)} is not a valid address") from None
     parts = [unquote(part) for part in url.path.split("/") if part]
     if host in CIVITAI_HOSTS:
-        found = _civitai_page(host, parts, parse_qs(url.query))
+        found: CivitaiRef | HubRef | None = _civitai_page(host, parts, parse_qs(url.query))
     elif host in _HUB_HOSTS or (hub_host and netloc == hub_host):
         found = _hub_page(parts)
     else:

@@ -6,6 +6,7 @@ The Hub's own token is huggingface_hub's affair (`hf auth login`).
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ...common.home import home
 from ..errors import AccessError
@@ -62,8 +63,11 @@ def _from_file() -> str | None:
 
 def _from_keyring() -> str | None:
     keyring = _keyring()
+    if keyring is None:
+        return None
     try:
-        return keyring and keyring.get_password(_SERVICE, _ACCOUNT)
+        password = keyring.get_password(_SERVICE, _ACCOUNT)
+        return None if password is None else str(password)
     except keyring.errors.KeyringError:
         return None  # a locked or absent keyring holds nothing for us; the file may
 
@@ -79,7 +83,8 @@ def _to_keyring(token: str) -> bool:
     return True
 
 
-def _keyring():
+def _keyring() -> Any:
+    """The keyring package, None where it is not installed."""
     try:
         import keyring
         import keyring.errors

@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import httpx2
+from tqdm import tqdm
 
 from hswq_runtime.errors import HSWQError
 
@@ -33,7 +35,7 @@ WEB_PAGES = ("text/", "application/json", "application/xml", "application/xhtml"
 _SIZE_TOLERANCE = 2048
 """Civitai lists sizes in rounded kilobytes: that many bytes more or less may be the same file, its digest decides."""
 
-Explain = Callable[[int, dict, bool], SourceError]
+Explain = Callable[[int, dict[str, Any], bool], SourceError]
 """Status, JSON body, whether the host itself answered and not its storage -> what to tell the user."""
 
 
@@ -166,14 +168,23 @@ def _fetch(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, 
     return file_sha256(part.path)
 
 
-def _transfer(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, check_header: CheckHeader, bar):
+def _transfer(
+    web: Web,
+    url: str,
+    file: RemoteFile,
+    part: _Part,
+    explain: Explain,
+    check_header: CheckHeader,
+    bar: "tqdm[NoReturn]",
+) -> None:
     """One request for what is missing, written behind what is there.
 
     Raises:
         Interrupted: the rest may come with the next request.
     """
     with web.get(url, part.ask_for_the_rest(listed=file.sha256 is not None)) as response:
-        at_home, total = web.is_home(response.url), None
+        at_home = web.is_home(response.url)
+        total: int | None = None
         raise_if_passing(response)
         if not at_home and response.status_code in (400, 401, 403, 404, 410):
             # The storage's address is signed for a time; the next request gets a new one.
@@ -193,7 +204,7 @@ def _transfer(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explai
             part.start(response.headers.get("ETag") or response.headers.get("Last-Modified"))
             length = response.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
-        if None not in (total, file.size) and abs(total - file.size) > _SIZE_TOLERANCE:
+        if total is not None and file.size is not None and abs(total - file.size) > _SIZE_TOLERANCE:
             part.remove()
             raise DownloadError(
                 f"{response.url.host} offers {total} bytes of {file.name}, but {file.size} are listed; nothing was kept"

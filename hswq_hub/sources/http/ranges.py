@@ -29,7 +29,7 @@ def fetch_header(web: Web, url: str, file: RemoteFile, explain: Explain) -> byte
     return bytes(arrived[:wanted])
 
 
-def _wanted(arrived: bytes, name: str) -> int:
+def _wanted(arrived: bytearray, name: str) -> int:
     """How many bytes the header has, as far as is known."""
     if len(arrived) < 9:
         return _FIRST

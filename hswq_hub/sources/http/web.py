@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from typing import Any
 
 import httpx2
 
@@ -67,7 +68,7 @@ class Web:
     endpoint: str
     token: str | None = field(default=None, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if "@" in self.endpoint:  # not shown: what is before it is a password
             raise UnknownReferenceError(
                 "an endpoint has no user name or password in it; check --civitai-endpoint or HF_ENDPOINT"
@@ -127,7 +128,7 @@ class Web:
             raise DownloadError(f"{address.host} redirects to something that is no safe address")
         return following
 
-    def get_json(self, path: str) -> tuple[int, dict]:
+    def get_json(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON body of `path`, tried again while the failure may pass; {} for a body that is no object.
 
         Raises:
@@ -149,7 +150,7 @@ def raise_if_passing(response: httpx2.Response) -> None:
         raise Interrupted(f"{response.url.host} answers {response.status_code}", _retry_after(response))
 
 
-def read_json(response: httpx2.Response) -> dict:
+def read_json(response: httpx2.Response) -> dict[str, Any]:
     """The body of a streamed answer as a JSON object; {} if it is anything else, or too long to be one."""
     body = bytearray()
     for piece in response.iter_bytes():
