@@ -4,7 +4,7 @@
 means over calls of the means within a call. *Importance* of an input channel c is ``I_c = mean |X_c|`` over all
 other dimensions, again averaged over calls. A call that holds anything non-finite is left out and counted.
 
-On the way some calls of the whole denoiser are recorded (see `calls.py`), for what is measured afterwards.
+Some calls of the whole denoiser are recorded on the way (see `generation/recording.py`) and replayed later.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class LayerStatistics:
     skipped: int = 0
 
     def add(self, inputs: torch.Tensor, outputs: torch.Tensor, channel: int) -> None:
-        """One call: `inputs` with its channels in dimension `channel`, `outputs` of any shape."""
+        """Add one call: `inputs` with its channels in dimension `channel`, `outputs` of any shape."""
         others = [d for d in range(inputs.ndim) if d != channel % inputs.ndim]
         absolute = inputs.detach().abs()
         importance = absolute.mean(dim=others, dtype=torch.float64) if others else absolute.double()
@@ -83,7 +83,7 @@ class LayerStatistics:
 
     @property
     def output_variance(self) -> float:
-        """Var(Y); not below 0, where rounding could put that of a constant output."""
+        """Var(Y), clamped to 0, since rounding can make that of a constant output negative."""
         return max(self.output_square - self.output_mean**2, 0.0)
 
 
@@ -206,15 +206,15 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     denoiser = load_model(source.checkpoint, dtype)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     steps = settings.steps_of(architecture.steps)
-    how = generation_settings(pipeline, architecture, steps, settings.guidance, settings.size)
+    generation = generation_settings(pipeline, architecture, steps, settings.guidance, settings.size)
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
-    wanted = spread(settings.calls, settings.samples, how.steps)
+    wanted = spread(settings.calls, settings.samples, generation.steps)
     done = 0
 
     def under_way() -> int:
-        """The number of the step, over all samples; what a scheduler adds to the steps belongs to the last."""
-        return i * how.steps + min(done, how.steps - 1)
+        """The index of the current step over all samples; a scheduler's extra calls count to the last step."""
+        return i * generation.steps + min(done, generation.steps - 1)
 
     def on_step(*_: object) -> None:
         nonlocal done
@@ -224,12 +224,12 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     with (
         record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
-        progress(total=len(ours) * how.steps, desc="calibrate", unit="step") as bar,
+        progress(total=len(ours) * generation.steps, desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
             done = 0
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, how, on_step)
-    numbers = [sample * how.steps + step for sample in ours for step in range(how.steps)]
+            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, generation, on_step)
+    numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
@@ -239,7 +239,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         made_by={
             "settings": asdict(settings),
             "source_sha256": source.sha256,
-            "generation": asdict(how),
+            "generation": asdict(generation),
             "dtype": str(dtype).removeprefix("torch."),
             "hardware": describe(group.device),
             "processes": group.size,

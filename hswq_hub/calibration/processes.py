@@ -1,7 +1,7 @@
-"""Several processes that calibrate together, as `accelerate launch` or torchrun start them; usually there is one.
+"""Calibration shared by several processes, as `accelerate launch` or torchrun start them; usually there is one.
 
-Every process makes its share of the pictures; what they found is put together in each of them, in the order of the
-processes. Only the first writes anything.
+Every process makes its share of the pictures, and gathers the statistics of all in the order of their ranks. Only rank
+0 writes files.
 """
 
 import logging
@@ -34,7 +34,7 @@ def _state(cpu: bool) -> Any:
 
 
 class Group:
-    """The processes that `device` is one of the devices of."""
+    """The processes of this launch; `device` is this one's."""
 
     def __init__(self, device: "torch.device"):
         self._state = _state(device.type == "cpu")
@@ -48,7 +48,7 @@ class Group:
         return self.number == 0
 
     def gather(self, found: T) -> list[T]:
-        """What each process gave, in their order; every process has to call this.
+        """The objects of all processes, by rank; every process has to call this.
 
         Raises:
             HSWQError: another process is gone.
@@ -68,7 +68,7 @@ class Group:
 
 
 def check_shared(command: str | None) -> None:
-    """Check that several processes were not launched for a `command` that is the work of one.
+    """Check that several processes were not launched for a `command` that runs in one.
 
     Raises:
         HSWQError: they were.

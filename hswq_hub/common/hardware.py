@@ -54,7 +54,7 @@ def describe(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken: of the device, or of this machine as far as its container lets us."""
+    """Free bytes of the device, or of this machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free, (limit, used) = psutil.virtual_memory().available, map(_of_container, ("memory.max", "memory.current"))
@@ -62,7 +62,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of the device; or memory and swap of this machine, or what its container may have of it."""
+    """Bytes of the device, or memory and swap of this machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     whole, limit = psutil.virtual_memory().total + psutil.swap_memory().total, _of_container("memory.max")
@@ -78,9 +78,9 @@ def _of_container(name: str) -> int | None:
 
 
 class PeakMemory:
-    """While the block runs, the most memory that is in use: `bytes` afterwards, None where nobody can tell.
+    """The peak memory of a block, in `bytes` once it has ended; None where the system does not count it.
 
-    On CUDA what torch had taken of the device; elsewhere what was resident of this process (Linux counts that).
+    On CUDA the memory that torch allocated on the device; elsewhere the resident memory of this process (Linux).
     """
 
     def __init__(self, device: torch.device):

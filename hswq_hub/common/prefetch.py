@@ -9,9 +9,9 @@ R = TypeVar("R")
 
 
 def prefetched(items: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
-    """What `make` makes of each item, in order, always one ahead of the caller, on another thread.
+    """The results of `make` for each item, in order, computed one item ahead on a background thread.
 
-    No more than two results exist at once. What `make` raises is raised when its result would be due.
+    At most two results exist at once. An exception of `make` is raised when its result is due.
     """
     with ThreadPoolExecutor(max_workers=1) as other:
         due = None

@@ -1,4 +1,4 @@
-"""Where a finished model goes: for now a local folder, laid out as a Hub repo would be."""
+"""Folders that are replaced as a whole: what may be replaced, room for it, and the replacement."""
 
 import json
 import os
@@ -105,8 +105,8 @@ def check_replaceable(path: Path, suffix: str, is_ours: Callable[[Path], object]
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a new folder and give that the name `folder` when it is complete and on the disk.
 
-    If anything fails, what was under the name stays as it was and nothing is left beside it; after a run that was
-    killed, `clear_away` sees to that. A link is followed.
+    If anything fails, the old folder stays as it was and nothing is left beside it; `clear_away` does the same after a
+    run that was killed. A link is followed.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def clear_away(parent: Path, name: str | None = None) -> None:
 
 
 def _remove(staging: Path) -> None:
-    """The lock goes last: by it the rest is known for what it is, should this be killed."""
+    """Remove a staging folder, its lock last: `clear_away` finds staging folders by their locks."""
     for folder in (staging / _OLD, staging / _FRESH):
         if folder.exists():
             shutil.rmtree(folder)

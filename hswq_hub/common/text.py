@@ -9,7 +9,7 @@ def megabytes(size: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """One size in another, for people: "56 %"."""
+    """A part as a share of a whole: "56 %"."""
     return f"{100 * part / whole:.0f} %"
 
 
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """The same for an estimate, which says nothing of seconds."""
+    """An estimated time, without seconds: "< 1 min", "~ 12 min"."""
     return "< 1 min" if seconds < 60 else f"~ {duration(max(seconds, 90))}"
 
 

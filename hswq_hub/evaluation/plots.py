@@ -49,8 +49,8 @@ def draw_plan(checkpoint: Checkpoint, plan: Plan, file: Path) -> list[Path]:
 
 def draw_calibration(checkpoint: Checkpoint, calibration: Calibration, file: Path) -> Path:
     """Sensitivity as calibration found it, drawn beside its file, with what the published method would keep."""
-    how = recipe("hswq")
-    plan = keep(unread_plan(checkpoint, Format.V1, how, calibration), checkpoint, how)
+    published = recipe("hswq")
+    plan = keep(unread_plan(checkpoint, Format.V1, published, calibration), checkpoint, published)
     figure = sensitivity(plan, "red: what the method as published keeps in full precision")
     return save(figure, file.with_name(f"{file.stem}-{SENSITIVITY}"))
 

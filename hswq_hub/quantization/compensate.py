@@ -1,7 +1,7 @@
-"""All weights of a plan with compensated rounding, in a file of the plan's format.
+"""Rounds all weights of a plan with compensation, and writes them to a file of the plan's format.
 
-The file is what the others are made of: whatever is not kept in the end is copied from it. Second moments are of the
-original's inputs, so layers do not depend on each other or on the order in which they are done.
+The published file copies its FP8 weights from this one, but for those that are kept in the end. Second moments are of
+the original model's inputs, so layers are rounded independently, in any order.
 """
 
 from collections.abc import Mapping
@@ -74,8 +74,8 @@ def write_compensated(
                 for format, file in files.items():
                     decision = todo[format][key]
                     scale = decision.scale_tensor(weight)
-                    # A fold changes inputs and outputs by a power of two for each module, and moments count up to a
-                    # positive multiple.
+                    # A fold scales inputs and outputs of each module by a power of two, and moments matter only up to
+                    # a positive factor.
                     folded = moved(weight, decision.fold)
                     codes = compensated_layer(folded, moments[key], scale if format.scaled else None, settings)
                     file.put_weight(decision, codes, scale)
@@ -85,10 +85,10 @@ def write_compensated(
 def compensated_layer(
     weight: torch.Tensor, moments: Moments, scale: torch.Tensor | None, settings: RoundingSettings
 ) -> torch.Tensor:
-    """FP8 codes for a stored weight [out, n] or [out, in / groups, kH, kW], where n counts all that one row reads.
+    """FP8 codes for a stored weight [out, n] or [out, in / groups, kH, kW]; n is the number of inputs of one row.
 
-    moments: of its layer; with those of outputs, rounding knows them. scale: None, one value, or one a row in a shape
-    that broadcasts against `weight`.
+    moments: of its layer; if they include outputs, rounding uses both. scale: None, one value, or one for each row in a
+    shape that broadcasts against `weight`.
     """
     values = weight.reshape(len(weight), -1)
     scale = None if scale is None else scale.reshape(-1, 1).expand(len(values), 1)
@@ -112,18 +112,18 @@ def compensated_layer(
 
 
 def knows_outputs(rounding: str) -> bool:
-    """Whether this way to round needs the second moments of outputs."""
+    """Whether this rounding uses the second moments of outputs."""
     return rounding == "kfac"
 
 
 def replay_cost(rounding: str) -> int:
-    """What one replay takes at most, in calls of the denoiser: forwards, forwards again block by block, and backwards
-    twice as long."""
+    """Cost of one replay at most, in forward calls of the denoiser: a forward pass, a second one for gradient
+    checkpointing, and a backward pass that takes as long as two."""
     return 4 if knows_outputs(rounding) else 1
 
 
 def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
-    """Check that each layer's second moments fit; returns how often the recorded calls will be replayed.
+    """Check that each layer's second moments fit; returns how often the recorded calls are replayed.
 
     Known from shapes alone: no weight is read.
 
@@ -134,15 +134,16 @@ def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
 
 
 def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
-    """What compensated rounding holds beside the model: second moments, `memory` GB at most, and what it works with."""
+    """Bytes that compensated rounding needs beside the model: second moments, at most `memory` GB, and the
+    workspace."""
     outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
     moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
     return moments + max(_working_bytes(layer, outputs) for layer in layers)
 
 
 def _working_bytes(layer: Layer, outputs: bool) -> int:
-    """Float64: moments, sorted, and factors of them that are being made, with the copies that takes; the weight, its
-    codes and what is lost."""
+    """The rounding workspace of one layer in float64: sorted moments, Cholesky temporaries, the weight, its codes and
+    the rounding error."""
     groups, n, _ = layer.inputs_shape
     together = max(rows.count for rows in layer.rows) if outputs else sum(r.count for r in layer.rows) // groups
     return 8 * (6 * (n**2 + (together**2 if outputs else 0)) + 6 * together * n)

@@ -1,10 +1,11 @@
 """Folding: powers of two moved between tensors so that small weights leave the subnormal range of plain FP8.
 
 Below 2⁻⁶ the values of E4M3 lie 2⁻⁹ apart, however small they are, so a plain (V1) file rounds weights of a usual size,
-σ ≈ 0.02, coarsely. What a norm's weight is divided by, the layers that read it can be multiplied with. With powers of
-two nothing is rounded: the function is the same to the bit, with other numbers on the grid. In V2 the scale does this.
+σ ≈ 0.02, coarsely. If a norm's weight is divided by a number, the layers that read the norm can be multiplied by it.
+With a power of two nothing is rounded: the function is equal bit for bit, and the weights use more of the grid. In V2
+the scale does this.
 
-A norm gives 2ᵏ to all its readers. One of them hands half of it on to the layer after it:
+A norm hands 2ᵏ to all its readers. One of them hands a part of it on to the layer after it:
 
     norm · 2⁻ᵏ    readers · 2ᵏ    through · 2ᵏ⁻ʲ    after · 2ʲ
 
@@ -30,7 +31,7 @@ _HEADROOM = 1
 
 
 def moved(tensor: torch.Tensor, runs: Runs | None, *, back: bool = False) -> torch.Tensor:
-    """`tensor` with its rows multiplied by their powers of two (None: as it is), or divided again."""
+    """`tensor` with its rows multiplied by their powers of two, or divided if `back`; unchanged without `runs`."""
     if not runs:
         return tensor
     factors = [torch.full((rows,), 2.0 ** (-exponent if back else exponent)) for rows, exponent in runs]
@@ -39,7 +40,7 @@ def moved(tensor: torch.Tensor, runs: Runs | None, *, back: bool = False) -> tor
 
 
 def check_fold(checkpoint: Checkpoint, formats: Iterable[Format], recipe: Recipe) -> None:
-    """Check, before anything is read, that a recipe that folds can.
+    """Check, before any weight is read, that a recipe's fold is possible.
 
     Raises:
         HSWQError: no format has a use for it, or no exact moves are known of the architecture.
@@ -53,7 +54,7 @@ def check_fold(checkpoint: Checkpoint, formats: Iterable[Format], recipe: Recipe
 
 
 def find_moves(checkpoint: Checkpoint) -> dict[str, Runs]:
-    """What each stored tensor is multiplied with, by key; those that stay as they are are left out."""
+    """The powers of two of each stored tensor that changes, by key."""
     exponents: dict[str, int] = {}
     for fold in checkpoint.architecture.folds:
         suffix = fold.norm + WEIGHT
@@ -86,14 +87,14 @@ def _room(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _exact(norm: torch.Tensor, exponent: int) -> int:
-    """The largest exponent up to `exponent` by which `norm` can be divided in its dtype and be got back."""
+    """The largest exponent up to `exponent` for which dividing `norm` in its dtype loses nothing."""
     while exponent and not torch.equal(norm * 2.0**-exponent * 2.0**exponent, norm):
         exponent -= 1
     return exponent
 
 
 def _runs(checkpoint: Checkpoint, key: str, exponents: Mapping[str, int]) -> Runs:
-    """The moves of one stored tensor, whichever parameters its rows are in; () if there are none."""
+    """The moves of one stored tensor, whose rows may belong to several parameters; () if there are none."""
     pieces = [
         (piece.start, piece.stop - piece.start, exponents.get(name, 0))
         for name in set(checkpoint.modules.get(key, ()))

@@ -1,4 +1,4 @@
-"""Compensated rounding: choose FP8 codes so that the layer's output, not each weight, is as close as can be.
+"""Compensated rounding: chooses FP8 codes that minimise the error of a layer's output instead of that of each weight.
 
 For a layer y = W x the expected squared error of the outputs is, with D = Ŵ − W and H = E[xxᵀ],
 
@@ -6,7 +6,7 @@ For a layer y = W x the expected squared error of the outputs is, with D = Ŵ �
 
 Rounding each weight to nearest minimises the diagonal of H alone. Here, as in GPTQ (Frantar et al., "GPTQ:
 accurate post-training quantization for generative pre-trained transformers", 2022), columns are rounded one after
-another, and what a column lost is made up for by those still to come. With H = R Rᵀ, R upper triangular, and
+another, and the columns still to come compensate the error of those before. With H = R Rᵀ, R upper triangular, and
 U = R⁻¹ (so that H⁻¹ = Uᵀ U) the error of column j, divided by U_jj, is taken off each later column k times U_jk.
 
 After that, sweeps of coordinate descent: with all other columns as they are, the best code for column j is that
@@ -34,7 +34,7 @@ def compensated(
 ) -> torch.Tensor:
     """FP8 codes [out, n] for `weight` [out, n], on its device.
 
-    moment: E[xxᵀ] of the inputs, [n, n], of any positive multiple. scale: None (1), [1] or [out, 1]. damping: share
+    moment: E[xxᵀ] of the inputs, [n, n], up to a positive factor. scale: None (1), [1] or [out, 1]. damping: share
     of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
     """
     w = weight.to(torch.float64)
@@ -51,7 +51,8 @@ def compensated(
 
 
 def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
-    """A second moment [n, n] that can be factored: `damping` times the mean of its diagonal is added to that."""
+    """A second moment [n, n] made positive definite: `damping` times the mean of its diagonal is added to the
+    diagonal."""
     mean = h.diagonal().mean()
     if mean <= 0:  # nothing ever came in: any rounding is as good, and that to nearest is what identity gives
         return torch.eye(len(h), dtype=h.dtype, device=h.device)
@@ -61,7 +62,7 @@ def damped(h: torch.Tensor, damping: float) -> torch.Tensor:
 
 
 def upper_factor(h: torch.Tensor) -> torch.Tensor:
-    """R, upper triangular, with h = R Rᵀ: Cholesky's of `h` with rows and columns reversed."""
+    """R, upper triangular, with h = R Rᵀ: the Cholesky factor of `h` with rows and columns reversed."""
     factor: torch.Tensor = torch.linalg.cholesky(h.flip(0, 1))
     return factor.flip(0, 1)
 
@@ -91,7 +92,7 @@ def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> t
 
 
 def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None) -> bool:
-    """One sweep over all columns, in place; whether any code changed."""
+    """One sweep over all columns, in place; returns whether any code changed."""
     n, changed = len(h), False
     d = dequantize(codes, scale, torch.float32).double() - w
     for start in range(0, n, _BLOCK):

@@ -1,7 +1,7 @@
-"""Which weights stay in full precision although they could be FP8.
+"""Decides which weights stay in full precision although they could be FP8.
 
-Errors of single weights add up very nearly: the sum over all FP8 weights of the error that each makes alone predicts
-that of the whole file. So the best use of a byte is where the error per byte is largest.
+The errors of single weights very nearly add up: their sum over all FP8 weights predicts the error of the whole file. So
+a byte is best spent on the weight with the largest error per byte.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _BYTES_16_BIT = 2
 
 
 def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str, float] | None = None) -> Plan:
-    """`plan`, which keeps nothing by choice, with some of its weights kept after all.
+    """`plan`, which keeps nothing by choice, with some of its weights kept in full precision.
 
-    By variance: the largest first, as published. By error: the largest error per byte that keeping costs first. With
-    a keep ratio of n layers `round(keep_ratio · n)` are kept; with a budget whatever still fits, in that order.
+    Weights are ranked by output variance, as published, or by error per byte that keeping costs. With a keep ratio the
+    first `round(keep_ratio · n)` of n layers are kept; with a budget each weight that still fits, in that order.
 
     Args:
         errors: by key, for a recipe that keeps by error.
@@ -86,7 +86,7 @@ def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[
 
 
 def _cost(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes that keeping each weight takes more than quantizing it."""
+    """The bytes that keeping each weight costs over quantizing it."""
     return {d.key: checkpoint.tensors[d.key].nbytes - checkpoint.tensors[d.key].values for d in plan.quantized}
 
 

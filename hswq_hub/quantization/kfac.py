@@ -1,4 +1,4 @@
-"""Compensated rounding that knows what becomes of a layer's outputs.
+"""Compensated rounding that minimises the error of the model's output, by K-FAC's curvature.
 
 For a layer y = W x of a model that ends in f, with D = Ŵ − W, H = E[xxᵀ] and G = E[JᵀJ], J the derivative of f by y,
 the expected squared change of f is
@@ -14,10 +14,10 @@ With H = R Rᵀ and G = S Sᵀ, both upper triangular, that is ‖Sᵀ D R‖²;
 
     S_ii R_jj D_ij + S_ii Σ_{k<j} D_ik R_kj + Σ_{l<i} S_li Σ_{k≤j} D_lk R_kj
 
-So going from element to element, each D_ij is chosen such that its own is as near to zero as the grid allows: what rows
-and columns before it lost is made up for. Rows and columns with the largest diagonals go first. An element needs
-those above and to the left of it, so all of a diagonal i + j are done at once; blocks likewise, and what blocks before
-one did comes in as matrix products.
+Elements are rounded one after another: each D_ij is chosen so that this sum is as near to zero as the grid allows,
+which compensates the errors of the rows and columns before it. Rows and columns with the largest diagonals go first. An
+element depends on those above and to the left of it, so all elements of an anti-diagonal i + j are rounded at once;
+blocks likewise, and the contributions of earlier blocks are matrix products.
 """
 
 import torch
@@ -40,8 +40,8 @@ def compensated_both_ways(
 ) -> torch.Tensor:
     """FP8 codes [out, n] for `weight` [out, n], on its device.
 
-    inputs, outputs: H [n, n] and G [out, out], each of any positive multiple. scale: None (1), [1] or [out, 1].
-    damping, output_damping: shares of the means of their diagonals that are added to these.
+    inputs, outputs: H [n, n] and G [out, out], each up to a positive factor. scale: None (1), [1] or [out, 1].
+    damping, output_damping: multiples of the mean of the diagonal of H and of G that are added to it.
     """
     w = weight.to(torch.float64)
     h, g = inputs.to(w.device, torch.float64), outputs.to(w.device, torch.float64)

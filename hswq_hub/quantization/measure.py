@@ -1,7 +1,7 @@
-"""What each weight does to the pictures: the change of the final latents when it alone is quantized.
+"""Measures the error that each weight makes: the change of the final latents when it alone is quantized.
 
-Pictures are made with the calibration's prompts and noise of their own, never with what the files are evaluated on.
-All pictures go through the denoiser in one batch, once for the original and once for each weight.
+Pictures use the calibration's prompts and seeds of their own, never those of the evaluation. They are generated in one
+batch, once with the original and once for each weight.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,29 +33,31 @@ def measure_errors(
     """Latent MSE against the original, by key, with one weight of `plan` quantized at a time.
 
     `codes`: decision -> FP8 codes and scale, see `writer.codes_of`. `calibration`: device, dtype, seed, guidance and
-    size. Steps are the model's own by default, as those are what its pictures are made with.
+    size. The number of denoising steps is the model's default unless `settings` say another.
     """
     device = pick_device(calibration.device)
     dtype = pick_dtype(calibration.dtype, device)
     checkpoint = source.checkpoint
     denoiser = load_model(checkpoint, dtype)
     pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
-    how = generation_settings(pipeline, source.architecture, settings.steps, calibration.guidance, calibration.size)
+    generation = generation_settings(
+        pipeline, source.architecture, settings.steps, calibration.guidance, calibration.size
+    )
     prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]
-    reference = final_latents(pipeline, prompts, seeds, how)
+    reference = final_latents(pipeline, prompts, seeds, generation)
     errors = {}
     for decision in progress(plan.quantized, desc=f"error {plan.format.value}", unit="layer"):
         weight, scale = codes(decision)
         values = moved(dequantize(weight, scale if plan.format.scaled else None, dtype), decision.fold, back=True)
         with exchanged(denoiser, checkpoint, decision.key, values):
-            errors[decision.key] = latent_mse(reference, final_latents(pipeline, prompts, seeds, how))
+            errors[decision.key] = latent_mse(reference, final_latents(pipeline, prompts, seeds, generation))
     return errors
 
 
 @contextmanager
 def exchanged(denoiser: torch.nn.Module, checkpoint: Checkpoint, key: str, values: torch.Tensor) -> Iterator[None]:
-    """`denoiser` with `values` in the place of the stored tensor `key`, whichever modules its rows are in."""
+    """While open, `denoiser` computes with `values` in place of the stored tensor `key`, in all its modules."""
     places = []
     for name in checkpoint.modules[key]:
         parameter, row = denoiser.get_parameter(name), 0

@@ -1,15 +1,15 @@
-"""Second moments of what layers are given, and of what becomes of their outputs, gathered by replaying recorded calls.
+"""Second moments of layers' inputs and of gradients at their outputs, gathered by replaying recorded calls.
 
-With y = W x, and g the derivative by y of something the model ends in, a change D of W changes that by Σ_t gₜᵀ D xₜ
-over all tokens t. Its square, expected, is what rounding should make small (see `kfac.py`). It takes
+For y = W x and g = ∂L/∂y, L a scalar function of the model's output, a change D of W changes L by Σ_t gₜᵀ D xₜ over all
+tokens t. Rounding minimises the expected square of that (see `kfac.py`), which takes
 
-    inputs   E[xxᵀ], or with outputs E[|g|² xxᵀ]: tokens count by how much they matter
+    inputs   E[xxᵀ], or with outputs E[|g|² xxᵀ]: tokens are weighted by their influence
     outputs  E[ggᵀ], where g is that of Σ v · output with v drawn from a normal distribution, for each call anew:
              then E[ggᵀ] is JᵀJ, J the derivative of the model's output (Hutchinson's estimator)
 
 A layer with n inputs and m outputs has n² + m² of them, which for a model of 6 billion parameters is more than the
-model itself. So layers are taken in groups that fit a bound on memory, and the calls are replayed once for each group.
-Going block by block with the inputs of each block kept would not do: a derivative needs all that comes after.
+model itself. So layers are processed in groups that fit a bound on memory, and the calls are replayed once for each
+group. Replaying block by block from stored block inputs is not possible: a gradient needs everything after the block.
 """
 
 import functools
@@ -46,22 +46,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layer:
-    """A stored weight and the modules that compute with it, all of which are given the same.
+    """A stored weight and the modules that compute with it, which share their input.
 
-    rows: all of the weight's, in its order.
+    rows: all rows of the weight, in order.
     """
 
     rows: tuple[Rows, ...]
 
     @property
     def inputs_shape(self) -> tuple[int, int, int]:
-        """[groups, n, n]: n is the length of a row of the weight, as a convolution's group sees it unfolded."""
+        """[groups, n, n], n being the length of an unfolded row of the weight."""
         module = self.rows[0].module
         n = _weight(module)[0].numel()
         return _groups(module), n, n
 
     def moment_bytes(self, outputs: bool) -> int:
-        """Memory that its second moments take; with those of outputs also its inputs, which wait for a derivative."""
+        """Bytes of its second moments; with those of outputs also of its inputs, which are held until the gradient."""
         values = torch.Size(self.inputs_shape).numel()
         if outputs:
             waiting = RoundingSettings().tokens * self.inputs_shape[0] * self.inputs_shape[1]
@@ -71,9 +71,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one layer. inputs: float32 [groups, n, n], of any positive multiple. rows: the layer's, as runs of (group,
-    count). outputs: float32 [count, count] for each of these, of any positive multiple; None: rows do not matter to
-    each other."""
+    """Second moments of one layer, each up to a positive factor.
+
+    inputs: float32 [groups, n, n]. rows: the layer's rows, as runs of (group, count). outputs: float32 [count, count]
+    for each run; None: rows are rounded independently.
+    """
 
     inputs: torch.Tensor
     rows: tuple[tuple[int, int], ...]
@@ -81,7 +83,7 @@ class Moments:
 
 
 def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> dict[str, Layer]:
-    """By key what computes with each stored weight, in `model`, a denoiser made from `checkpoint`.
+    """The modules of `model`, a denoiser made from `checkpoint`, that compute with each stored weight, by key.
 
     Raises:
         HSWQError: some of a weight's rows are used twice.
@@ -121,7 +123,7 @@ def _groups(module: nn.Module) -> int:
 
 
 def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Tensor:
-    """What the rows of the weight are multiplied with, `tokens` of them at most: float32 [groups, tokens, n].
+    """The input vectors that a layer multiplies its rows with, at most `tokens` of them: float32 [groups, tokens, n].
 
     `inputs`: [..., n] of a linear layer; [B, C, H, W] of a convolution, whose patches become rows.
     """
@@ -141,7 +143,7 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Te
 
 
 def gradient_rows(module: nn.Module, gradients: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Derivatives by the outputs, in the order of :func:`layer_rows`: float32 [groups, tokens, outputs of a group].
+    """Gradients at the outputs, in the order of :func:`layer_rows`: float32 [groups, tokens, outputs of a group].
 
     `gradients`: [..., m] of a linear layer; [B, C, H, W] of a convolution.
     """
@@ -171,8 +173,8 @@ def second_moments(
 ) -> dict[str, Moments]:
     """The second moments of each of `layers` (of `model`, by any name), on `device`.
 
-    `model` has to be on `device`. Of one call of a layer at most `tokens` rows of input count; a call whose values are
-    not finite is left out. outputs: those of outputs as well, for which every replay goes backwards too.
+    `model` has to be on `device`. At most `tokens` input vectors of one call of a layer are used, and none of a call
+    with non-finite values. outputs: gather those of outputs as well, which takes a backward pass for every replay.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
@@ -235,9 +237,9 @@ class _Inputs:
 
 
 class _Both(_Inputs):
-    """Sums over the inputs of layers and over the derivatives by their outputs.
+    """Sums over the inputs of layers and over the gradients at their outputs.
 
-    A layer whose output does not matter to the model's has sums of zero.
+    A layer that does not influence the model's output has sums of zero.
     """
 
     def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
@@ -299,7 +301,7 @@ class _Both(_Inputs):
 
 
 def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = False) -> Iterable[dict[str, Layer]]:
-    """`layers` in their order, cut into groups whose second moments take at most `memory` GB.
+    """Consecutive groups of `layers` whose second moments take at most `memory` GB.
 
     Raises:
         HSWQError: one of them alone takes more.

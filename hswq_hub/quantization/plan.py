@@ -3,9 +3,8 @@
 The unit is the stored tensor. A fused tensor such as Z-Image's `attention.qkv` is one layer here; its statistics
 are put together from those of the diffusers modules that its rows become.
 
-A plan is made in two steps: first every weight that can be FP8 is given its range (:func:`plan_everything`), then
-some are kept in full precision after all (`keep.py`). Between the two the weights may be rounded and what each does
-to the pictures measured.
+A plan is made in two steps: first every weight that can be FP8 gets its range (:func:`plan_everything`), then some are
+kept in full precision after all (`keep.py`). In between the weights may be rounded and the error of each measured.
 """
 
 import math
@@ -37,11 +36,11 @@ class Decision:
     """What happens to one stored weight.
 
     number_format: KEPT or FP8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance. error:
-    mean squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, where the
-    range is clipped. scale: what the FP8 values are multiplied with, 1.0 in V1; the largest of them where each row
-    has one (row_scales). None where nothing was measured. fold: what its rows are multiplied with before that, kept or
-    not, see `fold.py`; maximum, amax and scale are of the weight that is. unscaled: a file with scales has
-    none here, the FP8 value is the value.
+    mean squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, the
+    clipping range. scale: the factor of the FP8 values, 1.0 in V1; with row_scales the largest of the rows' factors.
+    fold: the powers of two that its rows are multiplied by first, whether it is kept or not, see `fold.py`; maximum,
+    amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. None: not
+    measured.
     """
 
     key: str
@@ -119,7 +118,7 @@ def _runs(listed: Sequence[Any]) -> Runs:
 class Plan:
     """The decisions for every Linear and Conv2d weight, in file order, for a file of format `format`.
 
-    moves: what the rows of all stored tensors that are folded are multiplied with, by key.
+    moves: the powers of two of all folded tensors' rows, by key.
     """
 
     format: Format

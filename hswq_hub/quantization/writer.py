@@ -1,4 +1,4 @@
-"""Write a quantized file tensor by tensor, so that memory holds one tensor, whatever the file's size.
+"""Writes a quantized file tensor by tensor, with one tensor in memory whatever the file's size.
 
 A safetensors file is an eight-byte length, a JSON header of that length, and the tensors' bytes. All shapes are
 known before the first weight is read, so the header is written first and each tensor's bytes go to their place.
@@ -55,8 +55,8 @@ def write_quantized(
     rounded: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write the file that `plan` describes: everything the source holds, under the same keys, with the planned
-    weights in FP8 and their scales beside them.
+    """Write the file that `plan` describes: all tensors of the source under the same keys, the planned ones in FP8 with
+    their scales beside them.
 
     Args:
         checkpoint: the full-precision source.
@@ -64,8 +64,7 @@ def write_quantized(
         path: where to; it appears whole or not at all.
         source_sha256: digest of the source, for the header.
         base: Hub repo of the other components, for the header; None leaves it out.
-        rounded: a file of the same format that holds the weights with another rounding than "nearest"; they are
-            taken from there.
+        rounded: a file of the same format from which weights with another rounding than "nearest" are copied.
         device: where to round to nearest.
 
     Raises:
@@ -83,7 +82,7 @@ def write_quantized(
 def codes_of(
     checkpoint: Checkpoint, format: Format, rounded: Path | None = None, device: torch.device | str = "cpu"
 ) -> Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]:
-    """Decision -> its weight's FP8 codes and the scale they are to be multiplied with; see :func:`write_quantized`."""
+    """A function from a decision to its weight's FP8 codes and scale; arguments as of :func:`write_quantized`."""
     already = Checkpoint(rounded) if rounded is not None else None
 
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,13 +97,13 @@ def codes_of(
 
 
 def round_to_nearest(weight: torch.Tensor, decision: Decision, format: Format) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP8 codes of `weight`, folded already, clipped at the decision's amax; and the scale to multiply them with."""
+    """FP8 codes and scale of `weight`, which is folded already, clipped at the decision's amax."""
     scale = decision.scale_tensor(weight)
     return quantize(weight, scale if format.scaled else None, decision.amax), scale
 
 
 class QuantizedFile:
-    """A file that is being written: its header is there, tensors may come in any order."""
+    """A file whose header is written; its tensors may follow in any order."""
 
     def __init__(self, file: BinaryIO, checkpoint: Checkpoint, plan: Plan, metadata: Mapping[str, str]):
         self._file, self._checkpoint, self._format, self._moves = file, checkpoint, plan.format, plan.moves
@@ -170,7 +169,7 @@ def planned_layout(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorInfo]:
 
 
 def planned_bytes(checkpoint: Checkpoint, plan: Plan) -> int:
-    """The bytes of the tensors of the file that `plan` describes, and of the header's entries for them."""
+    """Bytes of the file that `plan` describes, without the header's metadata."""
     layout = planned_layout(checkpoint, plan)
     _, header = _header(layout, {})
     return len(header) + sum(info.nbytes for info in layout.values())

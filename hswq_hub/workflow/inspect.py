@@ -86,9 +86,9 @@ class Inspection:
     def _cost_lines(self, name: str) -> list[str]:
         """What quantizing takes on a device: memory for the denoiser, time for the calibration."""
         device = pick_device(name)
-        dtype, how = pick_dtype("auto", device), CalibrationSettings()
-        steps = how.steps_of(self.steps)
-        seconds = how.samples * steps * self.call.flops / layer_rate(self.call, device.type, dtype)
+        dtype, calibration = pick_dtype("auto", device), CalibrationSettings()
+        steps = calibration.steps_of(self.steps)
+        seconds = calibration.samples * steps * self.call.flops / layer_rate(self.call, device.type, dtype)
         return [
             *_column(
                 "memory",
@@ -101,7 +101,7 @@ class Inspection:
             *_column(
                 "time",
                 [
-                    f"{roughly(seconds)} to calibrate with {how.samples} pictures of {self.size} pixels a side "
+                    f"{roughly(seconds)} to calibrate with {calibration.samples} pictures of {self.size} pixels a side "
                     f"in {steps} steps each, before any rounding, on {describe(device)}, an estimate from a short trial"
                 ],
             ),

@@ -1,4 +1,4 @@
-"""What a run has to hold in memory at once, from headers and shapes; and what this machine has."""
+"""How much memory a run needs at once, from headers and shapes; and how much there is."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from hswq_runtime.errors import DeviceError
 
-from ..common.hardware import free_memory, total_memory
+from ..common.hardware import dtype_named, free_memory, total_memory
 from ..common.text import megabytes
 from ..quantization.compensate import rounding_bytes
 from ..settings import COMPENSATED, PublishSettings
@@ -19,8 +19,11 @@ from ..sources.source import Source
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on `device`: the denoiser, the other components (None: they are in a Hub repo), and the second moments and
-    all else that compensated rounding holds beside the denoiser; what of its memory is free, and the whole."""
+    """Bytes needed on `device`, and what it has.
+
+    denoiser, components: of the model; components is None if they are in a Hub repo. moments: second moments and the
+    rounding workspace. free, total: of the device.
+    """
 
     device: str
     denoiser: int
@@ -69,8 +72,8 @@ class Memory:
 def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     """What is needed of the device that `settings`, settled ones, name; with CUDA, of the machine as well, since every
     model is read there before it moves."""
-    checkpoint, how = source.checkpoint, settings.calibration
-    word = getattr(torch, how.dtype).itemsize
+    checkpoint, calibration = source.checkpoint, settings.calibration
+    word = dtype_named(calibration.dtype).itemsize
     denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
     components = None if source.hub_base else word * sum(_values(path) for path in local_files(source))
     moments = 0
@@ -78,7 +81,7 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     if rounding in COMPENSATED:
         moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
-    if how.device != "cuda":
+    if calibration.device != "cuda":
         return [replace(cpu, moments=moments)]
     return [replace(_on("GPU", torch.device("cuda"), denoiser, components), moments=moments), cpu]
 

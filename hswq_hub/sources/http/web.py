@@ -37,7 +37,7 @@ _TIMEOUT = httpx2.Timeout(30, read=60)
 
 
 class Interrupted(Exception):
-    """It failed in a way that may pass. The message names the host and nothing more of the address.
+    """A transient failure; retry. The message names the host and nothing more of the address.
 
     retry_after: seconds that the host asks to wait, None if it does not say.
     """
@@ -129,7 +129,7 @@ class Web:
         return following
 
     def get_json(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Status and JSON body of `path`, tried again while the failure may pass; {} for a body that is no object.
+        """Status and JSON body of `path`, with retries after transient failures; {} for a body that is no object.
 
         Raises:
             DownloadError: it kept failing, or the host asks for too long a wait.

@@ -36,6 +36,7 @@ def test_from_one_command_to_the_same_pictures_for_a_stranger(hub, tmp_path, cap
     target = tmp_path / "out"
     result = run("publish", "demo", *OPTIONS, "--folder", target, "--repo", REPO, "--yes")
     assert result.exit_code == 0, result.output
+    assert len(asked(hub, "GET", "/api/whoami-v2")) == 1, "the account is looked up once"
     repo = hub.repos[REPO]
     assert held(hub) == contents(target), "the folder is what is in the repo"
     (commit,) = repo.log
