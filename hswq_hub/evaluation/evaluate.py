@@ -1,7 +1,7 @@
-"""Measure quantized files against the original: same prompts, same noise, same run.
+"""Measures quantized files against the original: same prompts, same noise, same run.
 
-For every prompt and seed each variant makes the picture that the original made, and the two are compared. The
-prompts are never those of the calibration.
+For every prompt and seed, the picture of each variant is compared with that of the original. Prompts of the calibration
+are never used.
 """
 
 import json
@@ -201,7 +201,7 @@ def _result(
 
 
 def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
-    """How far `sample` is from what the original made of the same prompt and the same noise."""
+    """The error of `sample` against the original's sample of the same prompt and noise."""
     return PairResult(
         prompt=prompt,
         seed=seed,

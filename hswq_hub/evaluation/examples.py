@@ -1,4 +1,4 @@
-"""An evaluation on disk: its figures, the pictures side by side that are shown, and the list of what they show."""
+"""Saves an evaluation: its figures, pictures side by side, and the list of what these show."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures for people: variants side by side, with what differs made visible."""
+"""Sheets of variants side by side, with their differences amplified."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

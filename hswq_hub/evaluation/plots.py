@@ -1,4 +1,4 @@
-"""The drawings of a quantization as matplotlib figures. Nothing is measured here.
+"""Plots of a quantization as matplotlib figures. Nothing is measured here.
 
 matplotlib is imported when something is drawn; no window is opened.
 """
@@ -119,8 +119,8 @@ def error_against_size(points: Mapping[str, tuple[float, float]]) -> "Figure":
 
 
 def keeping(checkpoint: Checkpoint, plan: Plan) -> "Figure":
-    """The error to be expected against the size of the file, as more and more weights are kept, the largest error per
-    byte first, and where `plan` stopped. Expected is the sum of what each FP8 weight does to the pictures alone."""
+    """Expected error against file size as more weights are kept, those with the largest error per byte first, and where
+    `plan` stopped. The expected error is the sum of the errors that the FP8 weights make alone."""
     error = {d.key: d.error for d in plan.decisions if d.error is not None}
     cost = {key: checkpoint.tensors[key].nbytes - checkpoint.tensors[key].values for key in error}
     chosen = {d.key for d in plan.kept} & error.keys()

@@ -1,4 +1,4 @@
-"""Who the token speaks for and where it may write, asked before anything costs time."""
+"""Whose token it is and where it may write, checked before anything costs time."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _READERS = ("read", "no_access")
 def check_account(owner: str, *, proposing: bool = False) -> str:
     """The name of the account whose token is used, if that may write repos of `owner`.
 
-    proposing: whether only a pull request is to be opened, which any token that is not read-only may try.
+    proposing: only a pull request is to be opened, which any token that is not read-only may try.
 
     Raises:
         AccountError: no token, one that is not accepted or may only read, or an account without rights in `owner`.

@@ -1,4 +1,4 @@
-"""The Hub, to write to: its client, patience while it is busy, and its refusals as sentences."""
+"""The Hub's client for uploads: retries while it is busy, and its errors as sentences."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 
 
 class UploadError(HSWQError):
-    """The Hub refuses what is uploaded, or cannot be reached."""
+    """The Hub refuses an upload, or cannot be reached."""
 
 
 class AccountError(UploadError):
@@ -42,7 +42,7 @@ def api() -> HfApi:
 
 
 def hub_token() -> str:
-    """The token that huggingface_hub finds: of HF_TOKEN, or of `hf auth login`.
+    """The token that huggingface_hub finds, from HF_TOKEN or `hf auth login`.
 
     Raises:
         AccountError: there is none, or it cannot be one; the message does not show it.

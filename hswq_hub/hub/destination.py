@@ -1,4 +1,4 @@
-"""The Hub repo that an upload goes to, looked at before anything costs time: may we, and is it free or ours."""
+"""The Hub repo that an upload goes to, checked before anything costs time: may we write, and is it free or ours."""
 
 import re
 import tempfile
@@ -29,9 +29,10 @@ _MADE_BY_THE_HUB = {".gitattributes"}
 
 @dataclass(frozen=True)
 class Destination:
-    """Where an upload goes, as it was found. head: commit that it is put on; None: the repo is not there yet.
+    """The state of the repo that an upload goes to.
 
-    record, metrics: of what we published there; None: nothing of ours.
+    account: the name behind the token. head: the commit to build on; None: the repo does not exist yet. record,
+    metrics: hswq.json and metrics.json of our last version there; None: nothing of ours.
     """
 
     settings: UploadSettings
@@ -75,7 +76,7 @@ class Destination:
 
 
 def check_upload(settings: UploadSettings) -> Destination:
-    """Whether the token may upload there, and whether the repo is free or ours: seconds, and nothing is changed.
+    """Check that the token may upload there and that the repo is free or ours. Takes seconds and changes nothing.
 
     Raises:
         AccountError: no token, or one that may not write there.
@@ -97,7 +98,7 @@ def check_upload(settings: UploadSettings) -> Destination:
 
 
 def find(settings: UploadSettings, account: str) -> Destination:
-    """The destination as it is now; the client's errors come through, see :func:`hswq_hub.hub.client.explained`."""
+    """The current state of the destination. The client's errors come through: use it in `client.explained`."""
     client, repo = api(), settings.repo
     try:
         info = patiently(client.model_info, repo, files_metadata=True)

@@ -1,7 +1,7 @@
-"""Versions of a published model: what tells one from another, its tag, and what is kept of earlier ones.
+"""Versions of a published model: their identity, their tags, and what is kept of earlier ones.
 
-A version is what made it: tool, recipe, source, the bytes of its files, and the figures that were measured. Its tag
-holds a digest of these, so that a tag never has to move: another version has another tag.
+A version is identified by tool, recipe, source, the bytes of its files and the measured figures. Its tag holds a digest
+of these, so a tag never moves: another version has another tag.
 """
 
 import json
@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def figures(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Means that were measured of each of the record's files, by format."""
+    """The measured means of each file of the record, by format."""
     by_label = {variant["label"]: variant for variant in metrics["variants"]}
     return {
         version: {name: by_label[Format(version).label][name] for name in FIGURES}
@@ -97,8 +97,8 @@ def earlier_versions(
     published: dict[str, Any] | None,
     published_metrics: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """What the record is to say of earlier versions, the last first: those that the published record knows of, and
-    the published one itself unless it is this one. What in them is not what we write is left out.
+    """The entries for earlier versions in a record, the latest first: those that the published record lists, and the
+    published version itself unless it is this one. Malformed entries are left out.
 
     Args:
         record, metrics: of the folder that is uploaded.
@@ -117,8 +117,8 @@ def earlier_versions(
 
 
 def mark_lasting(record: dict[str, Any], earlier: list[dict[str, Any]], present: Mapping[str, str | None]) -> None:
-    """Say of each file of earlier versions whether it stays on the Hub beside this one: if it is of a format that this
-    version does not have, was made from the same source, and is there. present: SHA-256 of what is there, by name."""
+    """Mark each file of earlier versions that stays on the Hub beside this one: of a format that this version lacks,
+    made from the same source, and present. present: SHA-256 of the files on the Hub, by name."""
     for entry in earlier:
         for version, file in entry["files"].items():
             wanted = version not in record["files"] and entry["source"] == record["source"]["sha256"]

@@ -1,7 +1,7 @@
-"""A page of its own for a published model: a Hugging Face Space that runs the code that published it.
+"""Creates a Hugging Face Space that shows a published model with the code that published it.
 
-The page is no concern of this package: it comes as a folder, whose app.py the Space runs. Packages go beside it as they
-are installed here, so that no release on PyPI is needed and none is too old.
+The page is given as a folder with an app.py. The installed packages are copied beside it, so the Space needs no release
+on PyPI.
 """
 
 import re

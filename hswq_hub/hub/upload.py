@@ -1,8 +1,8 @@
-"""From a finished folder to a Hub repo that was checked, in one commit; a run that was stopped is simply run again.
+"""Uploads a finished folder to a Hub repo in one commit and verifies it; a run that was stopped is simply run again.
 
     account, repo ─ history ─ commit ─ checksums ─ loaded back ─ tag ─ collection
 
-What is on the Hub already is not sent again, and nothing is tagged that was not verified.
+Files that are on the Hub already are not sent again. Only verified commits are tagged.
 """
 
 import hashlib
@@ -34,9 +34,10 @@ _TITLE_LENGTH = 190
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What came of it. verified: files whose checksums were compared. loaded: formats that were loaded back.
+    """A verified upload. verified: number of files whose checksums were compared. loaded: formats that were loaded
+    back.
 
-    tag None: there is none, since it is a pull request or on a branch.
+    tag None: a pull request or a commit on a branch, which have no tag.
     """
 
     url: str
@@ -92,7 +93,7 @@ def upload_to(folder: Path, destination: Destination) -> Uploaded:
 
 
 def list_files(folder: Path) -> list[str]:
-    """What of `folder` is uploaded: the files that its record lists and the record itself, nothing that lies about.
+    """The files of `folder` that are uploaded: the record and those that it lists, nothing else.
 
     Raises:
         FormatError: there is no record, a file is missing, or one is not within the folder.

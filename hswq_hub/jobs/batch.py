@@ -1,8 +1,7 @@
-"""Many models, one after another or as jobs; a manifest beside their list says what is done, whatever happens.
+"""Publishes a list of models, one after another or as jobs; a manifest beside the list records what is done.
 
-The manifest is written before and after every model, each time as a whole. An entry of the list is known by what it
-says: with other options it is another one. What failed for good is skipped from then on by this version of the tool;
-whatever else failed is tried again by the next run.
+The manifest is replaced as a whole before and after every model. An entry is identified by its reference and options.
+This version of the tool skips what failed for good; the next run tries everything else again.
 """
 
 import json
@@ -152,7 +151,7 @@ def read_list(models: Path, read: Callable[[Mapping[str, Any]], Entry]) -> list[
 def publish_all(
     models: Path, entries: Sequence[Entry], run: Callable[[Entry], object], *, again: bool = False, log: Log = print
 ) -> list[State]:
-    """Let `run` publish what is not done yet, one after another; what one of them raises does not stop the others.
+    """Let `run` publish each entry that is not done yet; an exception of one does not stop the others.
 
     Raises:
         ListError: another process is at it, or the manifest is not ours.
@@ -183,7 +182,7 @@ def publish_all_as_jobs(
     again: bool = False,
     log: Log = print,
 ) -> list[State]:
-    """Start a job for whatever is not done and has none, and wait for all of them; Ctrl-C leaves them running.
+    """Start a job for each entry that is not done and has none, and wait for all of them; Ctrl-C leaves them running.
 
     Args:
         account: whose jobs they are.

@@ -1,8 +1,8 @@
-"""The same publish on somebody else's GPU: Hugging Face Jobs, through the Hub's own client.
+"""Runs `publish` as a Hugging Face Job, through the Hub's own client.
 
-A job starts from an image that has `uv`, installs this package and runs the command that was typed. It sees nothing
-of this machine: what it is to read must be on a host, what it makes must be uploaded. Tokens go along as secrets,
-which the Hub keeps encrypted, never in the command or the environment, which anybody in the namespace can read.
+A job starts from an image with `uv`, installs this package and runs the command that was typed. It has no access to
+this machine: its inputs must be on a host and its products must be uploaded. Tokens are passed as secrets, which the
+Hub encrypts, never in the command or the environment, which anybody in the namespace can read.
 
 It is `run_job`, not `run_uv_job`: the latter uploads every local file that happens to be called like an argument.
 """
@@ -83,8 +83,8 @@ class Offer:
         return whole and whole // max(int(gpu.quantity), 1)
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command line of a job that runs `words`, a command of ours: nobody can be asked there, and a GPU that is
-        paid for is used or missed aloud."""
+        """The command line of a job that runs `words`, a command of ours: without questions, and with `--device cuda`
+        on a machine with a GPU, so that a missing one is an error."""
         device = ["--device", "cuda"] if self.hardware.accelerator and "--device" not in words else []
         return [PACKAGE, *words, *device, "--yes"]
 
