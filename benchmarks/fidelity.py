@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean, stdev
 
 import numpy as np
 import torch
-from results import HERE, put_section
+from fidelity_peers import REFERENCE, int8_row, peers
+from fidelity_report import BASELINE, report
+from results import HERE
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
@@ -37,17 +38,13 @@ from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
-from hswq_hub.settings import RECIPES, CalibrationSettings, EvaluationSettings, Recipe, recipe
+from hswq_hub.settings import CalibrationSettings, EvaluationSettings, Recipe, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
 
 sys.path.insert(0, str(HERE.parent / "tools"))
 import demo_pictures
-
-BASELINE, REFERENCE = "--recipe hswq", "INT8, a scale a row, nearest"
-LEARNED_STEPS = 500
-"""Of its own default of 4000."""
 
 
 def make(source: Source, seed: int, samples: int, budget: float | None, work: Path, goals: bool) -> None:
@@ -231,215 +228,6 @@ def _timed(function, *arguments, **named):
 
 def _with_rounding(plan: Plan, rounding: str) -> Plan:
     return replace(plan, decisions=tuple(replace(d, rounding=rounding) if d.quantized else d for d in plan.decisions))
-
-
-def int8_row(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Symmetric INT8 with a float32 scale for each row."""
-    rows = weight.flatten(1)
-    scale = rows.abs().amax(dim=1, keepdim=True) / 127
-    codes = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
-    return (codes * scale).reshape(weight.shape), weight.numel() + 4 * len(weight)
-
-
-def peers():
-    """Label and quantizer of the other tools that are installed: what weights come to, and their bytes."""
-    for label, make in (
-        ("torchao float8, one scale", lambda: _torchao("PerTensor")),
-        ("torchao float8, a scale a row", lambda: _torchao("PerRow")),
-        ("SDNQ float8", lambda: _through_a_layer(_sdnq())),
-        ("optimum-quanto qfloat8", lambda: _through_a_layer(_quanto())),
-        (f"convert_to_quant, learned rounding, {LEARNED_STEPS} steps", _learned),
-    ):
-        try:
-            change = make()
-        except ImportError as error:
-            print(f"{label} is left out: {error}")
-            continue
-        yield label, change
-
-
-def _through_a_layer(change: Callable[[torch.nn.Module], torch.nn.Module]):
-    """What a tool makes of a weight is what the layer that it quantized does to the identity. Linear layers only."""
-
-    @torch.no_grad()
-    def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
-        model = change(torch.nn.Sequential(layer))
-        values = model(torch.eye(weight.shape[1])).T
-        if torch.equal(values, weight):
-            raise RuntimeError("the tool left the weight as it was")
-        return values, weight.numel() + 4 * len(weight)
-
-    return quantize
-
-
-def _torchao(granularity: str):
-    from torchao import quantization
-
-    def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-        found = quantization.Float8Tensor.from_hp(weight, granularity=getattr(quantization, granularity)())
-        return found.dequantize().float(), weight.numel() + 4 * found.scale.numel()
-
-    return quantize
-
-
-def _learned():
-    from convert_to_quant.converters.learned_rounding import LearnedRoundingConverter
-
-    converter = LearnedRoundingConverter(num_iter=LEARNED_STEPS, device="cpu")
-
-    def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-        torch.manual_seed(0)
-        codes, scale, *_ = converter.convert(weight)
-        return codes.float() * scale.float(), weight.numel() + 4
-
-    return quantize
-
-
-def _sdnq():
-    from sdnq import sdnq_post_load_quant
-
-    return lambda model: sdnq_post_load_quant(
-        model,
-        weights_dtype="float8_e4m3fn",
-        torch_dtype=torch.float32,
-        add_skip_keys=False,
-        minimum_allowed_numel=0,
-        minimum_allowed_channel_size=0,
-    )
-
-
-def _quanto():
-    from optimum.quanto import freeze, qfloat8, quantize
-
-    def change(model):
-        quantize(model, weights=qfloat8)
-        freeze(model)
-        return model
-
-    return change
-
-
-def report(works: list[Path]) -> None:
-    """Put a table for each model into RESULTS.md, and draw error against size."""
-    lines, models = ["## Fidelity"], {}
-    for work in works:
-        runs = [json.loads(path.read_text()) for path in sorted(work.glob("seed-*.json"))]
-        labels = [row["label"] for row in max((run["rows"] for run in runs), key=len)]
-        means = [_mean([row for run in runs for row in run["rows"] if row["label"] == label]) for label in labels]
-        lines += ["", *_introduction(work.name, runs), "", *_table(means), "", *_goals(runs)]
-        models[work.name] = means
-    _drawn(models).savefig(HERE / "fidelity.png", metadata={"Software": None})
-    put_section("fidelity", [*lines, "", "![error against size](fidelity.png)"])
-    print("\n".join(lines))
-
-
-def _row(run: dict, label: str) -> dict:
-    return next(row for row in run["rows"] if row["label"] == label)
-
-
-def _goals(runs: list[dict]) -> list[str]:
-    """What the default was to reach, for each seed."""
-    lines = ["| goal | reached | " + " | ".join(f"seed {run['seed']}" for run in runs) + " |"]
-    lines.append("|---|---|" + "---:|" * len(runs))
-    for what, other, most in (
-        ("default, V1", f"{BASELINE}, V1", 0.1),
-        ("default, V2", f"{BASELINE}, V2", 0.1),
-        ("default, V1", REFERENCE, 2.0),
-        ("default, V2", REFERENCE, 1.0),
-    ):
-        ratios = [_row(run, what)["latent_mse"] / _row(run, other)["latent_mse"] for run in runs]
-        reached = "yes" if max(ratios) <= most else "no" if min(ratios) > most else "in part"
-        shown = " | ".join(f"{ratio:.3f}" for ratio in ratios)
-        lines.append(f"| latent MSE of {what} over that of {other} at most {most:g} | {reached} | {shown} |")
-    for version in Format:
-        sizes = [[_row(run, f"{name}, {version.label}")["bytes"] for name in ("default", BASELINE)] for run in runs]
-        reached = "yes" if all(ours <= theirs for ours, theirs in sizes) else "no"
-        shown = " | ".join(f"{ours / theirs:.3f}" for ours, theirs in sizes)
-        lines.append(f"| bytes of default, {version.label} over those of {BASELINE} at most 1 | {reached} | {shown} |")
-    return lines
-
-
-def _mean(rows: list[dict]) -> dict:
-    def mean(name):
-        values = [row[name] for row in rows if row[name] is not None]
-        return fmean(values) if values else None
-
-    errors = [row["latent_mse"] for row in rows]
-    return {name: mean(name) for name in ("bytes", "seconds", "latent_mse", "ssim_mean")} | {
-        "label": rows[0]["label"],
-        "seeds": len(rows),
-        "spread": stdev(errors) if len(errors) > 1 else 0.0,
-        "ssim_worst": min(row["ssim_worst"] for row in rows),
-    }
-
-
-def _introduction(name: str, runs: list[dict]) -> list[str]:
-    protocol, how = runs[0]["protocol"], RECIPES["measured"]
-    return [
-        f"### {name}",
-        "",
-        f"A trained Z-Image of width {runs[0]['width']} (SHA-256 `{runs[0]['sha256'][:12]}`), {len(runs)} seeds, "
-        f"{protocol['settings']['pairs']} captions each that no setting was chosen by, "
-        f"{protocol['generation']['size']} pixels, {protocol['generation']['steps']} steps, {protocol['dtype']}, "
-        f"{protocol['hardware']}, torch {protocol['versions']['torch']}. Calibration: {runs[0]['samples']} pictures. "
-        f"The default is recipe `measured`: rounding {how.rounding}, keep by {how.keep_by}, budget "
-        f"{runs[0]['budget']:g}. "
-        "± is the standard deviation over seeds; the worst SSIM is that of all pictures; size is that of the file, as "
-        "a share of the original's. Seconds: making the file, calibration apart. INT8 and other tools: simulated.",
-    ]
-
-
-def _table(means: list[dict]) -> list[str]:
-    whole = means[0]["bytes"]
-    lines = ["| variant | size | latent MSE | SSIM mean | SSIM worst | seconds | seeds |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    for row in means[1:]:
-        spent = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        spread = f" ± {row['spread']:.1e}" if row["seeds"] > 1 else ""
-        lines.append(
-            f"| {row['label']} | {row['bytes'] / whole:.1%} | {row['latent_mse']:.2e}{spread} | "
-            f"{row['ssim_mean']:.4f} | {row['ssim_worst']:.4f} | {spent} | {row['seeds']} |"
-        )
-    return lines
-
-
-def _drawn(models: dict[str, list[dict]]):
-    """Error against size, a panel for each model; names stand in a column, by ascending error from below."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7 * len(models), 6), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(models), squeeze=False)[0]
-    for axes, (name, means) in zip(panels, models.items(), strict=True):
-        whole, shown = means[0]["bytes"], sorted(means[1:], key=lambda row: row["latent_mse"])
-        for place, row in enumerate(shown):
-            point, color = (100 * row["bytes"] / whole, row["latent_mse"]), _color(row["label"])
-            axes.scatter(*point, s=20, color=color, zorder=2)
-            axes.annotate(
-                row["label"],
-                point,
-                (1.06, (place + 0.5) / len(shown)),
-                textcoords="axes fraction",
-                fontsize=7,
-                color=color,
-                va="center",
-                annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": color, "alpha": 0.5, "relpos": (0, 0.5)},
-            )
-        axes.set_yscale("log")
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("size of the file, % of the original")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("latent MSE against the original")
-    return figure
-
-
-def _color(label: str) -> str:
-    colors = {"default": "#c44e52", "kfac": "#4c72b0", "gptq": "#4c72b0", "INT8": "#55a868", BASELINE: "#000000"}
-    ours = ("nearest", "naive", "published", "exact")
-    known = next((color for start, color in colors.items() if label.startswith(start)), None)
-    return known or ("#777777" if label.startswith(ours) else "#dd8452")
 
 
 def main() -> None:

@@ -30,9 +30,7 @@ up to 2,699 had --steps 3170.
 
 import argparse
 import copy
-import json
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -40,147 +38,15 @@ import demo_pictures
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-from diffusers.models.resnet import ResnetBlock2D
-from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from demo_export import export, write_prompts
+from demo_networks import CAPTION_DIM, make_text_encoder, make_tokenizer, make_transformer, make_vae
 
 PICTURES = 12288
-LATENT_CHANNELS = 8
 VAE_STEPS, VAE_DECAY_STEPS = 1100, 400
 TEXT_STEPS = 1000
 NOISE_SHIFT = 3.0
 COARSE_WEIGHT = 1.0
-CAPTION_DIM = 128
-CALIBRATION_PROMPTS, EVALUATION_PROMPTS = 128, 16
 MAX_CAPTION_TOKENS = 32  # the transformer pads captions to multiples of 32
-HEAD_DIM = 48
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
-    "{%- endif %}"
-)
-
-
-# --- Models ---------------------------------------------------------------------------------------
-
-
-def make_vae():
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
-        layers_per_block=1,
-        norm_num_groups=2,  # few: normalising small groups would erase the level of a flat colour
-        latent_channels=LATENT_CHANNELS,
-        sample_size=demo_pictures.SIZE,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-    )
-    # Start with signals of unit size, near-identity residual blocks and a small posterior variance: with the
-    # default initialisation the first thousand steps would do little.
-    for module in vae.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    for module in vae.modules():
-        if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.data *= 0.1
-    vae.encoder.conv_out.bias.data.zero_()
-    vae.encoder.conv_out.bias.data[LATENT_CHANNELS:] = -5.0
-    vae.encoder.conv_out.weight.data[LATENT_CHANNELS:] *= 0.1
-    return vae
-
-
-def make_transformer(heads, layers):
-    # The three RoPE axes split a head in the proportion 1/4, 3/8, 3/8, as in the large model.
-    model = ZImageTransformer2DModel(
-        in_channels=LATENT_CHANNELS,
-        dim=heads * HEAD_DIM,
-        n_heads=heads,
-        n_kv_heads=heads,
-        n_layers=layers,
-        n_refiner_layers=2,
-        cap_feat_dim=CAPTION_DIM,
-        axes_dims=[HEAD_DIM // 4, HEAD_DIM * 3 // 8, HEAD_DIM * 3 // 8],
-        axes_lens=[1024, 512, 512],
-    )
-    # Signals of unit size from the start. Every block normalises what it adds, so with the usual small embedders the
-    # picture, the caption and the time would be drowned for the first thousand steps.
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            small = "adaLN" in name or "pad_token" in name
-            torch.nn.init.normal_(parameter, std=0.02 if small else parameter.shape[1] ** -0.5)
-        elif name.endswith("bias"):
-            torch.nn.init.zeros_(parameter)
-    for block in [*model.noise_refiner, *model.layers]:
-        # adaLN gives scale, gate, scale, gate; start with slightly open gates.
-        block.adaLN_modulation[0].bias.data.view(4, -1)[1::2] = 0.2
-    for block in model.context_refiner:  # has no gates
-        torch.nn.init.constant_(block.attention_norm2.weight, 0.3)
-        torch.nn.init.constant_(block.ffn_norm2.weight, 0.3)
-    torch.nn.init.zeros_(model.all_final_layer["2-1"].linear.weight)
-    return model
-
-
-def make_text_encoder(tokenizer):
-    # ZImagePipeline reads hidden_states[-2], so the last layer is never used.
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=CAPTION_DIM,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return Qwen3Model(config)
-
-
-def make_tokenizer(captions):
-    """A byte-level BPE tokenizer with Qwen's splitting and special tokens; bytes can spell any prompt."""
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        min_frequency=20,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([f"user\n{caption}\nassistant\n" for caption in captions], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = model["vocab"] | {token: len(model["vocab"]) + i for i, token in enumerate(SPECIAL_TOKENS)}
-    merges = [tuple(merge) for merge in model["merges"]]
-    return Qwen2Tokenizer(
-        vocab=vocab,
-        merges=merges,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        extra_special_tokens=["<|im_start|>"],
-        padding_side="right",
-        model_max_length=1024,
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 # --- Data and VAE ---------------------------------------------------------------------------------
@@ -421,133 +287,6 @@ def train(training, latents, token_ids, empty_ids, pad_id, args, export):
             last_export = time.time()
     training.save(args.work / "training.pt")
     export(training)
-
-
-# --- Export ---------------------------------------------------------------------------------------
-
-
-def to_distributed_layout(state):
-    """The inverse of diffusers' convert_z_image_transformer_checkpoint_to_diffusers."""
-    renames = {
-        "all_final_layer.2-1.": "final_layer.",
-        "all_x_embedder.2-1.": "x_embedder.",
-        ".attention.norm_q.": ".attention.q_norm.",
-        ".attention.norm_k.": ".attention.k_norm.",
-        ".attention.to_out.0.": ".attention.out.",
-    }
-    result = {}
-    for name, tensor in state.items():
-        if ".attention.to_k." in name or ".attention.to_v." in name:
-            continue
-        if ".attention.to_q." in name:
-            tensor = torch.cat([state[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")])
-            name = name.replace("to_q", "qkv")
-        for ours, theirs in renames.items():
-            name = name.replace(ours, theirs)
-        result["model.diffusion_model." + name] = tensor.contiguous()
-    return result
-
-
-def scale_weights(state):
-    """Bring the matrices to the magnitude they have in large checkpoints, without changing what they compute.
-
-    Short training at a high learning rate leaves weights with a standard deviation of 0.03 to 0.04; large
-    models have 0.01 to 0.02, where FP8 E4M3 becomes subnormal. All factors are powers of two, exact in bf16.
-    Each product along a path stays the same: norm1 -> to_v -> to_out, norm1 -> w1, norm1 -> w3 -> w2. The
-    queries and keys grow, but they are normalised next.
-    """
-    factors = {
-        "attention_norm1.weight": 16,
-        "attention.to_q.weight": 1 / 4,
-        "attention.to_k.weight": 1 / 4,
-        "attention.to_v.weight": 1 / 4,
-        "attention.to_out.0.weight": 1 / 4,
-        "ffn_norm1.weight": 4,
-        "feed_forward.w1.weight": 1 / 4,
-        "feed_forward.w3.weight": 1 / 2,
-        "feed_forward.w2.weight": 1 / 2,
-    }
-    return {name: tensor * factors.get(".".join(name.split(".")[2:]), 1) for name, tensor in state.items()}
-
-
-def check_layout(exported, state):
-    """Convert back with diffusers and compare: the file must load as the same model."""
-    from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
-
-    back = convert_z_image_transformer_checkpoint_to_diffusers(dict(exported))
-    if back.keys() != state.keys() or not all(torch.equal(back[name], state[name]) for name in state):
-        raise ValueError("the exported layout does not convert back to the same weights")
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def clean_config(path):
-    """Drop what only describes this run."""
-    config = json.loads(path.read_text())
-    for key in ("_name_or_path", "name_or_path"):
-        config.pop(key, None)
-    write_json(path, config)
-
-
-def write_components(folder, vae, tokenizer, text_encoder):
-    vae.to(torch.bfloat16).save_pretrained(folder / "vae")
-    text_encoder.to(torch.bfloat16).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
-    versions = json.loads((folder / "vae" / "config.json").read_text())["_diffusers_version"]
-    write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": "ZImagePipeline",
-            "_diffusers_version": versions,
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", "Qwen3Model"],
-            "tokenizer": ["transformers", "Qwen2Tokenizer"],
-            "transformer": ["diffusers", "ZImageTransformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-    )
-    for path in folder.glob("*/*config.json"):
-        clean_config(path)
-
-
-def write_prompts(folder, seed):
-    """Captions of pictures outside the training set; no caption is used twice.
-
-    The evaluation's were drawn after the first 32 and stay what they were, however many calibrate.
-    """
-    _, captions = demo_pictures.draw_many(2 * (CALIBRATION_PROMPTS + EVALUATION_PROMPTS), seed + 1)
-    captions = list(dict.fromkeys(captions))[: CALIBRATION_PROMPTS + EVALUATION_PROMPTS]
-    evaluation = captions[32 : 32 + EVALUATION_PROMPTS]
-    calibration = [caption for caption in captions if caption not in evaluation]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "calibration.txt").write_text("\n".join(calibration) + "\n")
-    (folder / "evaluation.txt").write_text("\n".join(evaluation) + "\n")
-
-
-def export(training, out, vae, tokenizer, seed):
-    """Write the averaged weights to a folder beside `out`, then move its parts into place."""
-    fresh = out.with_name(out.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    transformer = copy.deepcopy(training.average).cpu().to(torch.bfloat16)
-    weights = scale_weights(transformer.state_dict())
-    exported = to_distributed_layout(weights)
-    check_layout(exported, weights)
-    save_file(exported, fresh / "demo.safetensors", metadata={"format": "pt"})
-    text_encoder = copy.deepcopy(training.text_encoder).cpu()
-    write_components(fresh / "components", copy.deepcopy(vae).cpu(), tokenizer, text_encoder)
-    write_prompts(fresh / "prompts", seed)
-    for path in sorted(fresh.rglob("*")):
-        if path.is_file():
-            target = out / path.relative_to(fresh)
-            path.chmod(0o644)  # safetensors files are born private
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-    shutil.rmtree(fresh)
-    print(f"exported at step {training.step}", flush=True)
 
 
 def parse_arguments():

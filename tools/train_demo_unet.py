@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-import tiny_unet  # noqa: E402 (the layouts are spelled there)
+from support import tiny_unet  # noqa: E402 (the layouts are spelled there)
 
 PICTURES = 1024
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
