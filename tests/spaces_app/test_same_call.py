@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from hswq_hub.cards.card import Card
-from hswq_hub.evaluation.evaluate import Evaluation
-from hswq_hub.generation.generate import generate, generation_settings
+from hswq_hub.evaluation.evaluate import Evaluation, evaluate
+from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve
+from hswq_hub.sources.source import Prompts
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
@@ -62,9 +63,18 @@ def single(arguments: dict) -> dict:
 def evaluated(model) -> tuple[dict, dict]:
     """What the evaluation calls the pipeline with, and what it writes down of it."""
     pipeline = recording_pipeline(model)
-    settings = generation_settings(pipeline, model)
-    generate(pipeline, PROMPT, 1, settings)
-    return single(pipeline.calls[0]), asdict(settings)
+    source = SimpleNamespace(
+        architecture=model,
+        path=resolve("demo").path,
+        base=model.base_repo,
+        prompts=Prompts((), (PROMPT,)),
+        check_components=lambda: None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        shared = SimpleNamespace(pipeline_for=lambda checkpoint: pipeline)
+        patch.setattr("hswq_hub.evaluation.evaluate.SharedPipeline", lambda *_: shared)
+        evaluation = evaluate(source, {}, EvaluationSettings(pairs=1, device="cpu"))
+    return single(pipeline.calls[0]), evaluation.protocol["generation"]
 
 
 def published(folder: Path, model, generation: dict, **changes) -> Path:
