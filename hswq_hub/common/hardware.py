@@ -11,7 +11,8 @@ from hswq_runtime.errors import DeviceError
 
 from ..settings import DEVICES, DTYPES
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells the memory limit of a container."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,26 +54,27 @@ def describe(device: torch.device) -> str:
     return f"{_cpu_name()}, {os.cpu_count()} cores"
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, cgroup: Path = CGROUP) -> int:
     """Free bytes of the device, or of this machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free, (limit, used) = psutil.virtual_memory().available, map(_of_container, ("memory.max", "memory.current"))
+    free = psutil.virtual_memory().available
+    limit, used = (_of_container(cgroup / name) for name in ("memory.max", "memory.current"))
     return free if limit is None or used is None else min(free, max(limit - used, 0))
 
 
-def total_memory(device: torch.device) -> int:
+def total_memory(device: torch.device, cgroup: Path = CGROUP) -> int:
     """Bytes of the device, or memory and swap of this machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    whole, limit = psutil.virtual_memory().total + psutil.swap_memory().total, _of_container("memory.max")
+    whole, limit = psutil.virtual_memory().total + psutil.swap_memory().total, _of_container(cgroup / "memory.max")
     return whole if limit is None else min(whole, limit)
 
 
-def _of_container(name: str) -> int | None:
+def _of_container(file: Path) -> int | None:
     """Bytes that the container of this process has or uses; None without one, or without a limit ("max")."""
     try:
-        return int((_CGROUP / name).read_text())
+        return int(file.read_text())
     except (OSError, ValueError):
         return None
 

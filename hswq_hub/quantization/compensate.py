@@ -138,10 +138,10 @@ def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
     workspace."""
     outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
     moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
-    return moments + max(_working_bytes(layer, outputs) for layer in layers)
+    return moments + max(working_bytes(layer, outputs) for layer in layers)
 
 
-def _working_bytes(layer: Layer, outputs: bool) -> int:
+def working_bytes(layer: Layer, outputs: bool) -> int:
     """The rounding workspace of one layer in float64: sorted moments, Cholesky temporaries, the weight, its codes and
     the rounding error."""
     groups, n, _ = layer.inputs_shape

@@ -31,19 +31,21 @@ def compensated(
     *,
     damping: float = 0.01,
     sweeps: int = 0,
+    block: int = _BLOCK,
 ) -> torch.Tensor:
     """FP8 codes [out, n] for `weight` [out, n], on its device.
 
     moment: E[xxᵀ] of the inputs, [n, n], up to a positive factor. scale: None (1), [1] or [out, 1]. damping: share
-    of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
+    of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most. block: columns
+    that are rounded before the others are updated; it changes the speed alone.
     """
     w = weight.to(torch.float64)
     h = damped(moment.to(w.device, torch.float64), damping)
     order = h.diagonal().argsort(descending=True, stable=True)
     w, h = w[:, order], h[order.unsqueeze(1), order]
-    codes = _feedback(w, h, scale)
+    codes = _feedback(w, h, scale, block)
     for _ in range(sweeps):
-        if not _sweep(w, h, codes, scale):
+        if not _sweep(w, h, codes, scale, block):
             break
     result = torch.empty_like(codes)
     result.view(torch.uint8)[:, order] = codes.view(torch.uint8)
@@ -73,13 +75,13 @@ def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tens
     return codes, dequantize(codes, scale, torch.float32).double()
 
 
-def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None, together: int) -> torch.Tensor:
     n = len(h)
     u = torch.linalg.solve_triangular(upper_factor(h), torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
     w = w.clone()
     codes = torch.empty(w.shape, dtype=FP8, device=w.device)
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
+    for start in range(0, n, together):
+        stop = min(start + together, n)
         block, lost = w[:, start:stop], torch.empty_like(w[:, start:stop])
         for i in range(stop - start):
             j = start + i
@@ -91,12 +93,12 @@ def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None) -> t
     return codes
 
 
-def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None) -> bool:
+def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, together: int) -> bool:
     """One sweep over all columns, in place; returns whether any code changed."""
     n, changed = len(h), False
     d = dequantize(codes, scale, torch.float32).double() - w
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
+    for start in range(0, n, together):
+        stop = min(start + together, n)
         pull = d @ h[:, start:stop]  # Σ_k D_k H_kj for the columns of the block
         for i in range(stop - start):
             j = start + i

@@ -37,11 +37,13 @@ def compensated_both_ways(
     *,
     damping: float = 0.003,
     output_damping: float = 0.1,
+    block: int = _BLOCK,
 ) -> torch.Tensor:
     """FP8 codes [out, n] for `weight` [out, n], on its device.
 
     inputs, outputs: H [n, n] and G [out, out], each up to a positive factor. scale: None (1), [1] or [out, 1].
-    damping, output_damping: multiples of the mean of the diagonal of H and of G that are added to it.
+    damping, output_damping: multiples of the mean of the diagonal of H and of G that are added to it. block:
+    rows and columns of a block; it changes the speed alone.
     """
     w = weight.to(torch.float64)
     h, g = inputs.to(w.device, torch.float64), outputs.to(w.device, torch.float64)
@@ -52,28 +54,28 @@ def compensated_both_ways(
     columns = h.diagonal().argsort(descending=True, stable=True)
     rows = g.diagonal().argsort(descending=True, stable=True)
     r, s = upper_factor(h[columns.unsqueeze(1), columns]), upper_factor(g[rows.unsqueeze(1), rows])
-    codes = _feedback(w[rows][:, columns], r, s / s.diagonal())
+    codes = _feedback(w[rows][:, columns], r, s / s.diagonal(), block)
     result = torch.empty_like(codes)
     result.view(torch.uint8)[rows.unsqueeze(1), columns] = codes.view(torch.uint8)
     return result
 
 
-def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, size: int) -> torch.Tensor:
     """Codes of `w` [out, n]. s: the factor with each column divided by its diagonal. All float64."""
     out, n = w.shape
     codes = torch.empty(w.shape, dtype=FP8, device=w.device)
     lost, carried = torch.zeros_like(w), torch.zeros_like(w)  # D, and D R
-    height, width = -(-out // _BLOCK), -(-n // _BLOCK)
+    height, width = -(-out // size), -(-n // size)
     for diagonal in range(height + width - 1):
         places = range(max(0, diagonal - width + 1), min(height, diagonal + 1))
-        corners = [(place * _BLOCK, (diagonal - place) * _BLOCK) for place in places]
-        blocks = [(slice(i, min(i + _BLOCK, out)), slice(j, min(j + _BLOCK, n))) for i, j in corners]
+        corners = [(place * size, (diagonal - place) * size) for place in places]
+        blocks = [(slice(i, min(i + size, out)), slice(j, min(j + size, n))) for i, j in corners]
         found = _blocks(
-            _stacked([w[i, j] for i, j in blocks]),
-            _stacked([r[j, j] for _, j in blocks], diagonal=1.0),
-            _stacked([s[i, i] for i, _ in blocks], diagonal=1.0),
-            _stacked([lost[i, : j.start] @ r[: j.start, j] for i, j in blocks]),
-            _stacked([s[: i.start, i].T @ carried[: i.start, j] for i, j in blocks]),
+            _stacked([w[i, j] for i, j in blocks], size),
+            _stacked([r[j, j] for _, j in blocks], size, diagonal=1.0),
+            _stacked([s[i, i] for i, _ in blocks], size, diagonal=1.0),
+            _stacked([lost[i, : j.start] @ r[: j.start, j] for i, j in blocks], size),
+            _stacked([s[: i.start, i].T @ carried[: i.start, j] for i, j in blocks], size),
         )
         for (i, j), *parts in zip(blocks, *found, strict=True):
             for target, part in zip((codes, lost, carried), parts, strict=True):
@@ -81,9 +83,9 @@ def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor) -> torch.Tensor
     return codes
 
 
-def _stacked(parts: list[torch.Tensor], diagonal: float = 0.0) -> torch.Tensor:
-    """[len(parts), _BLOCK, _BLOCK]: what is missing at the edges is 0, on the diagonal `diagonal`."""
-    stacked = parts[0].new_zeros(len(parts), _BLOCK, _BLOCK)
+def _stacked(parts: list[torch.Tensor], size: int, diagonal: float = 0.0) -> torch.Tensor:
+    """[len(parts), size, size]: what is missing at the edges is 0, on the diagonal `diagonal`."""
+    stacked = parts[0].new_zeros(len(parts), size, size)
     stacked.diagonal(dim1=1, dim2=2).fill_(diagonal)
     for target, part in zip(stacked, parts, strict=True):
         target[: part.shape[0], : part.shape[1]] = part

@@ -30,7 +30,7 @@ from ..settings import RoundingSettings
 
 _WORD, GB = torch.float32.itemsize, 1e9
 TOGETHER = 4096
-"""Rows that at most have second moments of outputs with each other."""
+"""Rows of a weight that share second moments of outputs; a larger weight is cut."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,17 @@ class Moments:
     outputs: tuple[torch.Tensor, ...] | None = None
 
 
-def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> dict[str, Layer]:
+def layers_of(
+    checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str], *, together: int = TOGETHER
+) -> dict[str, Layer]:
     """The modules of `model`, a denoiser made from `checkpoint`, that compute with each stored weight, by key.
+
+    together: at most so many rows share second moments of outputs.
 
     Raises:
         HSWQError: some of a weight's rows are used twice.
     """
-    layers = {key: Layer(tuple(_rows_of(checkpoint, model, key))) for key in keys}
+    layers = {key: Layer(tuple(_rows_of(checkpoint, model, key, together))) for key in keys}
     for key, layer in layers.items():
         if sum(rows.count for rows in layer.rows) != checkpoint.tensors[key].shape[0]:
             raise HSWQError(
@@ -97,7 +101,7 @@ def layers_of(checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str]) -> 
     return layers
 
 
-def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Rows]:
+def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str, together: int) -> Iterable[Rows]:
     runs = []
     for name in checkpoint.modules[key]:
         start = 0
@@ -109,7 +113,7 @@ def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str) -> Iterable[Row
     for _, module, start, count in sorted(runs, key=lambda run: run[0]):
         in_group = len(_weight(module)) // _groups(module)
         while count:
-            taken = min(count, in_group - start % in_group, TOGETHER)
+            taken = min(count, in_group - start % in_group, together)
             yield Rows(module, start // in_group, start % in_group, taken)
             start, count = start + taken, count - taken
 

@@ -32,11 +32,11 @@ from hswq_runtime.layers.fp8 import FP8_MAX, grid, saturating_cast
 from ..settings import SearchSettings
 
 _SORTED = 1 << 24
-"""Float32 weights up to this number are sorted; of larger ones a histogram of as many bins as bfloat16 has values."""
+"""A float32 weight of up to so many values is sorted; a larger one becomes a histogram with a bin for each bfloat16."""
 _16_BIT = (torch.bfloat16, torch.float16)
 _CODES_16_BIT = 1 << 15
 _IN_CACHE, _ON_GPU = 1 << 18, 1 << 24
-"""Weights counted at once."""
+"""Values counted at once, on the CPU and on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int
     return Histogram(values, mass / mass.sum(), maximum, width)
 
 
-def weighted_values(weight: torch.Tensor, importance: torch.Tensor) -> Histogram:
+def weighted_values(weight: torch.Tensor, importance: torch.Tensor, *, sort_up_to: int = _SORTED) -> Histogram:
     """H of one weight over its values themselves; arguments as of :func:`weighted_histogram`.
 
-    A 16-bit weight has at most 32768 different magnitudes, which are counted; others are sorted. Of float32 weights
-    too many for that the histogram is given instead.
+    A 16-bit weight has at most 32768 different magnitudes, which are counted. A float32 weight of up to `sort_up_to`
+    values is sorted; a larger one becomes a histogram.
     """
     if weight.dtype in _16_BIT:
         values, mass = _count_16_bit(weight, importance)
-    elif weight.numel() <= _SORTED:
+    elif weight.numel() <= sort_up_to:
         values, order = weight.abs().flatten().sort()
         rows = _by_row(weight, importance)
         mass = rows.repeat_interleave(len(weight) // len(rows), dim=0).flatten()[order]

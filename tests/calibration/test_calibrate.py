@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import tiny_unet
 from torch import nn
 
 import hswq_hub
-from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, monitor
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, calibrate, monitor
+from hswq_hub.settings import CalibrationSettings
+from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts
 from hswq_runtime.errors import FormatError
 
@@ -106,3 +109,11 @@ def test_no_general_prompt_resembles_one_that_measures():
     for one, other in product(prompts.calibration, prompts.evaluation):
         mine, theirs = ({*re.findall(r"\w{4,}", prompt.lower())} for prompt in (one, other))
         assert len(mine & theirs) <= len(theirs) / 2, f"{one!r} is close to {other!r}"
+
+
+def test_recorded_calls_are_those_that_were_chosen_whatever_the_scheduler_adds(tmp_path):
+    """PNDM makes one call more than there are steps: the second picture's calls are numbered from its own first."""
+    path, base = tiny_unet.full("sd-1.5", tmp_path)
+    calls = calibrate(resolve(str(path), str(base)), CalibrationSettings(samples=2, steps=2)).calls
+    times = [int(call.args[1]) for call in calls]
+    assert len(times) == 4 and times[:2] == times[2:]

@@ -4,7 +4,6 @@ import mmap
 
 import torch
 
-from hswq_hub.common import hardware
 from hswq_hub.common.hardware import PeakMemory, free_memory
 
 CPU = torch.device("cpu")
@@ -18,12 +17,11 @@ def test_peak_memory_is_that_of_its_own_block():
     assert large.bytes - small.bytes > 150e6
 
 
-def test_free_memory_knows_the_limit_of_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
-    unlimited = free_memory(CPU)
+def test_free_memory_knows_the_limit_of_a_container(tmp_path):
+    unlimited = free_memory(CPU, tmp_path)
     assert unlimited > 1 << 20
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")
-    assert free_memory(CPU) == 2000
+    assert free_memory(CPU, tmp_path) == 2000
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(CPU) > 1 << 20
+    assert free_memory(CPU, tmp_path) > 1 << 20

@@ -11,8 +11,7 @@ from torch import nn
 
 from hswq_hub.common.hardware import PeakMemory
 from hswq_hub.generation.recording import RecordedCall, record_calls
-from hswq_hub.quantization import kfac
-from hswq_hub.quantization.compensate import _working_bytes, compensated_layer
+from hswq_hub.quantization.compensate import compensated_layer, working_bytes
 from hswq_hub.quantization.gptq import compensated
 from hswq_hub.quantization.kfac import compensated_both_ways
 from hswq_hub.quantization.moments import Layer, Moments, Rows, layers_of, second_moments
@@ -86,12 +85,11 @@ def test_it_is_element_by_element_what_the_formula_says():
 
 @pytest.mark.parametrize("block", [1, 7, 16, 40, 100])
 @pytest.mark.parametrize("kind", ["v1", "rows"])
-def test_blocks_change_nothing(monkeypatch, block, kind):
+def test_blocks_change_nothing(block, kind):
     (weight, inputs), outputs = case(0), outputs_of(0)
     scale = scale_of(weight, kind)
     whole = compensated_both_ways(weight, inputs, outputs, scale)
-    monkeypatch.setattr(kfac, "_BLOCK", block)
-    assert torch.equal(compensated_both_ways(weight, inputs, outputs, scale).float(), whole.float())
+    assert torch.equal(compensated_both_ways(weight, inputs, outputs, scale, block=block).float(), whole.float())
 
 
 def test_what_nobody_sees_is_rounded_to_nearest():
@@ -227,11 +225,10 @@ def test_of_a_real_model_fused_rows_have_parts_and_checkpointing_changes_nothing
         assert all(a.any() for a in plain[key].outputs), key
 
 
-def test_rows_beyond_what_fits_together_are_cut(monkeypatch, tmp_path):
-    monkeypatch.setattr("hswq_hub.quantization.moments.TOGETHER", 40)
+def test_rows_beyond_what_fits_together_are_cut(tmp_path):
     checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
     key = next(key for key in checkpoint.layers if key.endswith("layers.0.attention.qkv.weight"))
-    rows = layers_of(checkpoint, checkpoint.empty_model(constants=False), [key])[key].rows
+    rows = layers_of(checkpoint, checkpoint.empty_model(constants=False), [key], together=40)[key].rows
     assert [(r.start, r.count) for r in rows] == [(0, 40), (40, 40), (80, 16)] * 3
 
 
@@ -245,7 +242,7 @@ def test_what_rounding_works_with_is_what_was_foretold(outputs):
     before = psutil.Process().memory_info().rss
     with PeakMemory(torch.device("cpu")) as peak:
         compensated_layer(module.weight, moments, None, RoundingSettings(sweeps=1))
-    foretold = _working_bytes(layer, outputs)
+    foretold = working_bytes(layer, outputs)
     assert 0.3 * foretold < peak.bytes - before < 1.3 * foretold
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors.torch import load_file
 from support import originals
+from support.bases import write_base
 from support.originals import ORIGINALS
 
 from hswq_hub.calibration.calibrate import calibrate
@@ -33,7 +34,7 @@ SETTINGS = CalibrationSettings(samples=2, steps=1, calls=2, size=32, device="cpu
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Name -> a folder of tiny components, made once."""
-    return functools.cache(lambda name: originals.write_base(tmp_path_factory.mktemp(name), name))
+    return functools.cache(lambda name: write_base(tmp_path_factory.mktemp(name), name))
 
 
 def exchange_width(monkeypatch, model_class: str, width: int):

@@ -274,7 +274,7 @@ def test_the_blocks_compile_without_graph_breaks(compiler, model):
 @pytest.mark.parametrize("how", ["exact", "fp8_matmul", "lora"])
 def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
     """But for the frequencies, which diffusers' Z-Image computes in its first call `with torch.device("cpu")`: torch
-    does not compile that, be the model plain or quantized. A UNet has nothing of the kind: `test_unet.py`."""
+    does not compile that, be the model plain or quantized. A UNet has nothing of the kind: `test_unet_layers.py`."""
     model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=how == "fp8_matmul")
     if how == "lora":
         loras.pipeline(model).load_lora_weights(loras.diffusers_layout())
