@@ -24,7 +24,7 @@ _SHARED = "calibrate"
 
 
 @cache
-def _state(cpu: bool) -> Any:
+def launched_group(cpu: bool) -> Any:
     """accelerate's view of the group, None for a process that nothing launched."""
     if int(os.environ.get(_LAUNCHED, "1")) == 1:
         return None
@@ -37,7 +37,7 @@ class Group:
     """The processes of this launch; `device` is this one's."""
 
     def __init__(self, device: "torch.device"):
-        self._state = _state(device.type == "cpu")
+        self._state = launched_group(device.type == "cpu")
         self.device = device if self._state is None else self._state.device
         self.number = 0 if self._state is None else self._state.process_index
         self.size = 1 if self._state is None else self._state.num_processes

@@ -117,7 +117,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         try:
             fresh.mkdir()
             fill(fresh)
-            _flush(fresh)
+            flush(fresh)
             if folder.exists():
                 folder.rename(old)
             fresh.rename(folder)
@@ -157,7 +157,7 @@ def _remove(staging: Path) -> None:
     shutil.rmtree(staging)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
     """Have all files of `folder` written to the disk."""
     for path in folder.rglob("*"):
         if path.is_file():

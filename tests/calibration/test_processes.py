@@ -33,10 +33,10 @@ def hub(tmp_path, monkeypatch):
 FAMILY = """
 import os, sys
 from hswq_hub.cli.main import main
-from hswq_hub.calibration.processes import _state
+from hswq_hub.calibration.processes import launched_group
 *common, where = sys.argv[1:]
 main([*common, "-o", "one.safetensors"], standalone_mode=False)
-_state.cache_clear()  # what follows is forked, so that torch and diffusers are imported once
+launched_group.cache_clear()  # what follows is forked, so that torch and diffusers are imported once
 children = []
 for rank in "01":
     if child := os.fork():

@@ -69,7 +69,7 @@ def die_in(name: str):
 
         def replace_folder(folder, fill):
             if folder.name.rpartition("-")[0] == name.replace(" ", "-"):
-                targets._flush = die
+                targets.flush = die
             original(folder, fill)
 
         steps.replace_folder = replace_folder
