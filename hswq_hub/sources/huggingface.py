@@ -321,12 +321,11 @@ def _refusal(repo: str, status: int) -> SourceError:
         kind = Kind.SERVER
     else:
         return DownloadError(f"the Hub's storage answers with something that is no model for {repo}; try again later")
-    return error_of(kind)(Refusal(kind, status).sentence(repo))
+    return _becomes(kind)(Refusal(kind, status).sentence(repo))
 
 
-def error_of(kind: Kind) -> type[SourceError]:
-    """The exception of each kind of failure, where a source is looked for."""
-    if kind in (Kind.GATED, Kind.TOKEN, Kind.FORBIDDEN):
+def _becomes(kind: Kind) -> type[SourceError]:
+    if kind in (Kind.GATED, Kind.DISABLED, Kind.TOKEN, Kind.FORBIDDEN):
         return AccessError
     if kind in (Kind.NO_REPO, Kind.NO_REVISION, Kind.NO_FILE, Kind.NOT_FOUND, Kind.BAD_NAME):
         return UnknownReferenceError
@@ -335,4 +334,4 @@ def error_of(kind: Kind) -> type[SourceError]:
 
 def _explained(repo: str) -> AbstractContextManager[None]:
     """Whatever the Hub's client raises, as a sentence about `repo`."""
-    return explained(repo, error_of)
+    return explained(repo, _becomes)
