@@ -1,4 +1,4 @@
-"""The one way to try again: waits that double, or the wait that a host asks for, until it makes no sense any more."""
+"""Retries after transient failures, with exponential backoff or the wait that a host asks for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 @dataclass
 class Patience:
-    """Waits before each new try. Times are in seconds.
+    """How often to try, and how long to wait in between. Times are in seconds.
 
-    tries: without progress, before it gives up. first: the first wait; each further one is twice as long, `longest` at
-    most. most: a host that asks for a longer wait than this is not waited for.
+    tries: failures without progress before it gives up. first: the first wait; waits double, up to `longest`. most: the
+    longest wait that a host may ask for. failed: failures since the last progress.
     """
 
     tries: int = 6
@@ -23,13 +23,13 @@ class Patience:
     failed: int = 0
 
     def progress(self) -> None:
-        """Something arrived: count from the beginning again."""
+        """Reset the count of failures, since something arrived."""
         self.failed = 0
 
     def wait(self, asked: float | None = None) -> bool:
-        """Sleep before the next try; at once False if there is to be none.
+        """Sleep before the next try. Returns False at once if there is no further try.
 
-        asked: seconds that the host asks to wait, None if it does not say.
+        asked: seconds that the host asks to wait; None: it does not say.
         """
         self.failed += 1
         if self.asks_too_much(asked) or self.failed >= self.tries:
@@ -38,19 +38,19 @@ class Patience:
         return True
 
     def asks_too_much(self, asked: float | None) -> bool:
-        """Whether a host asks for a wait that is not worth it."""
+        """Whether the host asks for more than `most` seconds."""
         return asked is not None and asked > self.most
 
 
 @dataclass(frozen=True)
 class Transient:
-    """A failure after which another try makes sense. asked: seconds that the host asks to wait, None if none."""
+    """A failure after which a retry makes sense. asked: seconds that the host asks to wait; None: it does not say."""
 
     asked: float | None = None
 
 
 def retried(call: Callable[[], T], judge: Callable[[Exception], Transient | None], patience: Patience) -> T:
-    """What `call` returns, called again while `judge` finds its error transient; the last error comes through."""
+    """Return `call()`, retried while `judge` finds its error transient. The last error is raised as it is."""
     while True:
         try:
             return call()

@@ -1,1 +1,1 @@
-"""A finished folder goes in; a repo on the Hub that was checked, or a Space that shows it, comes out."""
+"""A finished folder goes in; a verified repo on the Hub, or a Space that shows it, comes out."""

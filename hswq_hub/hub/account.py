@@ -11,7 +11,7 @@ _READERS = ("read", "no_access")
 
 
 def check_account(owner: str, *, proposing: bool = False) -> str:
-    """The name of the account whose token is used, if that may write repos of `owner`.
+    """The name of the token's account, after a check that it may write repos of `owner`.
 
     proposing: only a pull request is to be opened, which any token that is not read-only may try.
 

@@ -20,7 +20,7 @@ from ..common.retry import Patience, Transient, retried
 T = TypeVar("T")
 TRIES = 4
 LONGEST_WAIT = 600.0
-"""Seconds that the Hub may ask to wait."""
+"""Seconds: the longest wait that the Hub may ask for."""
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -59,26 +59,26 @@ def hub_token() -> str:
 
 
 def patiently(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """What `call` returns, called again while the Hub is busy or the connection breaks.
+    """Return `call(...)`, retried while the Hub is busy or the connection breaks.
 
-    It waits for as long as the Hub asks, or twice as long each time, and lets the last error through.
+    Waits double, unless the Hub asks for another. The last error is raised as it is.
     """
     return retried(lambda: call(*arguments, **options), _transient, Patience(tries=TRIES, most=LONGEST_WAIT))
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether somebody else committed in between."""
+    """Whether the commit failed because somebody else committed in between."""
     refusal = refusal_of(error)
     return refusal is not None and refusal.kind is Kind.CONFLICT
 
 
 @contextmanager
 def explained(repo: str, instead: Mapping[Kind, str] | None = None) -> Iterator[None]:
-    """Every way in which the Hub's client fails on `repo`, as a sentence and what to do; none of them holds a token.
+    """Turn what the Hub's client raises in the block into one sentence about `repo`. No message holds a token.
 
     Raises:
-        AccountError: the token may not, or sees no such repo.
-        UploadError: anything else.
+        AccountError: the token may not do this, or sees no such repo.
+        UploadError: all other failures.
     """
     with _without_signatures(), hub_errors.explained(repo, _becomes, instead):
         yield
@@ -90,7 +90,7 @@ def _becomes(kind: Kind) -> type[UploadError]:
 
 
 def _transient(error: Exception) -> Transient | None:
-    """Whether it makes sense to try again."""
+    """A transient failure, None for all others."""
     refusal = refusal_of(error)
     if refusal is None or isinstance(cause_of(error), (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)):
         return None
@@ -100,7 +100,7 @@ def _transient(error: Exception) -> Transient | None:
 
 @contextmanager
 def _without_signatures() -> Iterator[None]:
-    """The client logs whole addresses, and storage signs its own: the query is left out."""
+    """Remove queries from the addresses that the client logs: those of its storage are signed."""
 
     def shorten(record: logging.LogRecord) -> bool:
         record.msg, record.args = re.sub(r"(https?://[^\s?]+)\?[^\s\"]+", r"\1", record.getMessage()), ()

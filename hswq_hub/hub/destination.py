@@ -21,7 +21,7 @@ from .history import read_json
 from .settings import UploadSettings
 
 PULL = "refs/pr/"
-"""What the branch of a pull request begins with; its number follows."""
+"""Prefix of a pull request's branch; its number follows."""
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COLLECTION = re.compile(r"(?:https?://[^/]+/collections/)?(?P<slug>[\w.-]+/[\w.-]+)")
 _MADE_BY_THE_HUB = {".gitattributes"}
@@ -39,7 +39,7 @@ class Destination:
     account: str
     head: str | None = None
     files: Mapping[str, str | None] = field(default_factory=dict)
-    """SHA-256 of each large file that is there, by path; None for a small one."""
+    """SHA-256 of each file in the repo, by path; None for a small one, which is not stored as LFS."""
     record: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
     private: bool = False
@@ -59,7 +59,7 @@ class Destination:
         return f"{site()}/{self.repo}, {kind}, as {self.account}"
 
     def check_free(self) -> None:
-        """Check that the repo is free or ours, or that `force` was said.
+        """Check that the repo is free or ours, or that `settings.force` is set.
 
         Raises:
             TargetError: it holds what we did not make.
@@ -136,7 +136,7 @@ def find(settings: UploadSettings, account: str) -> Destination:
 
 
 def _published(info: ModelInfo, name: str) -> dict[str, Any] | None:
-    """One of our JSON files in a repo; None if it is not there or is something else."""
+    """One of our JSON files in a repo; None if it is missing or not ours."""
     if name not in {file.rfilename for file in info.siblings or ()}:
         return None
     with tempfile.TemporaryDirectory() as cache:  # of a repo that others may write to, nothing stays here
@@ -160,7 +160,7 @@ def _check_collection(wanted: str) -> None:
 
 
 def collection_slug(wanted: str) -> str:
-    """ "owner/title-id" of a collection that is named so, or by its address."""
+    """The slug "owner/title-id" of a collection, given as such or by its address."""
     match = _COLLECTION.fullmatch(wanted)
     if match is None:
         raise UploadError(f"{wanted} is no name of a collection; it is the end of its address, owner/title-id")

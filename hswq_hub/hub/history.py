@@ -23,10 +23,10 @@ _MOST = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """The JSON object in a file.
 
     Raises:
-        FormatError: there is none.
+        FormatError: the file cannot be read, or holds no object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def figures(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, dict[s
 
 
 def version_tag(record: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """`<recipe>-<version of the tool>-<digest>`; times and hardware do not count, what came out does."""
+    """`<recipe>-<version of the tool>-<digest>`. The digest covers the results, not times or hardware."""
     tool = record["tool"].rpartition(" ")[2]
     made_of = [
         record["tool"],
@@ -61,7 +61,7 @@ def version_tag(record: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 
 def tag_of(published: dict[str, Any] | None, metrics: dict[str, Any] | None) -> str | None:
-    """The tag of a version that is on the Hub; None if there is none of ours."""
+    """The tag of the version on the Hub; None if that is not ours."""
     if published is None or metrics is None:
         return None
     found = _if_sound(_summary, published, metrics)
@@ -69,7 +69,7 @@ def tag_of(published: dict[str, Any] | None, metrics: dict[str, Any] | None) -> 
 
 
 def title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """One line for a commit: the recipe and what was measured."""
+    """Title of the commit: the recipe and the measured figures."""
     measured = ", ".join(
         f"{Format(version).label} SSIM {found['ssim_mean']:.4f}" for version, found in figures(record, metrics).items()
     )
@@ -78,7 +78,7 @@ def title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 
 def description(record: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """What else a commit says: who made it from what, with which command."""
+    """Description of the commit: tool, source, command, figures."""
     lines = [f"Version {version_tag(record, metrics)}, made by {record['tool']} from {record['source']['origin']}."]
     if record.get("command"):
         lines.append(f"    {record['command']}")
@@ -126,7 +126,7 @@ def mark_lasting(record: dict[str, Any], earlier: list[dict[str, Any]], present:
 
 
 def _if_sound(make: Callable[..., dict[str, Any]], *documents: Any) -> dict[str, Any] | None:
-    """What `make` makes of documents from the Hub; None if they are not what we write."""
+    """`make(*documents)`; None if the documents, which come from the Hub, are malformed."""
     try:
         return make(*documents)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -134,7 +134,7 @@ def _if_sound(make: Callable[..., dict[str, Any]], *documents: Any) -> dict[str,
 
 
 def _summary(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a version, from its own record and metrics."""
+    """The entry for a version, from its own record and metrics."""
     protocol = metrics["protocol"]
     return _checked({
         "tag": version_tag(record, metrics),
@@ -155,7 +155,11 @@ def _summary(record: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    """`entry` with just the fields that we write, each of its type: it came from a repo that others may write to."""
+    """`entry` reduced to our fields, types checked, since others may write to the repo.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is malformed.
+    """
     texts = {name: _text(entry[name]) for name in ("tag", "tool", "recipe", "command", "source", "origin", "dtype")}
     if not re.fullmatch(r"[A-Za-z0-9._-]+", texts["tag"]):
         raise ValueError(texts["tag"])

@@ -1,4 +1,4 @@
-"""Where on the Hub a folder goes, and how."""
+"""Settings of an upload."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 class UploadSettings:
     """Where on the Hub a folder goes, and how.
 
-    repo: "owner/name". private, gated None: as the source is, for what is made from a gated or private repo.
-    create_pr: as a pull request. revision: to a branch, made if it is not there; None: main. collection: slug of one
-    that the repo is put in. verify: load the files back from the Hub. force: also into a repo that is not ours.
+    repo: "owner/name". private, gated: None: as the source's repo is. create_pr: open a pull request. revision: branch,
+    created if missing; None: main. collection: slug of a collection to add the repo to. verify: load the files back
+    from the Hub. force: write also into a repo that is not ours.
     """
 
     repo: str

@@ -27,9 +27,9 @@ from .client import api
 README, REQUIREMENTS, MODELS, APP = "README.md", "requirements.txt", "models.txt", "app.py"
 _EXTRA = "demo"
 _BUILT_IN = ("gradio",)
-"""What the Space's sdk_version installs."""
+"""Packages that the Space's `sdk_version` installs."""
 _TORCH = "torch>=2.8,<2.12"
-"""What ZeroGPU runs."""
+"""The versions that ZeroGPU supports."""
 
 
 class SpaceError(HSWQError):
@@ -96,7 +96,7 @@ def _packages(app: Path) -> Iterable[Path]:
 
 
 def _readme(text: str, repo: str) -> str:
-    """The page's own front matter, filled in for `repo`."""
+    """The page's README with the front matter filled in for `repo`."""
     _, front, body = text.split("---\n", 2)
     fields = yaml.safe_load(front) | {
         "title": f"{repo.split('/')[1]}: what quantization did",
@@ -107,7 +107,7 @@ def _readme(text: str, repo: str) -> str:
 
 
 def _requirements() -> list[str]:
-    """What the installed packages need, with torch as far as a Space may have it."""
+    """The requirements of the installed packages, with a version of torch that ZeroGPU supports."""
     lines = []
     for line in requires("hswq-hub") or ():
         requirement, _, marker = (part.strip() for part in line.partition(";"))

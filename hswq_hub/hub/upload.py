@@ -34,10 +34,10 @@ _TITLE_LENGTH = 190
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A verified upload. verified: number of files whose checksums were compared. loaded: formats that were loaded
-    back.
+    """A verified upload.
 
-    tag None: a pull request or a commit on a branch, which have no tag.
+    verified: number of files whose checksums were compared. loaded: formats that were loaded back. tag: None for a pull
+    request or a commit on another branch than main.
     """
 
     url: str
@@ -48,7 +48,7 @@ class Uploaded:
 
 
 def upload(folder: Path, settings: UploadSettings) -> Uploaded:
-    """Upload a folder that `publish` made, and check what arrived.
+    """Upload a folder that `publish` made, and verify what arrived.
 
     The record and the card in `folder` are completed with the name of the repo and the earlier versions that are on
     the Hub, so that the folder stays equal to the repo.
@@ -115,7 +115,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 def _open(destination: Destination, settings: UploadSettings, source: dict[str, Any]) -> None:
-    """Make the repo, and close it as far as was asked for or as its source is closed, before a file is in it."""
+    """Create the repo and set who may see it, before it holds a file: as asked for, else as the source's repo."""
     client, repo = api(), settings.repo
     private = bool(source.get("private")) if settings.private is None else settings.private
     gated = bool(source.get("gated")) and not private if settings.gated is None else settings.gated
@@ -141,9 +141,9 @@ def _gate(source: dict[str, Any]) -> str:
 
 
 def _commit(folder: Path, local: list[str], settings: UploadSettings, account: str) -> tuple[str, str]:
-    """The commit with the folder's files, and the revision that it is on.
+    """Commit the folder's files; returns the commit and its revision.
 
-    It is put on what its history was read from: if somebody else commits in between, both are done again.
+    Its parent is the commit that the history was read from. If somebody else commits in between, both are done again.
     """
     for attempt in range(1, TRIES + 1):
         destination = find(settings, account)
@@ -178,7 +178,7 @@ def _commit(folder: Path, local: list[str], settings: UploadSettings, account: s
 
 
 def _complete(folder: Path, repo: str, destination: Destination) -> dict[str, Any]:
-    """The folder's record, with the repo's name and the earlier versions that are on the Hub; the card follows it."""
+    """Add the repo's name and its earlier versions to the folder's record, and write the card anew."""
     record = read_json(folder / RECORD)
     earlier = earlier_versions(record, read_json(folder / METRICS), destination.record, destination.metrics)
     mark_lasting(record, earlier, destination.files)
@@ -190,7 +190,7 @@ def _complete(folder: Path, repo: str, destination: Destination) -> dict[str, An
 
 
 def _outdated(destination: Destination, record: dict[str, Any], local: set[str]) -> set[str]:
-    """What an earlier version of ours put into the repo and this one does not have, nor leaves there."""
+    """Files of earlier versions to delete: those that this version neither has nor keeps."""
     listed = (destination.record or {}).get(CONTENTS)
     ours = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
     ours |= {file["file"] for entry in record[EARLIER] for file in entry["files"].values()}
@@ -203,7 +203,7 @@ def _title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 
 def _pull_request(repo: str, account: str, record: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The branch of a pull request for this version: the one that an earlier run opened, or a new one."""
+    """The branch of this version's pull request, which an earlier run opened or which is opened now."""
     version = version_tag(record, metrics)
     for pull in api().get_repo_discussions(repo, author=account, discussion_type="pull_request"):
         if pull.status in ("open", "draft") and pull.title.endswith(f"[{version}]"):
@@ -213,7 +213,7 @@ def _pull_request(repo: str, account: str, record: dict[str, Any], metrics: dict
 
 
 def _check_listing(folder: Path, local: list[str], repo: str, commit: str) -> None:
-    """Compare what the Hub lists of each file with the file here: SHA-256, or git's own digest of a small one."""
+    """Compare size and SHA-256 of each file with the Hub's listing; for a small file its git digest."""
     entries = patiently(lambda: list(api().list_repo_tree(repo, revision=commit, recursive=True)))
     listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     for name in local:
@@ -229,13 +229,13 @@ def _check_listing(folder: Path, local: list[str], repo: str, commit: str) -> No
 
 
 def _git_digest(path: Path) -> str:
-    """What git calls a blob: the SHA-1 of its size and bytes. For files that are small enough to be read at once."""
+    """Git's blob id: SHA-1 of a size header and the bytes. The file is read at once, so it has to be small."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _load_back(folder: Path, repo: str, commit: str) -> tuple[str, ...]:
-    """Open each published file as a stranger does, from the Hub, and compare the bytes that came."""
+    """Load each published file from the Hub, as its users do, and compare its SHA-256; returns the formats."""
     others: dict[str, Any] = {}
     record = read_json(folder / RECORD)
     for file in record["files"].values():
@@ -254,6 +254,6 @@ def _load_back(folder: Path, repo: str, commit: str) -> tuple[str, ...]:
 
 
 def _tag(repo: str, tag: str, commit: str) -> None:
-    """Give `commit` the name `tag`; one that is there stays where it is, since it names the same version."""
+    """Tag `commit`. An existing tag is left as it is: it names the same version."""
     if tag not in {known.name for known in patiently(api().list_repo_refs, repo).tags}:
         patiently(api().create_tag, repo, tag=tag, revision=commit, exist_ok=True)

@@ -1,1 +1,1 @@
-"""A command goes in; the same command on somebody else's GPU comes out, or one for each model of a list."""
+"""A `publish` command or a list of models goes in; runs of it, here or on Hugging Face's GPUs, come out."""

@@ -31,7 +31,7 @@ from .jobs import ENDED, SUCCEEDED, Jobs, Need
 from .settings import JobSettings
 
 Log = Callable[[str], None]
-"""Takes one line for people."""
+"""Called with one line for people."""
 OPEN, STARTING, RUNNING, DONE, FAILED, IMPOSSIBLE = "open", "starting", "running", "done", "failed", "impossible"
 HEADINGS = ("model", "state", "why")
 REFERENCE = "reference"
@@ -45,18 +45,18 @@ FOR_GOOD = (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
-"""Errors after which asking again makes no difference, until somebody changes something."""
+"""Errors that a retry cannot mend."""
 
 
 class ListError(HSWQError):
-    """A list of models, or the manifest beside it, is not what it should be."""
+    """A list of models or its manifest is malformed, or another process is using it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a list. words: what stands after `hswq-hub publish`, the reference first; they tell it from others.
+    """One model of a list, identified by its words.
 
-    values: of the parameters of `publish`, by their names.
+    words: the command line behind `hswq-hub publish`, the reference first. values: of `publish`'s parameters, by name.
     """
 
     words: tuple[str, ...]
@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class State:
-    """How far an entry is. why: one sentence. job: NAMESPACE/ID of the last job for it. tool: who says so."""
+    """The state of an entry. why: one sentence. job: NAMESPACE/ID of its last job. tool: version that wrote this."""
 
     state: str = OPEN
     why: str = ""
@@ -86,7 +86,7 @@ class State:
 
     @property
     def settled(self) -> bool:
-        """Whether this version of the tool has nothing more to try."""
+        """Whether this version of the tool need not try it again."""
         return self.done or (self.state == IMPOSSIBLE and self.tool == __version__)
 
     @classmethod
@@ -120,10 +120,10 @@ class Manifest:
 
 
 def read_list(models: Path, read: Callable[[Mapping[str, Any]], Entry]) -> list[Entry]:
-    """The entries of a YAML list. read: what the list says of one -> the entry, or ValueError with a sentence.
+    """The entries of a YAML list. read: makes an Entry of an item, or raises ValueError with a sentence.
 
     Raises:
-        ListError: it is no such list, or says one thing twice; the message names the entry.
+        ListError: it is no such list, or lists a model twice; the message names the entry.
     """
     import yaml
 
@@ -238,7 +238,7 @@ def _skipped(state: State, again: bool) -> bool:
 
 
 def _known(account: Jobs, entry: Entry, state: State) -> State:
-    """What became of the job that an earlier run started, also if it died before it could write that down."""
+    """The state of an entry whose job an earlier run started, even if that run died before it noted the job."""
     if state.state == STARTING:
         last = max(account.listing(entry.key), key=lambda job: str(job.created_at), default=None)
         state = State(RUNNING, job=f"{account.namespace}/{last.id}") if last else State()
@@ -270,7 +270,7 @@ def _wait(account: Jobs, entries: Sequence[Entry], manifest: Manifest, log: Log)
 
 @contextmanager
 def _alone(models: Path) -> Iterator[Manifest]:
-    """The manifest, while no other process has it."""
+    """The manifest, locked against other processes."""
     lock = home() / "lists" / f"{fingerprint(str(models.resolve()))}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -44,12 +44,12 @@ _BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 class JobError(HSWQError):
-    """Hugging Face does not take, know or show a job, or what is asked for cannot be done by one."""
+    """Hugging Face refuses or does not know a job, or a job cannot do what is asked for."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of weights that a pipeline holds, as their hosts list them; complete: whether all of them are listed."""
+    """Memory that a pipeline needs. weights: bytes, as the hosts list them. complete: whether all are listed."""
 
     weights: int
     complete: bool
@@ -57,7 +57,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine for some time, what that costs at most, and what it is to hold."""
+    """A machine, the time that it is booked for, and the memory that the model needs."""
 
     hardware: JobHardwareInfo
     seconds: int
@@ -65,17 +65,17 @@ class Offer:
 
     @property
     def hourly(self) -> float:
-        """Dollars an hour, as the Hub lists it."""
+        """Dollars an hour, from the Hub's price list."""
         return self.hardware.unit_cost_usd * 3600 / _UNITS[self.hardware.unit_label]
 
     @property
     def most(self) -> float:
-        """Dollars if the job runs into its timeout."""
+        """Dollars for a job that runs until its timeout."""
         return self.hourly * self.seconds / 3600
 
     @property
     def memory(self) -> int | None:
-        """Bytes that one process can use: of one GPU, or of the machine if it has none; None if it is not listed."""
+        """Bytes of memory of one GPU, or of the machine if it has none; None if not listed."""
         gpu = self.hardware.accelerator
         if gpu is None:
             return _size(self.hardware.ram)
@@ -89,7 +89,7 @@ class Offer:
         return [PACKAGE, *words, *device, "--yes"]
 
     def lines(self) -> list[str]:
-        """What it is and what it costs, for people, and a warning where it will not do."""
+        """The machine and its price for people, with a warning if its memory may not suffice."""
         gpu = self.hardware.accelerator
         machine = f"{gpu.quantity} × {gpu.manufacturer} {gpu.model}, {gpu.vram}" if gpu else "no GPU"
         cost = f"${self.hourly:.2f} an hour, billed while it runs; at most ${self.most:.2f} for {_span(self.seconds)}"
@@ -106,7 +106,7 @@ class Offer:
 
 
 class Jobs:
-    """The jobs of an account or an organisation. namespace None: the account whose token huggingface_hub finds.
+    """The jobs of an account or an organisation. namespace: None: the account of huggingface_hub's token.
 
     Every method raises JobError with one sentence for whatever the Hub answers.
     """
@@ -124,7 +124,7 @@ class Jobs:
             self.namespace = namespace or self._api.whoami()["name"]
 
     def offer(self, settings: JobSettings, need: Need) -> Offer:
-        """The machine that `settings` name, with the Hub's own price."""
+        """The machine that `settings` name, with the Hub's price."""
         with self._explained("the list of machines"):
             listed = {hardware.name: hardware for hardware in self._api.list_jobs_hardware()}
         if settings.flavor not in listed:
@@ -136,7 +136,7 @@ class Jobs:
         return Offer(hardware, seconds_of(settings.timeout), need)
 
     def submit(self, words: Sequence[str], reference: str, settings: JobSettings, entry: str | None = None) -> JobInfo:
-        """Start `words`, a command line of ours on `reference`, as a job.
+        """Start a job that runs `words`, one of our command lines, on `reference`.
 
         entry: a label by which :meth:`find` finds the job again.
         """
@@ -157,24 +157,24 @@ class Jobs:
             )
 
     def listing(self, entry: str | None = None) -> list[JobInfo]:
-        """Those that this tool started, as the Hub orders them; `entry`: those with that label."""
+        """The jobs that this tool started, in the Hub's order. entry: only those with this label."""
         labels = {_LABEL: PACKAGE, **({_ENTRY: entry} if entry else {})}
         with self._explained(f"the jobs of {self.namespace}"):
             return list(self._api.list_jobs(labels=labels, namespace=self.namespace))
 
     def look(self, job: str) -> JobInfo:
-        """What the Hub knows of `job` now."""
+        """The current state of `job`."""
         with self._explained(f"job {job}"):
             return self._api.inspect_job(job_id=job, namespace=self.namespace)
 
     def follow(self, job: str) -> Iterator[str]:
-        """The lines that `job` has written and will write, until it ends."""
+        """The log lines of `job`, past and future, until it ends."""
         with self._explained(f"the logs of job {job}"):
             for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, follow=True):
                 yield line.replace(self._token, "…")
 
     def cancel(self, job: str) -> None:
-        """Stop `job`; what it made and did not upload is lost."""
+        """Stop `job`. What it has not uploaded is lost."""
         with self._explained(f"job {job}"):
             self._api.cancel_job(job_id=job, namespace=self.namespace)
 
@@ -184,10 +184,10 @@ class Jobs:
 
 
 def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
-    """Check that a job can read what it is to read, and that what it makes outlives it.
+    """Check that a job can read its inputs and that its products outlive it.
 
     Raises:
-        JobError: something is on this machine, or nothing would be left when the job ends.
+        JobError: an input is on this machine, or nothing is uploaded.
         SourceError: the reference names nothing.
     """
     found = parse(reference)
@@ -204,7 +204,7 @@ def check_portable(reference: str, base: str | None, folder: Path | None, repo: 
 
 
 def look_up(reference: str, settings: SourceSettings) -> tuple[str, Need]:
-    """The reference in its short form, which leads to the same file again, and what its pipeline holds.
+    """The short form of the reference, which means the same file, and the memory that its pipeline needs.
 
     Nothing is fetched.
 
@@ -220,10 +220,10 @@ def look_up(reference: str, settings: SourceSettings) -> tuple[str, Need]:
 
 
 def secrets_for(reference: str) -> dict[str, str]:
-    """What a job on `reference` needs besides the Hub's token.
+    """The secrets that a job on `reference` needs besides the Hub's token, by variable.
 
     Raises:
-        JobError: it needs one that is not here.
+        JobError: one of them is missing here.
     """
     if not isinstance(parse(reference), CivitaiRef):
         return {}
@@ -234,10 +234,10 @@ def secrets_for(reference: str) -> dict[str, str]:
 
 
 def requirement(package: str | None = None) -> str:
-    """What a job installs: `package` if it is named, else this very version from where it was installed.
+    """The requirement that a job installs: `package`, else this version from where it was installed.
 
     Raises:
-        JobError: it was installed from this machine, where a job cannot fetch it.
+        JobError: it is on this machine, where a job cannot fetch it.
     """
     if package is not None:
         if Path(package).exists():
@@ -265,10 +265,10 @@ _INSTEAD = (
 
 
 def seconds_of(timeout: str) -> int:
-    """A time such as "90m" or "3h" in seconds.
+    """Seconds of a time such as "90m" or "3h".
 
     Raises:
-        JobError: it is none.
+        JobError: it is no such time.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", timeout)
     if found is None or (seconds := int(float(found[1]) * _SECONDS[found[2]])) < 1:
@@ -292,7 +292,7 @@ def rows(jobs: Sequence[JobInfo]) -> list[tuple[str, ...]]:
 
 
 def split_id(job: str) -> tuple[str | None, str]:
-    """Namespace, if it is named, and id of ID or NAMESPACE/ID."""
+    """Namespace (None if not given) and id of "ID" or "NAMESPACE/ID"."""
     namespace, _, id = job.rpartition("/")
     if not re.fullmatch(r"[\w.-]+", id) or (namespace and not re.fullmatch(r"[\w.-]+", namespace)):
         raise JobError(f"{job!r} is no id of a job; `hswq-hub jobs` lists them")
@@ -300,12 +300,12 @@ def split_id(job: str) -> tuple[str | None, str]:
 
 
 def _label(text: str) -> str:
-    """`text` as the Hub takes it for a label."""
+    """`text` with only the characters that the Hub allows in a label."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100]
 
 
 def _size(text: str) -> int | None:
-    """Bytes of "48 GB"; None for what is no size."""
+    """Bytes of a size such as "48 GB"; None if it is no size."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]B)\s*", text or "")
     return int(float(found[1]) * _BYTES[found[2]]) if found else None
 

@@ -1,13 +1,14 @@
-"""On which machine a job runs, and for how long."""
+"""Settings of a job."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class JobSettings:
-    """The machine of a job. flavor: as Hugging Face calls it. timeout: such as "3h", when it is stopped.
+    """On which machine a job runs, and for how long.
 
-    package: what the job installs, as pip has it; None: this version. namespace: who pays; None: the token's account.
+    flavor: Hugging Face's name of the machine. timeout: as "3h"; the job is stopped then. package: requirement that the
+    job installs; None: this version. namespace: account that pays; None: the token's.
     """
 
     flavor: str = "l40sx1"

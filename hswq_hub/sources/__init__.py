@@ -1,1 +1,1 @@
-"""A reference goes in; a file that was verified and whose origin is known comes out."""
+"""A reference goes in; a verified file of known origin comes out."""

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class Reported:
-    """Figures of upstream, by its own protocol (another SSIM than ours): to quote, never to compare with."""
+    """Figures that upstream reports. Its SSIM is another one than ours: quote them, never compare with them."""
 
     latent_mse: float
     ssim: float
@@ -16,7 +16,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model: where it is, and what upstream says of it."""
+    """One model: its ids on Civitai, and the figures that upstream reports."""
 
     name: str
     model: int
@@ -28,7 +28,7 @@ class Entry:
     licence: str
     """Hub licence id."""
     keep_ratio: float
-    """The share of layers that upstream kept."""
+    """The share of layers that upstream kept in full precision."""
     reported: Reported
 
     @property
@@ -44,7 +44,7 @@ class Entry:
 
 @cache
 def catalog() -> dict[str, Entry]:
-    """All entries by their names in lower case."""
+    """All entries, by lower-case name."""
     import yaml  # here, because references are read where help must stay quick
 
     text = (files("hswq_hub.data") / "catalog.yaml").read_text(encoding="utf-8")
@@ -53,5 +53,5 @@ def catalog() -> dict[str, Entry]:
 
 
 def entry_of(reference: str | None) -> Entry | None:
-    """The entry that a reference in its short form leads to."""
+    """The entry with this reference (its short form), None if there is none."""
     return next((entry for entry in catalog().values() if entry.reference == reference), None)

@@ -1,11 +1,11 @@
-"""Civitai: what its API says of a model, which of the files is taken, and what its refusals mean.
+"""Civitai: reads a model's listing, chooses one of its files, and explains refusals.
 
     GET /api/v1/models/{id}                 creator, permissions, availability of every version
     GET /api/v1/model-versions/{id}         files with their hashes and scans, whether it may be downloaded
     GET /api/v1/model-versions/by-hash/{h}  the same, by what a file holds
     GET /api/download/models/{version}      a redirect to the file, by `fileId`
 
-Fields come and go between releases of the site, so whatever can be absent is allowed to be.
+Fields come and go between releases of the site, so every field that can be absent is optional.
 """
 
 import re
@@ -38,14 +38,14 @@ _MATURE = 28
 
 @dataclass(frozen=True)
 class CivitaiFile:
-    """One file of a version: why it cannot be the source, or None."""
+    """One file of a version. objection: why it cannot be the source, None if it can."""
 
     entry: Mapping[str, Any]
     objection: str | None
 
     @property
     def rank(self) -> tuple[bool, int, int]:
-        """The smaller the better: primary, then half precision, then what says nothing, then FP32."""
+        """Sort key, best first: primary, then half precision, then unstated precision, then FP32."""
         fp = _metadata(self.entry).get("fp")
         return not self.entry.get("primary"), 0 if fp in _HALF else 2 if fp == _FULL else 1, self.entry["id"]
 
@@ -58,14 +58,14 @@ class Civitai:
 
     @classmethod
     def of(cls, reference: CivitaiRef, endpoint: str | None = None) -> "Civitai":
-        """The site that a reference names, or `endpoint`, with the user's token."""
+        """A client for `endpoint`, or else for the site that the reference names, with the user's token."""
         site = cls(endpoint or f"https://{reference.host}")
         site.web.token = civitai_token(stored=site.is_trusted)
         return site
 
     @property
     def is_trusted(self) -> bool:
-        """Whether a token that was kept may go there: Civitai itself, or this machine."""
+        """Whether a stored token may be sent there: only to Civitai itself, or to this machine."""
         return self.web.host.removeprefix("www.") in (*CIVITAI_HOSTS, *LOOPBACK)
 
     def user(self) -> str:
@@ -127,7 +127,7 @@ class Civitai:
         )
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:
-        """The listed file, in the cache, and its SHA-256: see :func:`hswq_hub.sources.http.download.download`."""
+        """Path and SHA-256 of the listed file, in the cache: see :func:`hswq_hub.sources.http.download.download`."""
         (file,) = listing.files
         return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
 
@@ -138,7 +138,7 @@ class Civitai:
         return None if path is None else [path]
 
     def header(self, listing: Listing) -> bytes:
-        """The header of the listed file, and no more of it.
+        """Fetch the header of the listed file alone.
 
         Raises:
             SourceError: see :func:`hswq_hub.sources.http.ranges.fetch_header`.
@@ -147,7 +147,10 @@ class Civitai:
         return fetch_header(self.web, _download_path(listing, file), file, self.explain)
 
     def explain(self, status: int, body: Mapping[str, Any], at_home: bool) -> SourceError:
-        """What an answer that is no file means, and what to do about it."""
+        """The exception for an answer that is no file; its message says what to do.
+
+        at_home: whether Civitai itself answered, and not its storage.
+        """
         error, message = (str(body.get(name) or "").casefold() for name in ("error", "message"))
         if not at_home:
             return DownloadError(f"Civitai's storage answers {status} with something that is no model; try again later")
@@ -205,7 +208,7 @@ class Civitai:
 
 
 def log_in(token: str, endpoint: str | None = None) -> str:
-    """Keep a token that Civitai accepts; returns a sentence about where.
+    """Store a token if Civitai accepts it; returns a sentence that says where.
 
     Raises:
         AccessError: it does not accept it, or it is not Civitai.
@@ -218,7 +221,7 @@ def log_in(token: str, endpoint: str | None = None) -> str:
 
 
 def _download_path(listing: Listing, file: RemoteFile) -> str:
-    """By `fileId` and never the API's own downloadUrl, which may lead anywhere and answers 404 for some files."""
+    """Built from `fileId`: the API's own downloadUrl may lead anywhere, and answers 404 for some files."""
     return f"/api/download/models/{listing.version}?fileId={file.id}"
 
 
@@ -247,7 +250,7 @@ def _choose(version: Mapping[str, Any], reference: CivitaiRef) -> RemoteFile:
 
 
 def _short(model_id: int, version: Mapping[str, Any], file: RemoteFile) -> str:
-    """A reference that means `file`: the version if that file is its first choice, else the file itself."""
+    """The short form of a reference to `file`: its version if `_choose` takes that file of it, else the file itself."""
     best = CivitaiRef(model_id, version["id"])
     if _choose(version, best).id == file.id:
         return str(best)
@@ -281,7 +284,7 @@ def _is_asked_for(entry: Mapping[str, Any], reference: CivitaiRef) -> bool:
 
 
 def _with_hash(files: list[CivitaiFile], reference: CivitaiRef) -> list[CivitaiFile]:
-    """The files that list the hash of the reference; if none does, those that it may still be of."""
+    """The files that list the hash of the reference; if none does, those whose hash is not listed."""
     if reference.hash is None:
         return files
     named = [file for file in files if reference.hash in _hashes(file.entry)]

@@ -1,4 +1,4 @@
-"""The other components of a source: those of a local base are published with it, a Hub base is only named."""
+"""The components besides the denoiser: a local base is published with the model, a Hub base is only named."""
 
 from pathlib import Path
 
@@ -9,29 +9,29 @@ from .source import Source
 
 
 def local_components(source: Source) -> list[Path]:
-    """Component folders that go into the published one."""
+    """Folders of the components that are published; none if the base is a Hub repo."""
     return [] if source.hub_base else component_folders(Path(source.base), source.checkpoint.architecture)
 
 
 def local_files(source: Source) -> list[Path]:
-    """All files of those folders that are published."""
+    """The files of those folders that are published."""
     folders = local_components(source)
     return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and _publishable(path)]
 
 
 def local_bytes(source: Source) -> int:
-    """Their size."""
+    """Bytes of the files that are published."""
     return sum(path.stat().st_size for path in local_files(source))
 
 
 def ignore_foreign(folder: str, names: list[str]) -> list[str]:
-    """For `shutil.copytree`: what of `folder` stays behind."""
+    """An `ignore` for `shutil.copytree`: the names in `folder` that are not published."""
     paths = [Path(folder) / name for name in names]
     return [path.name for path in paths if path.name.startswith(".") or not (path.is_dir() or _publishable(path))]
 
 
 def base_identity(source: Source) -> str | list[list[str | int]]:
-    """What tells this base from another: a Hub repo's name, or name, size and time of each of a folder's files."""
+    """The base's identity: a Hub repo's name, or [path, bytes, mtime in ns] of each published file of a folder."""
     if source.hub_base is not None:
         return source.hub_base
     base = Path(source.base)
@@ -40,5 +40,5 @@ def base_identity(source: Source) -> str | list[list[str | int]]:
 
 
 def _publishable(path: Path) -> bool:
-    """Weights, configurations and vocabularies; no pickles, caches or anything else that lies about."""
+    """Whether it is a weight, configuration or vocabulary file; pickles, caches and hidden files are not."""
     return path.suffix in PUBLISHED_SUFFIXES and not path.name.startswith(".")

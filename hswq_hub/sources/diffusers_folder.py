@@ -1,8 +1,7 @@
 """A denoiser as diffusers stores it (config.json beside one file or several shards), made into one file.
 
-Everything that follows works on one file, so the shards are put together: the same tensors under the same keys, byte
-for byte, with the configuration in the header. What is stored per key is diffusers' own layout then, and so is what
-comes out of quantizing it.
+All later steps work on one file, so shards are merged: the same tensors under the same keys, byte for byte, with the
+configuration in the header's metadata. Keys stay in diffusers' layout, also in the quantized file.
 """
 
 import hashlib
@@ -30,20 +29,23 @@ DENOISERS = frozenset(row.component for row in ARCHITECTURES.values()) | {"trans
 OTHER_COMPONENTS = (
     "text_encoder", "vae", "image_encoder", "safety_checker", "controlnet", "feature_extractor", "lora"
 )  # fmt: skip
-"""What folders with other models' weights begin with."""
+"""Prefixes of folders that hold other models' weights."""
 STEM = "diffusion_pytorch_model"
-"""What the names of weights that diffusers wrote begin with."""
+"""Prefix of the weight files that diffusers writes."""
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 _COPY = 1 << 24
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file is one of several that make up a model."""
+    """Whether a file name is that of a shard."""
     return _SHARD.fullmatch(name) is not None
 
 
 def weights_of(names: list[str]) -> list[str]:
-    """The weight files among the names in a component's folder: those without a variant, whole before sharded."""
+    """The weight files among the names in a component's folder; [] if it is not clear which.
+
+    Files with a variant, as `.fp16.`, are not taken. A single file comes before shards.
+    """
     if f"{STEM}{WEIGHTS}" in names:
         return [f"{STEM}{WEIGHTS}"]
     shards = sorted(name for name in names if re.fullmatch(rf"{STEM}-\d{{5}}-of-\d{{5}}\.safetensors", name))
@@ -69,24 +71,24 @@ def find_denoiser(folder: Path) -> Path:
 
 
 def whole_folder(place: Path) -> str | None:
-    """The diffusers folder that the denoiser in `place` is a part of, None if it is alone."""
+    """The diffusers folder that holds the denoiser in `place`, None if there is none."""
     return next((str(folder) for folder in (place, place.parent) if (folder / MODEL_INDEX).is_file()), None)
 
 
 def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) -> tuple[Path, str]:
-    """Put shards together into `<name>.safetensors` in the cache, unless that was done before.
+    """Merge shards into `<name>.safetensors` in the cache, unless it is there already.
 
     Args:
         config: the component's config.json.
         weights: its files, all of them.
-        name: what the file is called.
+        name: the stem of the file's name.
         verify: read a file that is in the cache again, in full.
 
     Returns:
         The file and its SHA-256.
 
     Raises:
-        FormatError: one of them is not a complete safetensors file, a shard is missing, or two hold the same tensor.
+        FormatError: a file is not a complete safetensors file, a shard is missing, or two hold the same tensor.
         TargetError: the disk has no room.
     """
     states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
@@ -105,7 +107,7 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
 
 
 def joined_header(config: Path, weights: list[Path]) -> bytes:
-    """The header of the file that :func:`join` would make, its eight-byte length included; no weight is read.
+    """The header of the file that :func:`join` would write, its eight-byte length included; no weight is read.
 
     Raises:
         FormatError: see there.
@@ -114,11 +116,11 @@ def joined_header(config: Path, weights: list[Path]) -> bytes:
 
 
 def architecture_of(config: Path) -> Architecture:
-    """The architecture that a config.json is of, before its weights are fetched.
+    """The architecture of a config.json, known before any weights are fetched.
 
     Raises:
         FormatError: it is no configuration.
-        UnknownArchitectureError: it is of another class.
+        UnknownArchitectureError: its class is not a known one.
     """
     return recognise_class(json.loads(_read_config(config)))
 
@@ -131,13 +133,13 @@ def _read_config(path: Path) -> str:
         raise FormatError(f"{path} is not JSON") from error
     if not isinstance(config, dict):
         raise FormatError(f"{path} is no configuration of a model")
-    # What else begins with an underscore is of whoever saved it, such as a path of that machine.
+    # Other keys with an underscore describe the machine that saved it, such as a path there.
     kept = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
     return json.dumps(kept, sort_keys=True, separators=(",", ":"))
 
 
 def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:
-    """All tensors of `weights` in their order, behind one header."""
+    """Write one header, then the tensors of all `weights` in their order."""
     header, bodies = _joined(weights, metadata)
     size = sum(file.stat().st_size - start for file, start in bodies)
     with atomic_file(path) as out, progress(total=size, desc=f"join {path.name}", unit="B") as bar:
@@ -151,7 +153,7 @@ def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:
 
 
 def _joined(weights: list[Path], metadata: dict[str, str]) -> tuple[bytes, list[tuple[Path, int]]]:
-    """The one header, and of each file where the bytes of its tensors begin."""
+    """The merged header, and for each file the offset of its first tensor in bytes."""
     total = len(weights)
     if match := re.search(r"-of-(\d{5})\.", weights[0].name):
         total = int(match[1])
@@ -175,7 +177,7 @@ def _joined(weights: list[Path], metadata: dict[str, str]) -> tuple[bytes, list[
 
 
 def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors' bytes begin, and what the header says of each."""
+    """Offset of the first tensor in bytes, and the header's entry of each tensor."""
     try:
         with safe_open(str(path), framework="pt"):  # the library checks that the offsets are in order and in the file
             pass

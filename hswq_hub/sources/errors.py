@@ -1,19 +1,19 @@
-"""Why a reference does not become a file, one class a cause.
+"""Why a reference does not lead to a usable file: one class for each cause.
 
 SourceError                     base of them all
-├── UnknownReferenceError       it names nothing that we know how to find
-├── AmbiguousReferenceError     it names a place with several models
-├── UnsuitableSourceError       what is there cannot be quantized, or must not be opened
-├── NotPermittedError           whoever made it does not allow this
-├── AccessError                 the host refuses, and asking again will not help
-└── DownloadError               it did not arrive, or something else arrived
+├── UnknownReferenceError       it names nothing that can be found
+├── AmbiguousReferenceError     it names several models
+├── UnsuitableSourceError       the file cannot be quantized, or must not be opened
+├── NotPermittedError           its creator does not allow this
+├── AccessError                 the host refuses; a retry will not help
+└── DownloadError               it did not arrive, or is not what was listed
 """
 
 from hswq_runtime.errors import HSWQError
 
 
 class SourceError(HSWQError):
-    """No file came of a reference."""
+    """A reference does not lead to a usable file."""
 
 
 class UnknownReferenceError(SourceError):
@@ -21,20 +21,20 @@ class UnknownReferenceError(SourceError):
 
 
 class AmbiguousReferenceError(SourceError):
-    """The reference leaves several files to choose from; the message lists them."""
+    """The reference means several models; the message lists them."""
 
 
 class UnsuitableSourceError(SourceError):
-    """Quantized already, pickled, or not cleared by the host's scans."""
+    """The file is quantized already, pickled, or has not passed the host's scans."""
 
 
 class NotPermittedError(SourceError):
-    """The creator's terms do not allow a derivative, or nobody but the creator is meant to have the file."""
+    """The creator does not allow derivatives, or has not released the file to the public."""
 
 
 class AccessError(SourceError):
-    """The host refuses for good: a token, a purchase, an approval is missing, or the thing is gone."""
+    """The host refuses: a token, a purchase or an approval is missing, or the model is gone."""
 
 
 class DownloadError(SourceError):
-    """The connection kept failing, or what arrived is not what the host had listed."""
+    """The connection kept failing, or the file is not the one that the host lists."""

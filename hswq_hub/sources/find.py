@@ -1,4 +1,4 @@
-"""From a reference to what it leads to: a look at its header first, then the file itself."""
+"""Finds what a reference means, looks at the file's header, and fetches the file."""
 
 import os
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ _MODELSPEC_LICENCE = "modelspec.license"
 
 @dataclass(frozen=True)
 class Components:
-    """Licence of a model and the components that go with it, as far as is known before its weights are here.
+    """A model's licence and its components besides the denoiser, as far as known before the weights are fetched.
 
-    base: folder or Hub repo of the components; None: the file's header has to be read first. is_guess: whether it
-    follows from what the host calls the model; the header decides. bytes: of those in a Hub repo; None: not known, and
-    `unknown` says why.
+    base: folder or Hub repo of the components; None: only the file's header will tell. is_guess: whether `base` is
+    derived from the host's name of the base model, which the header may overrule. bytes: size of the components in a
+    Hub repo; None: not known, and `unknown` says why.
     """
 
     licence: str | None
@@ -46,7 +46,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reference leads to. listing: what its host says of it; None: it is on this machine already."""
+    """What a reference means. listing: what its host lists; None: it is on this machine."""
 
     reference: str
     settings: SourceSettings
@@ -55,23 +55,24 @@ class Found:
     host: Civitai | Hub | None
 
     def check_permitted(self) -> None:
-        """Check that its creator allows what is to be done, or that the user has the permission.
+        """Check that the creator allows derivatives, or that the user has the permission.
 
         Raises:
-            NotPermittedError: neither.
+            NotPermittedError: neither is so.
         """
         if self.listing is not None:
             self.listing.check_permitted(self.settings.permitted)
 
     @property
     def is_here(self) -> bool:
-        """Whether fetching it would transfer no weights."""
+        """Whether :meth:`fetch` would transfer no weights."""
         return self.host is None or self.listing is None or self.host.weights_here(self.listing) is not None
 
     @contextmanager
     def header(self) -> Iterator[Path]:
-        """The file if it is here in one piece, else a stand-in that has its header and size and is a hole otherwise. Of
-        what is elsewhere some kilobytes are fetched.
+        """The file if it is here in one piece, else a sparse stand-in with the same header and size.
+
+        Of a remote file only the header is fetched, some kilobytes.
 
         Raises:
             SourceError: it cannot be had.
@@ -93,9 +94,9 @@ class Found:
 
     @contextmanager
     def look(self) -> Iterator[Source]:
-        """A source with nothing but the header of :meth:`header`, checked as :meth:`fetch` checks it.
+        """A source whose file is that of :meth:`header`, with the same checks as in :meth:`fetch`.
 
-        Its SHA-256 is the one that is listed or was found out before, else `NOT_LISTED`; nothing is hashed.
+        Nothing is hashed: its SHA-256 is the listed or remembered one, else `NOT_LISTED`.
 
         Raises:
             SourceError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
@@ -107,7 +108,7 @@ class Found:
             yield self._source(path, digest or NOT_LISTED)
 
     def fetch(self) -> Source:
-        """The source itself, fetched if it is not here yet, with its SHA-256 found out.
+        """The source, downloaded if it is not here yet, with its SHA-256.
 
         Raises:
             NotPermittedError: see :meth:`check_permitted`.
@@ -126,7 +127,7 @@ class Found:
         return source if known else replace(source, sha256=cache.sha256_of(path, verify=verify))
 
     def components(self) -> Components:
-        """Its licence, and the base that it needs: what is known without its weights.
+        """Its licence and its other components, as far as known without its weights.
 
         Raises:
             SourceError, FormatError, UnknownArchitectureError: see :func:`resolve`.
@@ -146,7 +147,7 @@ class Found:
             return _sized(Components(stated, source.base))
 
     def _check_header(self, path: Path) -> None:
-        """Raise if a file with this header is of no use, while the rest of it is still to come."""
+        """Raise if a file with this header cannot be used; called before the rest is downloaded."""
         self._source(path, NOT_LISTED)
 
     def _source(self, path: Path, sha256: str) -> Source:
@@ -202,12 +203,12 @@ class Found:
 
 
 def find(reference: str, settings: SourceSettings | None = None, choose: Choose | None = None) -> Found:
-    """What `reference` leads to; of what is elsewhere no more is fetched than what its host says of it.
+    """What `reference` means. Of a remote model only the host's listing is fetched.
 
     Args:
         reference: see :mod:`hswq_hub.sources.reference`.
         settings: how it becomes a file.
-        choose: whom to ask which of several models of a repo is meant; None: nobody, it is an error.
+        choose: asked which of several models in a repo is meant; None: several models are an error.
 
     Raises:
         SourceError: see :func:`resolve`.
@@ -232,15 +233,15 @@ def resolve(
     verify: bool = False,
     choose: Choose | None = None,
 ) -> Source:
-    """The source that `reference` names, fetched if it is not here yet.
+    """The source that `reference` names, downloaded if it is not here yet.
 
-    A local file is hashed, unless that was done before and it has not changed since by size and time.
+    A local file is hashed once; its digest is remembered for as long as its size and modification time stay.
 
     Args:
         reference: see :mod:`hswq_hub.sources.reference`.
-        base: diffusers folder or Hub repo with the other components; None: the folder of the file, or the repo that
-            it is from, if that is a diffusers one, else that of the model which its host says it was made from, else
-            the base repo of the architecture.
+        base: diffusers folder or Hub repo with the other components. None: the first of these that there is: the
+            diffusers folder or repo that holds the file, the repo of the base model that the host names, the base
+            repo of the architecture.
         licence: Hub licence id, if its host names none.
         civitai_endpoint: where Civitai's API is; None: the site that the reference names.
         permitted: the user has the creator's permission where the listing has objections.
@@ -248,10 +249,10 @@ def resolve(
         choose: see :func:`find`.
 
     Raises:
-        SourceError: no file came of it; its subclasses in :mod:`hswq_hub.sources.errors` say why.
+        SourceError: there is no usable file; its subclasses in :mod:`hswq_hub.sources.errors` say why.
         TargetError: the disk has no room for it.
         FormatError: the file is not a complete safetensors file, or does not fit its architecture.
-        UnknownArchitectureError: its keys match no architecture that we know.
+        UnknownArchitectureError: its keys match no known architecture.
         AlreadyQuantizedError: it is not full precision.
     """
     settings = SourceSettings(base, licence, civitai_endpoint, permitted, verify)
@@ -269,7 +270,7 @@ def _parts(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _checked(path: Path) -> Checkpoint:
-    """The checkpoint, if it is one that can be quantized."""
+    """The checkpoint at `path`, checked: it can be quantized."""
     checkpoint = Checkpoint(path)
     checkpoint.require_full_precision()
     checkpoint.empty_model(constants=False)  # or an error that names what does not fit

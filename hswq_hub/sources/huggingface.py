@@ -1,8 +1,8 @@
-"""Hugging Face, through its own client: which file of a repo is meant, its licence, and the file itself.
+"""Hugging Face, through its own client: finds which file of a repo is meant, its licence, and fetches it.
 
-The client keeps its own cache (`HF_HOME`) and token (`hf auth login`), both of which are left to it. Weights are
-fetched as those from elsewhere are, into our own cache: the client begins anew after a run that died, and does not
-compare a file with the SHA-256 that the Hub lists. What its cache holds already is used, once it was compared.
+The client manages its own cache (`HF_HOME`) and token (`hf auth login`). Weights go into our cache, by our own
+download: the client's does not resume after a crash, and does not compare a file with the SHA-256 that the Hub lists.
+A file in the client's cache is used once its SHA-256 was compared.
 """
 
 import difflib
@@ -52,16 +52,16 @@ from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, safe_name
 from .reference import HubRef
 
 Choose = Callable[[str, list[str]], int]
-"""A question and the answers to it -> the number of one of them."""
+"""(question, answers) -> index of the chosen answer."""
 
 _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "licence.txt")
 _SITE = "https://huggingface.co"
-"""What cards link to: `HF_ENDPOINT` may be a mirror, or nobody else's business."""
+"""What cards link to: `HF_ENDPOINT` may be a mirror, or private."""
 _LONGEST_LICENCE = 1 << 20
 
 
 class Hub:
-    """The Hub that huggingface_hub is set to (`HF_ENDPOINT`). `choose` is asked where a repo holds several models."""
+    """The Hub at `HF_ENDPOINT`. choose: asked when a repo holds several models; None: that is an error."""
 
     def __init__(self, choose: Choose | None = None):
         self._choose = choose
@@ -72,8 +72,9 @@ class Hub:
 
         Raises:
             UnknownReferenceError: there is no such repo, revision or file.
-            AmbiguousReferenceError: several models, and nobody to ask.
-            AccessError: gated or private.
+            AmbiguousReferenceError: there are several models, and `choose` is None.
+            AccessError: it is gated or private.
+            UnsuitableSourceError: no model in it is a safetensors file.
             DownloadError: the Hub cannot be reached.
         """
         with _explained(reference.repo):
@@ -116,7 +117,7 @@ class Hub:
         )
 
     def components_size(self, repo: str) -> int:
-        """Bytes of all that a pipeline takes from a base repo besides the denoiser, fetched already or not.
+        """Bytes of the components that a pipeline takes from a base repo, whether or not they are here; no denoiser.
 
         Raises:
             SourceError: see :meth:`listing`.
@@ -126,12 +127,12 @@ class Hub:
         return sum(sibling.size or 0 for sibling in info.siblings or () if _is_component(sibling.rfilename))
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str | None]:
-        """One file with the whole model, compared with the digests that are listed, and its own digest.
+        """Path of one file with the whole model, and its SHA-256. Downloads are compared with the listed digests.
 
         Raises:
-            DownloadError: they do not arrive, or are not what is listed.
-            AccessError: gated or private.
-            HSWQError: what `check_header` says of a single file.
+            DownloadError: a file does not arrive, or is not what is listed.
+            AccessError: it is gated or private.
+            HSWQError: `check_header` refuses a single file.
         """
         repo, revision = _place(listing)
         if len(listing.files) == 1:
@@ -142,9 +143,9 @@ class Hub:
         return join(config_path, paths, listing.name, verify=verify)
 
     def weights_here(self, listing: Listing) -> list[Path] | None:
-        """All listed weights in the client's cache or in ours; None if one of them would have to be fetched.
+        """Paths of all listed weights, in the client's cache or ours; None if one of them would have to be fetched.
 
-        A file in the client's cache that was never hashed is judged by its size: nothing is read in full.
+        No file is read in full: one in the client's cache that was never hashed is judged by its size.
         """
         repo, revision = _place(listing)
         weights = listing.files if len(listing.files) == 1 else listing.files[1:]
@@ -161,7 +162,7 @@ class Hub:
         return cached(self._web(), self._address(repo, revision, file), file)
 
     def header(self, listing: Listing) -> bytes:
-        """The header of the whole model, of shards put together, and no tensor's values.
+        """Fetch the header of the whole model, that of shards merged; no tensor is fetched.
 
         Raises:
             SourceError: see :func:`hswq_hub.sources.http.ranges.fetch_header`.
@@ -181,7 +182,7 @@ class Hub:
             return joined_header(config_path, [stack.enter_context(stand_in(of(f), f.name)) for f in weights])
 
     def _config(self, repo: str, revision: str, file: RemoteFile) -> Path:
-        """The configuration of a denoiser that we know."""
+        """The denoiser's configuration, of a known architecture."""
         with _explained(repo):
             path = Path(hf_hub_download(repo, str(file.id), revision=revision))
         architecture_of(path)
@@ -198,7 +199,7 @@ class Hub:
     def _fetch(
         self, repo: str, revision: str, file: RemoteFile, check_header: CheckHeader, verify: bool
     ) -> tuple[Path, str]:
-        """A weight file and its digest, from the client's cache, ours, or the Hub."""
+        """Path and SHA-256 of a weight file, from the client's cache, ours, or the Hub."""
         if file.sha256 and (found := self._of_client(repo, revision, file, verify)):
             return found, file.sha256
         url = self._address(repo, revision, file)
@@ -211,7 +212,7 @@ class Hub:
         return hf_hub_url(repo, str(file.id), revision=revision, endpoint=self._api.endpoint)
 
     def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
-        """The file in the client's cache, if it is there and is what the Hub lists."""
+        """The file in the client's cache, if its SHA-256 is the listed one."""
         known = try_to_load_from_cache(repo, str(file.id), revision=revision)
         if file.sha256 is None or not isinstance(known, str):
             return None
@@ -219,7 +220,7 @@ class Hub:
         return path if cache.sha256_of(path, verify=verify) == file.sha256 else None
 
     def _licence_text(self, info: ModelInfo) -> str | None:
-        """The text that the repo ships, where it does: what its card links to, or what is called a licence."""
+        """The licence text in the repo, from the file that the card links to or one named like a licence; else None."""
         files = _files(info)
         linked = str(getattr(info.card_data, "license_link", None) or "")
         linked = re.sub(rf"^{_SITE}/{re.escape(info.id)}/(blob|resolve|raw)/[^/]+/", "", linked)
@@ -234,12 +235,12 @@ class Hub:
 
 
 def _place(listing: Listing) -> tuple[str, str]:
-    """Repo and commit that a listing of ours is of."""
+    """Repo and commit of a listing that :class:`Hub` made."""
     return str(listing.provenance.repo), str(listing.version)
 
 
 def _files(info: ModelInfo) -> dict[str, Any]:
-    """What the Hub lists of each file, by path; none that leads out of the repo."""
+    """The Hub's facts on each file, by path; paths that lead out of the repo are left out."""
     return {file.rfilename: file for file in info.siblings or () if ".." not in file.rfilename.split("/")}
 
 
@@ -253,9 +254,10 @@ def _is_component(path: str) -> bool:
 
 
 def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
-    """The models of a repo, or of the part of it that is meant: a single file, or a folder with its shards.
+    """The files of each model in a repo, or in the part of it that `reference` names.
 
-    A folder's model goes by the folder's path, at the root by that of its first file: that is how either is asked for.
+    The keys are what a reference would name: the path of a single file, the folder of a diffusers model, or the first
+    weight file of one at the root.
     """
     files = _files(info)
     wanted = reference.path
@@ -285,7 +287,10 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
 
 
 def _diffusers(files: Mapping[str, Any], folder: str, named: str | None = None) -> list[RemoteFile] | None:
-    """config.json of `folder` ("": the root) and the weights beside it, or those that are `named`; None without."""
+    """config.json of `folder` ("": the root) and the weights beside it, None if they are not there.
+
+    named: the weight file, or one of its shards, that is meant.
+    """
     inside = [path.removeprefix(_at(folder, "")) for path in files if path.startswith(_at(folder, ""))]
     weights = [named] if named and not is_shard(named) else weights_of(inside)
     if CONFIG not in inside or not weights or named not in (None, *weights):
@@ -303,16 +308,16 @@ def _remote(sibling: RepoSibling) -> RemoteFile:
 
 
 def _any_header(path: Path) -> None:
-    """Of a part of a model nothing can be said but that it is a safetensors file."""
+    """Accept any header: a shard alone does not show its architecture."""
 
 
 def _explain(repo: str) -> Explain:
-    """The sentence for an answer that is no file."""
+    """The exception for an answer that is no file."""
     return lambda status, _body, at_home: _refusal(repo, status if at_home else 0)
 
 
 def _refusal(repo: str, status: int) -> SourceError:
-    """What an answer that is no file means; status 0: it is of the storage."""
+    """The exception for an answer that is no file; status 0: it came from the storage."""
     if status in (401, 403):
         kind = Kind.GATED
     elif status in (404, 410):
@@ -321,12 +326,11 @@ def _refusal(repo: str, status: int) -> SourceError:
         kind = Kind.SERVER
     else:
         return DownloadError(f"the Hub's storage answers with something that is no model for {repo}; try again later")
-    return error_of(kind)(Refusal(kind, status).sentence(repo))
+    return _becomes(kind)(Refusal(kind, status).sentence(repo))
 
 
-def error_of(kind: Kind) -> type[SourceError]:
-    """The exception of each kind of failure, where a source is looked for."""
-    if kind in (Kind.GATED, Kind.TOKEN, Kind.FORBIDDEN):
+def _becomes(kind: Kind) -> type[SourceError]:
+    if kind in (Kind.GATED, Kind.DISABLED, Kind.TOKEN, Kind.FORBIDDEN):
         return AccessError
     if kind in (Kind.NO_REPO, Kind.NO_REVISION, Kind.NO_FILE, Kind.NOT_FOUND, Kind.BAD_NAME):
         return UnknownReferenceError
@@ -334,5 +338,5 @@ def error_of(kind: Kind) -> type[SourceError]:
 
 
 def _explained(repo: str) -> AbstractContextManager[None]:
-    """Whatever the Hub's client raises, as a sentence about `repo`."""
-    return explained(repo, error_of)
+    """Turn what the Hub's client raises into a SourceError about `repo`."""
+    return explained(repo, _becomes)

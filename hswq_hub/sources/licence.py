@@ -1,7 +1,7 @@
-"""Licences, as the Hub's model cards write them.
+"""Licences, in the terms of the Hub's model cards.
 
-What Civitai calls a base model decides the licence of its weights; a creator's permissions come on top of it and
-are in `permissions.py`.
+On Civitai the base model decides the licence of the weights. The creator's permissions apply on top of it: see
+`permissions.py`.
 """
 
 import re
@@ -22,7 +22,7 @@ class Licence:
 
     @property
     def forbids_derivatives(self) -> bool:
-        """Whether it is a "no derivatives" one of Creative Commons: what is quantized may not be shared."""
+        """Whether it is a Creative Commons "no derivatives" licence: a quantized copy may not be shared."""
         return any(re.search(r"(^|-)nd(-|$)", text.casefold()) for text in (self.id, self.name) if text)
 
     def __str__(self) -> str:
@@ -46,11 +46,11 @@ _OF_CIVITAI_BASE_MODEL = {
     "Flux.2 D": _FLUX_2,
     "SDXL Turbo": _SDXL_TURBO,
 }
-"""Of those that no row of `ARCHITECTURES` names."""
+"""Base models that no row of `ARCHITECTURES` names."""
 
 
 def licence_of_base_model(base_model: str | None) -> Licence | None:
-    """The licence of what Civitai calls `base_model`; None where Civitai names none, as for "Other"."""
+    """The licence of a base model by its name on Civitai; None if it has none, as "Other"."""
     named = _OF_CIVITAI_BASE_MODEL | {
         name: Licence(model.licence, model.licence_name, model.licence_link)
         for row in ARCHITECTURES.values()
@@ -63,7 +63,7 @@ def licence_of_base_model(base_model: str | None) -> Licence | None:
 def licence_of_card(card: ModelCardData | None) -> Licence | None:
     """The licence that a Hub repo's card states; None if it states none.
 
-    A link within the repo is left out: the text that it leads to is copied along.
+    A link to a file of the repo is left out: that file's text is published with the model.
     """
     named = getattr(card, "license", None)
     if isinstance(named, list):
@@ -76,5 +76,5 @@ def licence_of_card(card: ModelCardData | None) -> Licence | None:
 
 
 def _if_it_is(pattern: str, value: object) -> str | None:
-    """A stranger's text if it has the form that it should have: it goes into the card as it is."""
+    """`value` if it is a text that matches `pattern`, else None: it comes from strangers and goes into the card."""
     return value if isinstance(value, str) and re.fullmatch(pattern, value) else None

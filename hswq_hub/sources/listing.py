@@ -1,4 +1,4 @@
-"""What a reference leads to, as its host lists it, before a byte of it is fetched."""
+"""What a host lists of a model, known before a byte of it is fetched."""
 
 import re
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ NSFW_TAG = "not-for-all-audiences"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file to fetch. size: bytes, as far as the host is exact; sha256: lower-case hex; None where not listed."""
+    """One file to fetch. size: bytes, rounded on some hosts. sha256: lower-case hex. None: not listed."""
 
     name: str
-    """What it is called here: never anything but letters, digits, dots, hyphens and underscores."""
+    """Its name here: only letters, digits, dots, hyphens and underscores."""
     size: int | None
     sha256: str | None
     id: int | str
-    """How its host calls it: a file id on Civitai, a path in a Hub repo."""
+    """Its id on the host: a file id on Civitai, a path in a Hub repo."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a source came from, for its card; None: the host does not say."""
+    """Where a source comes from, for its card; None: the host does not say."""
 
     url: str | None = None
     title: str | None = None
@@ -33,9 +33,9 @@ class Provenance:
     creator: str | None = None
     creator_url: str | None = None
     base_model: str | None = None
-    """What the host calls the model that this one was made from."""
+    """The host's name of the model that this one was made from."""
     repo: str | None = None
-    """The Hub repo it is from."""
+    """The Hub repo that it comes from."""
     nsfw: bool = False
     gated: str | None = None
     """"auto" or "manual" for a Hub repo that asks for approval; what is made from it is published gated as well."""
@@ -46,35 +46,35 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that is known before the download."""
+    """What the host lists of a model."""
 
     name: str
-    """What published files are named after."""
+    """The stem of published files' names."""
     reference: str
-    """The reference in its short form, which leads to the same file again."""
+    """The short form of the reference, which means the same file."""
     version: int | str
-    """How its host calls the version: an id on Civitai, a commit on the Hub."""
+    """The host's id of the version: a number on Civitai, a commit on the Hub."""
     origin: str
     """One phrase for the card."""
     files: tuple[RemoteFile, ...]
-    """The model itself; several if it is sharded."""
+    """The weight file; of a diffusers model on the Hub config.json, then its weight files."""
     licence: Licence | None
     provenance: Provenance
     licence_text: str | None = None
-    """What its host ships with it, whether or not a licence is stated."""
+    """The licence text that comes with it, whether or not a licence is stated."""
     base: str | None = None
-    """Hub repo of the other components, where the reference itself says it."""
+    """Hub repo of the other components, if the model's own repo has them."""
     objections: tuple[str, ...] = ()
-    """Why its creator would not want it quantized and published."""
+    """Why it may not be quantized and published, each as a clause."""
 
     @property
     def size(self) -> int | None:
-        """Bytes of all files, None if one of them is not known."""
+        """Bytes of all files; None if one of the sizes is not listed."""
         sizes = [file.size for file in self.files if file.size is not None]
         return sum(sizes) if len(sizes) == len(self.files) else None
 
     def check_permitted(self, permitted: bool) -> None:
-        """Raise NotPermittedError if there are objections, unless the user says to have permission."""
+        """Raise NotPermittedError if there are objections. permitted: the user has the creator's permission."""
         if self.objections and not permitted:
             raise NotPermittedError(
                 f"{self.reference} is not free to be quantized and published: {'; '.join(self.objections)}; if its "
@@ -83,9 +83,9 @@ class Listing:
 
 
 def safe_name(name: str, instead: str = "model") -> str:
-    """A name from a stranger as one that is only a name: no folders, nothing hidden, nothing special, not long.
+    """Sanitize a file name from a stranger: no folders, no leading dot, `[A-Za-z0-9._-]` only, limited length.
 
-    instead: what to call it if nothing is left of the name before the suffix.
+    instead: the stem if nothing of it is left.
     """
     last = re.split(r"[/\\]", str(name))[-1]
     stem, suffix = (_safe(part) for part in (last.rpartition(".")[::2] if "." in last else (last, "")))

@@ -1,4 +1,4 @@
-"""What a creator on Civitai allows, in the three shapes in which its API has said so."""
+"""What a creator on Civitai allows. Its API has had three ways to write it, which are all read."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ COMMERCIAL_USES = {
 class Permissions:
     """The creator's flags. None: the API did not say, which counts as no.
 
-    no_credit: it may be used without naming the creator. commercial_use: keys of `COMMERCIAL_USES`. derivatives:
-    merges and other derivatives may be shared. different_licence: under other terms than these.
+    no_credit: use without naming the creator. commercial_use: the allowed ones, keys of `COMMERCIAL_USES`. derivatives:
+    sharing merges and other derivatives. different_licence: sharing those under other terms.
     """
 
     no_credit: bool | None

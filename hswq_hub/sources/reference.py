@@ -1,4 +1,4 @@
-"""From what people have on the clipboard to a typed reference, without any network.
+"""Parses a model reference, such as a path or a web address, into a typed one; no network.
 
 ======================================================  ===============================================
 demo, or a name of the catalog                          `DemoRef`; whatever the catalog says
@@ -9,7 +9,7 @@ AIR urns, every civitai.com URL
 owner/repo[@revision][/path], hf:…, huggingface.co URL  `HubRef`
 ======================================================  ===============================================
 
-`str()` of a reference is its short form, which means the same and holds no token: that is what a card shows.
+`str()` of a reference is its short form, which means the same and holds no token. Cards show it.
 """
 
 import difflib
@@ -30,7 +30,7 @@ _FORMS = (
     "or a name that `hswq-hub models` lists"
 )
 _FILE_WISHES = ("type", "format", "size", "fp", "quantType")
-"""Parts of a Civitai download URL that say which of a version's files is meant."""
+"""Query parameters of a Civitai download URL that select one of a version's files."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _OTHER_HASH = re.compile(r"[0-9a-fA-F]{8,64}")
 _REPO_PART = re.compile(r"[\w-][\w.-]*")
@@ -52,7 +52,7 @@ class DemoRef:
 
 @dataclass(frozen=True)
 class LocalRef:
-    """A file or folder of this machine; only its last part is ever shown."""
+    """A file or folder on this machine; only the last part of its path is ever shown."""
 
     path: Path
 
@@ -64,9 +64,9 @@ class LocalRef:
 class CivitaiRef:
     """A model, a version or a file on Civitai; at least one of `model`, `version`, `hash` is set.
 
-    host: which of Civitai's sites was named. file: id of one of the version's files. wishes: what a download
-    URL says of the file, such as ("fp", "fp16"). hash: of any of the algorithms that Civitai lists, in lower case;
-    is_sha256: whether it was said to be that.
+    host: which of Civitai's sites. file: id of one of the version's files. wishes: a download URL's constraints on the
+    file, such as ("fp", "fp16"). hash: lower-case hex, by any algorithm that Civitai lists. is_sha256: whether `hash`
+    is given as a SHA-256.
     """
 
     model: int | None = None
@@ -102,10 +102,10 @@ ModelRef = DemoRef | LocalRef | CivitaiRef | HubRef
 
 
 def parse(reference: str) -> ModelRef:
-    """What `reference` means. Names come first (`./demo` is the path), then what is on this disk, then the rest.
+    """The typed form of `reference`. Order: known names (`./demo` is a path), files on this disk, all other forms.
 
     Raises:
-        UnknownReferenceError: it has none of the forms above; a near miss is suggested.
+        UnknownReferenceError: it has none of the forms above; the message suggests a similar name.
     """
     reference = reference.strip()
     if reference.casefold() == DEMO:
@@ -232,7 +232,7 @@ def _path(parts: list[str]) -> str | None:
 
 
 def identify(reference: str) -> str:
-    """What `reference` means, in one spelling; of something on this machine its real path."""
+    """One spelling for all references that mean the same; of something on this machine its real path."""
     found = parse(reference)
     return os.path.realpath(found.path) if isinstance(found, LocalRef) else str(found)
 

@@ -1,4 +1,4 @@
-"""What a source is: a full-precision checkpoint on this disk, and all that is known of where it came from."""
+"""A source: a full-precision checkpoint on this disk, and what is known of its origin."""
 
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources.abc import Traversable
@@ -14,12 +14,12 @@ from .listing import Provenance
 from .permissions import Permissions
 
 NOT_LISTED = "0" * 64
-"""Stands for a SHA-256 that nobody knows yet: nothing was made from a file with that one."""
+"""Stands for a SHA-256 that is not known yet; no file has this one."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Two lists without a prompt in common: one to calibrate with, one to measure with."""
+    """Calibration prompts and evaluation prompts; no prompt is in both."""
 
     calibration: tuple[str, ...]
     evaluation: tuple[str, ...]
@@ -32,33 +32,33 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Source:
-    """A full-precision checkpoint and its origin. Using it reads nothing but the weights that are asked for."""
+    """A full-precision checkpoint and its origin. No field is computed lazily: reading one does no I/O."""
 
     name: str
-    """What published files are named after: `<name>-hswq-v1.safetensors`."""
+    """The stem of published files' names: `<name>-hswq-v1.safetensors`."""
     path: Path
     checkpoint: Checkpoint = field(repr=False, compare=False)
-    """The file's header, read."""
+    """The file's header, already read."""
     sha256: str
     """Hex digest of the whole file, or `NOT_LISTED`."""
     base: str
     """diffusers folder or Hub repo of the other components."""
     origin: str
-    """One phrase for the card: where the file came from, without a path of this machine."""
+    """Where the file comes from, one phrase for the card without a path of this machine."""
     licence: Licence | None
-    """None if nobody said."""
+    """None if none is stated."""
     prompts: Prompts
     reference: str
     """The reference in its short form, without a path of this machine or a secret."""
     provenance: Provenance = field(default_factory=Provenance)
     licence_text: str | None = None
-    """What came with it, whether or not a licence is stated."""
+    """The licence text that comes with it, whether or not a licence is stated."""
     asked: str = ""
-    """What was asked for, as :func:`hswq_hub.sources.reference.identify` has it."""
+    """What was asked for, as :func:`hswq_hub.sources.reference.identify` spells it."""
 
     @property
     def architecture(self) -> Architecture:
-        """The facts of this model: those of its architecture, or of the variant that its base is of."""
+        """The row of its architecture, with the facts of the variant that `base` belongs to."""
         return self.checkpoint.architecture.with_base(self.base)
 
     @property
@@ -67,7 +67,7 @@ class Source:
         return None if Path(self.base).is_dir() else self.base
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it but the header, as JSON can hold it."""
+        """All fields but the header, as JSON values."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "sha256", "path")}
         facts |= {name: asdict(facts[name]) for name in ("prompts", "provenance")}
         facts["licence"] = self.licence and asdict(self.licence)
@@ -107,7 +107,7 @@ class Source:
         check_components(self.checkpoint, self.base)
 
     def fetch_components(self) -> None:
-        """Bring the other components here, if they are in a Hub repo; its own denoiser is left there.
+        """Fetch the other components, if they are in a Hub repo; that repo's denoiser is not fetched.
 
         Raises:
             ComponentError: names what is missing.

@@ -1,6 +1,6 @@
-"""Every way in which the Hub's client fails, as one kind, and for each kind one sentence with what to do.
+"""Each way in which the Hub's client fails has a kind, and each kind has one sentence, which says what to do.
 
-Each part of the project says only which of its exceptions a kind becomes. No sentence holds a token.
+Who calls the client says only which exception a kind becomes. No sentence holds a token.
 """
 
 import json
@@ -22,11 +22,12 @@ _LONGEST = 300
 
 
 class Kind(Enum):
-    """What is wrong."""
+    """What went wrong."""
 
     BAD_NAME = "bad name"
     NO_REPO = "no such repo"
     GATED = "gated"
+    DISABLED = "disabled repo"
     NO_REVISION = "no such revision"
     NO_FILE = "no such file"
     NOT_FOUND = "not found"
@@ -48,10 +49,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """What the Hub's client failed with.
+    """Why a call of the Hub's client failed.
 
-    status: of the answer, None without one. said: the server's own message, without a token. wait: seconds that it asks
-    to wait. broken: the class of a broken connection's error.
+    status: HTTP status; None: there was no answer. said: the server's own message, token redacted. wait: seconds that
+    the server asks to wait. broken: class name of a broken connection's error.
     """
 
     kind: Kind
@@ -61,7 +62,7 @@ class Refusal:
     broken: str = ""
 
     def sentence(self, subject: str) -> str:
-        """What to tell a person who wanted something of `subject`, "owner/repo" or "job 12": one sentence."""
+        """One sentence for people: the cause and what to do. subject: what was asked for: "owner/repo", "job 12"."""
         site = hub_site()
         said = f" ({self.said})" if self.said else ""
         when = f"in {self.wait:.0f} seconds" if self.wait else "later"
@@ -71,6 +72,7 @@ class Refusal:
             "it is private",
             Kind.GATED: f"{subject} is gated: accept its terms on its page, then run `hf auth login` with a token of "
             "that account",
+            Kind.DISABLED: f"the Hub has disabled {subject}; look at its page, or choose another repo",
             Kind.NO_REVISION: f"{subject} has no such revision; look at its branches and tags",
             Kind.NO_FILE: f"{subject} has no such file; look at its files",
             Kind.NOT_FOUND: f"the Hub does not know {subject}; check its name",
@@ -103,7 +105,7 @@ def hub_site() -> str:
 
 
 def refusal_of(error: BaseException) -> Refusal | None:
-    """What `error`, or the answer or broken connection behind it, means; None if it is not the Hub's."""
+    """The kind of `error`, or of the answer or broken connection that it wraps; None if it is not the Hub's."""
     import httpx2
     from huggingface_hub import errors
 
@@ -129,7 +131,7 @@ def refusal_of(error: BaseException) -> Refusal | None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The answer or the broken connection behind `error`, which the client wraps at times; else `error` itself."""
+    """The HTTP error or broken connection that `error` wraps, else `error` itself."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -148,11 +150,12 @@ def explained(
     becomes: Callable[[Kind], type[HSWQError]],
     instead: Mapping[Kind, str] | None = None,
 ) -> Iterator[None]:
-    """Whatever the Hub's client raises in the block, as one sentence about `subject`.
+    """Turn what the Hub's client raises in the block into an exception of ours, with one sentence about `subject`.
 
     Args:
-        becomes: the exception of each kind.
-        instead: sentences for kinds that mean something else where this is used.
+        subject: as of :meth:`Refusal.sentence`.
+        becomes: the exception class of each kind.
+        instead: sentences for kinds that mean something else here.
 
     Raises:
         HSWQError: of the class that `becomes` names.
@@ -174,6 +177,7 @@ def _answered(error: "HfHubHTTPError", said: str) -> Refusal:
     status = int(error.response.status_code)
     for kind, known in (
         (Kind.GATED, errors.GatedRepoError),
+        (Kind.DISABLED, errors.DisabledRepoError),
         (Kind.NO_REPO, errors.RepositoryNotFoundError),
         (Kind.NO_REVISION, errors.RevisionNotFoundError),
         (Kind.NO_FILE, errors.EntryNotFoundError),
@@ -181,16 +185,14 @@ def _answered(error: "HfHubHTTPError", said: str) -> Refusal:
         if isinstance(error, known):
             return Refusal(kind, status, said)
     if urlsplit(str(error.response.url)).netloc != urlsplit(hub_site()).netloc:
-        return Refusal(
-            Kind.STORAGE, status, said
-        )  # not the Hub itself: a storage whose signed address may have expired
+        return Refusal(Kind.STORAGE, status, said)  # it is not the Hub, and its signed address may have expired
     kinds = {401: Kind.TOKEN, 402: Kind.PAYMENT, 403: Kind.FORBIDDEN, 404: Kind.NOT_FOUND, 412: Kind.CONFLICT}
     kind = kinds.get(status) or (Kind.BUSY if status == 429 else Kind.SERVER if status >= 500 else Kind.REFUSED)
     return Refusal(kind, status, said, asked_wait(error))
 
 
 def asked_wait(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait, None if it does not."""
+    """Seconds that the Hub asks to wait; None: it does not say."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import parse_ratelimit_headers
 
@@ -204,7 +206,7 @@ def asked_wait(error: BaseException) -> float | None:
 
 
 def _plain(text: object) -> str:
-    """A server's words on one line, cut, without control characters and without the token."""
+    """A server's message on one line, cut to `_LONGEST`, without control characters, token redacted."""
     from huggingface_hub import get_token
 
     if not isinstance(text, str):

@@ -1,52 +1,181 @@
-"""Each way in which the Hub fails is one sentence with what to do, the same wherever it arises."""
+"""Each way in which the Hub's client fails has one sentence, wherever it arises; a part only names its exception."""
 
-from collections.abc import Callable
+import json
+from pathlib import Path
 
 import httpx2
+import huggingface_hub
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import hf_raise_for_status
 
+import spaces_app
 from hswq_hub.hub.client import AccountError, UploadError
-from hswq_hub.hub.client import explained as writing
-from hswq_hub.sources import huggingface
-from hswq_hub.sources.errors import SourceError
-from hswq_runtime import HSWQError
-from hswq_runtime.hub_errors import Kind, explained, hub_site, refusal_of
+from hswq_hub.hub.client import explained as explained_for_uploads
+from hswq_hub.hub.space import SpaceError, deploy_space
+from hswq_hub.jobs.jobs import JobError, Jobs
+from hswq_hub.sources.errors import AccessError, DownloadError, UnknownReferenceError
+from hswq_hub.sources.huggingface import Hub
+from hswq_hub.sources.reference import HubRef
+from hswq_runtime.checkpoints.locate import HubOptions, fetch_components
+from hswq_runtime.errors import FormatError, HSWQError
+from hswq_runtime.hub_errors import Kind, refusal_of
+from spaces_app.models.remote import check_size
+from spaces_app.request import RequestError
 
-TOKEN = "hf_secret0123456789"
-SUBJECT = "alice/model"
+TOKEN = "hf_" + "secret" * 5
+REPO = "alice/model"
 
 
-def answer(kind: type[errors.HfHubHTTPError], status: int, url: str | None = None, **headers: str) -> Exception:
-    """What the client raises for an answer of the Hub, whose words quote the token."""
-    request = httpx2.Request("GET", url or f"{hub_site()}/api/models/{SUBJECT}")
-    response = httpx2.Response(status, request=request, headers=headers)
-    return kind("no", response=response, server_message=f"not with {TOKEN}\x1b[2J")
+def answer(status, code=None, said=None, headers=(), site=constants.ENDPOINT, query=""):
+    """The error that the client makes of an HTTP answer. code, said: the Hub's own headers, by which it knows them."""
+    request = httpx2.Request("GET", f"{site}/api/models/{REPO}{query}")
+    said_so = {"X-Error-Code": code, "X-Error-Message": said}
+    headers = dict(headers) | {name: value for name, value in said_so.items() if value}
+    response = httpx2.Response(status, headers=headers, request=request)
+    with pytest.raises(httpx2.HTTPError) as caught:
+        hf_raise_for_status(response)
+    return caught.value
 
 
-FAILURES: dict[Kind, Callable[[], Exception]] = {
-    Kind.BAD_NAME: lambda: errors.HFValidationError("Repo id must be"),
-    Kind.NO_REPO: lambda: answer(errors.RepositoryNotFoundError, 404),
-    Kind.GATED: lambda: answer(errors.GatedRepoError, 403),
-    Kind.NO_REVISION: lambda: answer(errors.RevisionNotFoundError, 404),
-    Kind.NO_FILE: lambda: answer(errors.RemoteEntryNotFoundError, 404),
-    Kind.NOT_FOUND: lambda: answer(errors.HfHubHTTPError, 404),
-    Kind.TOKEN: lambda: answer(errors.HfHubHTTPError, 401),
-    Kind.FORBIDDEN: lambda: answer(errors.HfHubHTTPError, 403),
-    Kind.PAYMENT: lambda: answer(errors.HfHubHTTPError, 402),
-    Kind.CONFLICT: lambda: answer(errors.HfHubHTTPError, 412),
-    Kind.BUSY: lambda: answer(errors.HfHubHTTPError, 429, **{"Retry-After": "7"}),
-    Kind.SERVER: lambda: answer(errors.HfHubHTTPError, 503),
-    Kind.STORAGE: lambda: answer(errors.HfHubHTTPError, 403, "https://storage.example/x?signature=abc"),
-    Kind.REFUSED: lambda: answer(errors.HfHubHTTPError, 418),
-    Kind.OFFLINE: lambda: errors.OfflineModeIsEnabled("offline"),
-    Kind.NOT_CACHED: lambda: errors.LocalEntryNotFoundError("not here"),
-    Kind.XET: lambda: ConnectionError("xet: no route"),
-    Kind.UNREACHABLE: lambda: httpx2.ConnectError("no route"),
-    Kind.DAMAGED: lambda: errors.SafetensorsParsingError("bad header"),
-    Kind.CARD: lambda: ValueError("README.md: license must be a string"),
+ERRORS = {
+    Kind.BAD_NAME: lambda: HFValidationError("Repo id must be in the form 'repo_name'"),
+    Kind.NO_REPO: lambda: answer(404, "RepoNotFound"),
+    Kind.GATED: lambda: answer(403, "GatedRepo"),
+    Kind.DISABLED: lambda: answer(403, said="Access to this resource is disabled."),
+    Kind.NO_REVISION: lambda: answer(404, "RevisionNotFound"),
+    Kind.NO_FILE: lambda: answer(404, "EntryNotFound"),
+    Kind.NOT_FOUND: lambda: answer(404),
+    Kind.TOKEN: lambda: answer(401, said="Invalid credentials in Authorization header"),
+    Kind.FORBIDDEN: lambda: answer(403, said=f"{TOKEN} may only read"),
+    Kind.PAYMENT: lambda: answer(402, said="No credit\x1bleft"),
+    Kind.CONFLICT: lambda: answer(412),
+    Kind.BUSY: lambda: answer(429, headers={"Retry-After": "41"}),
+    Kind.SERVER: lambda: answer(503),
+    Kind.STORAGE: lambda: answer(403, site="https://storage.example", query="?signature=abc"),
+    Kind.REFUSED: lambda: answer(422, said="Tags are too long"),
+    Kind.OFFLINE: lambda: OfflineModeIsEnabled("HF_HUB_OFFLINE"),
+    Kind.NOT_CACHED: lambda: LocalEntryNotFoundError("no snapshot"),
+    Kind.XET: lambda: ConnectionError("error of xet-core"),
+    Kind.UNREACHABLE: lambda: httpx2.ConnectTimeout("timed out"),
+    Kind.DAMAGED: lambda: SafetensorsParsingError("the header is cut"),
+    Kind.CARD: lambda: ValueError("Invalid metadata in README.md: license"),
 }
-each_kind = pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name.lower())
+"""Each kind, as the client raises it."""
+
+NEXT_STEP = {
+    Kind.BAD_NAME: "owner/name is",
+    Kind.NO_REPO: "run `hf auth login` if it is private",
+    Kind.GATED: "accept its terms",
+    Kind.DISABLED: "or choose another repo",
+    Kind.NO_REVISION: "look at its branches and tags",
+    Kind.NO_FILE: "look at its files",
+    Kind.NOT_FOUND: "check its name",
+    Kind.TOKEN: "run `hf auth login` again",
+    Kind.FORBIDDEN: "(… may only read); make one that may",
+    Kind.PAYMENT: "(No credit left); add some at",
+    Kind.CONFLICT: "run the same command again",
+    Kind.BUSY: "run the same command again in 42 seconds",
+    Kind.SERVER: "answers 503 for alice/model; run the same command again later",
+    Kind.STORAGE: "answers 403 for alice/model; run the same command again",
+    Kind.REFUSED: "(answer 422) what is to be done on alice/model (Tags are too long)",
+    Kind.OFFLINE: "HF_HUB_OFFLINE is set; unset it",
+    Kind.NOT_CACHED: "check the connection and HF_HUB_OFFLINE",
+    Kind.XET: "HF_HUB_DISABLE_XET=1",
+    Kind.UNREACHABLE: "the connection broke (ConnectTimeout); check it",
+    Kind.DAMAGED: "the header is cut",
+    Kind.CARD: "license",
+}
+"""What each sentence says on top of what is wrong."""
+
+
+class Failing:
+    """In place of the Hub's client: every call of it raises `error`."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            raise self.error
+
+        return call
+
+
+def upload(error, monkeypatch):
+    with explained_for_uploads(REPO):
+        raise error
+
+
+def read_a_source(error, monkeypatch):
+    monkeypatch.setattr(HfApi, "model_info", Failing(error).model_info)
+    Hub().listing(HubRef(REPO))
+
+
+def look_at_a_job(error, monkeypatch):
+    monkeypatch.setattr(HfApi, "inspect_job", Failing(error).inspect_job)
+    Jobs("alice").look("12")
+
+
+def deploy_a_space(error, monkeypatch):
+    deploy_space("alice/page", REPO, Path(spaces_app.__file__).parent, client=Failing(error))
+
+
+def load_a_model(error, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Failing(error).snapshot_download)
+    fetch_components(REPO, ["vae"], HubOptions())
+
+
+def load_from_the_cache(error, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Failing(error).snapshot_download)
+    fetch_components(REPO, ["vae"], HubOptions(local_files_only=True))
+
+
+def fetch_for_a_visitor(error, monkeypatch):
+    monkeypatch.setattr(HfApi, "get_paths_info", Failing(error).get_paths_info)
+    check_size(REPO, ["a.safetensors"], 1)
+
+
+def always(error):
+    return lambda kind: error
+
+
+def of_an_upload(kind):
+    account = (Kind.NO_REPO, Kind.GATED, Kind.TOKEN, Kind.FORBIDDEN, Kind.PAYMENT)
+    return AccountError if kind in account else UploadError
+
+
+def of_a_source(kind):
+    if kind in (Kind.GATED, Kind.DISABLED, Kind.TOKEN, Kind.FORBIDDEN):
+        return AccessError
+    unknown = (Kind.NO_REPO, Kind.NO_REVISION, Kind.NO_FILE, Kind.NOT_FOUND, Kind.BAD_NAME)
+    return UnknownReferenceError if kind in unknown else DownloadError
+
+
+ROOMS = {
+    upload: (REPO, of_an_upload),
+    read_a_source: (REPO, of_a_source),
+    look_at_a_job: ("job 12", always(JobError)),
+    deploy_a_space: ("the Space alice/page", always(SpaceError)),
+    load_a_model: (REPO, always(FormatError)),
+    load_from_the_cache: (REPO, always(FormatError)),
+    fetch_for_a_visitor: (REPO, always(RequestError)),
+}
+"""Where the client is called: what the sentence is about, and the exception of each kind."""
+
+ELSEWHERE = {
+    (look_at_a_job, Kind.NOT_FOUND): "`hswq-hub jobs` lists those there are",
+    (look_at_a_job, Kind.NO_REPO): "`hswq-hub jobs` lists those there are",
+    (deploy_a_space, Kind.PAYMENT): "may not have another Space",
+    (load_from_the_cache, Kind.NOT_CACHED): "load it once without local_files_only",
+}
+"""The only kinds that mean something else somewhere."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,71 +183,63 @@ def token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
-def raised(block, kind: Kind) -> HSWQError:
-    with pytest.raises(HSWQError) as caught, block:
-        raise FAILURES[kind]()
-    assert caught.value.__suppress_context__, "the client's own error, which may hold an address, is not shown"
-    return caught.value
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+def test_each_kind_is_told_from_the_others_and_says_what_to_do(kind):
+    refusal = refusal_of(ERRORS[kind]())
+    assert refusal is not None and refusal.kind is kind
+    sentence = refusal.sentence(REPO)
+    assert NEXT_STEP[kind] in sentence
+    assert sentence.isprintable() and ". " not in sentence and not sentence.endswith(".") and len(sentence) <= 300
+    assert TOKEN not in sentence and "signature" not in sentence
 
 
-@each_kind
-def test_each_failure_is_of_its_kind_and_one_sentence(kind):
-    refusal = refusal_of(FAILURES[kind]())
-    assert refusal.kind is kind
-    sentence = refusal.sentence(SUBJECT)
-    assert TOKEN not in sentence and sentence.isprintable() and len(sentence) <= 300
-    assert "signature" not in sentence
-    assert ";" in sentence or ":" in sentence or kind in (Kind.REFUSED, Kind.BAD_NAME), "it says what to do"
-
-
-@each_kind
-def test_the_sentence_is_the_same_wherever_it_arises(kind):
-    blocks = {
-        UploadError: writing(SUBJECT),
-        SourceError: explained(SUBJECT, huggingface.error_of),
-        HSWQError: explained(SUBJECT, lambda _: HSWQError),
-    }
-    said = set()
-    for family, block in blocks.items():
-        error = raised(block, kind)
-        assert isinstance(error, family)
-        said.add(str(error))
-    assert said == {refusal_of(FAILURES[kind]()).sentence(SUBJECT)}
-
-
-@pytest.mark.parametrize("kind", [Kind.TOKEN, Kind.FORBIDDEN, Kind.NO_REPO])
-def test_what_an_account_may_not_is_its_own_error(kind):
-    assert isinstance(raised(writing(SUBJECT), kind), AccountError)
-
-
-def test_a_place_may_say_something_else_of_a_kind():
-    block = explained(SUBJECT, lambda _: HSWQError, {Kind.PAYMENT: "a free account has two"})
-    assert str(raised(block, Kind.PAYMENT)) == "a free account has two"
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+@pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+def test_it_is_the_same_sentence_everywhere(kind, room, monkeypatch):
+    error, (subject, becomes) = ERRORS[kind](), ROOMS[room]
+    with pytest.raises(HSWQError) as caught:
+        room(error, monkeypatch)
+    assert type(caught.value) is becomes(kind)
+    if (room, kind) in ELSEWHERE:
+        assert ELSEWHERE[room, kind] in str(caught.value)
+    else:
+        assert str(caught.value) == refusal_of(error).sentence(subject)
+    assert TOKEN not in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__  # the client's own words stay inside
 
 
 def test_an_answer_that_another_error_wraps_is_found():
     try:
         try:
-            raise FAILURES[Kind.BUSY]()
-        except errors.HfHubHTTPError as inner:
+            raise ERRORS[Kind.BUSY]()
+        except httpx2.HTTPError as inner:
             raise RuntimeError("upload failed") from inner
     except RuntimeError as error:
         refusal = refusal_of(error)
-    assert (refusal.kind, refusal.wait) == (Kind.BUSY, 8.0)
-    assert "again in 8 seconds" in refusal.sentence(SUBJECT)
+    assert (refusal.kind, refusal.wait) == (Kind.BUSY, 42.0)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(28, "No space left on device"), KeyError("x")])
-def test_what_is_not_the_hubs_comes_through(error):
+def test_a_page_in_place_of_an_answer_is_a_broken_connection():
+    """As a hotel's login page is, which answers every address."""
+    assert refusal_of(json.JSONDecodeError("no JSON", "<html>", 0)).kind is Kind.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyError("x"), OSError(28, "No space left on device")], ids=lambda e: type(e).__name__
+)
+def test_what_is_not_the_hubs_comes_through(error, monkeypatch):
     assert refusal_of(error) is None
-    with pytest.raises(type(error)), explained(SUBJECT, lambda _: HSWQError):
-        raise error
+    with pytest.raises(type(error)) as caught:
+        upload(error, monkeypatch)
+    assert caught.value is error
 
 
-def test_our_own_errors_come_through():
-    with pytest.raises(HSWQError, match="ours"), writing(SUBJECT):
-        raise HSWQError("ours")
+def test_our_own_errors_come_through(monkeypatch):
+    error = HSWQError("ours")
+    with pytest.raises(HSWQError) as caught:
+        upload(error, monkeypatch)
+    assert caught.value is error
 
 
 def test_every_kind_is_tried():
-    assert FAILURES.keys() == set(Kind)
+    assert ERRORS.keys() == NEXT_STEP.keys() == set(Kind)

@@ -1,1 +1,1 @@
-"""An address goes in; a file comes out, resumed where an earlier run stopped, and kept by its content."""
+"""An address goes in; a downloaded file comes out, cached by its SHA-256. Interrupted downloads are resumed."""

@@ -1,13 +1,13 @@
-"""Downloaded models, kept by their content: one copy of each, whatever it was called where it came from.
+"""The cache of downloaded models, keyed by SHA-256: one copy of each, whatever its name on the host.
 
     cache/<sha256>/<name>       the file
-    cache/verified/<id>.json    of a file here or in the Hub's cache: its digest, and the size and time it had then;
-                                the time of this record is that of the last use
-    cache/partial/<key>         what has arrived of a download, and beside it `<key>.json`, what it is a part of
-    cache/digests/<key>         the digest of something that is not known by it
+    cache/verified/<id>.json    digest, size and mtime of a file that was hashed, here or anywhere on this disk; the
+                                mtime of this record is the time of the file's last use
+    cache/partial/<key>         an unfinished download; beside it `<key>.json` with its name and entity tag
+    cache/digests/<key>         the digest of a download for which the host lists none
 
-A file is used only while it has the size and the modification time with which it was verified; one that was touched
-since is hashed again, and given up if it is no longer what it was.
+A file is used only while its size and modification time are those recorded when it was hashed. A file that was touched
+since is hashed again, and removed from the cache if its digest differs.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Cached:
     used: float
     paths: tuple[Path, ...]
     key: str
-    """What it is locked by."""
+    """The key of its lock."""
 
     @property
     def days(self) -> float:
@@ -53,20 +53,23 @@ def folder() -> Path:
 
 
 def partial(key: str) -> Path:
-    """Where the unfinished download `key` is kept. Keys are ours: digests, never names from a host."""
+    """Path of the unfinished download `key`. Keys are digests, never names from a host."""
     return folder() / _PARTIAL / key
 
 
 @contextmanager
 def locked(key: str) -> Iterator[None]:
-    """Only one process downloads `key`; others wait and find it there."""
+    """Hold the lock of `key`: one process downloads, the others wait and then find the file."""
     _lock(key).parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock(key)):
         yield
 
 
 def find(sha256: str, *, verify: bool = False) -> Path | None:
-    """The file with that content, None if it is not here or no longer what it was. `verify`: read all of it."""
+    """The file with that digest, None if it is not here. A file with another digest is removed.
+
+    verify: hash it again, even if its size and modification time are unchanged.
+    """
     path = next(iter((folder() / sha256).glob("*")), None)
     if path is None:
         return None
@@ -78,7 +81,7 @@ def find(sha256: str, *, verify: bool = False) -> Path | None:
 
 
 def add(arrived: Path, name: str, sha256: str) -> Path:
-    """Take a verified file, which is moved, into the cache under `name`; returns where it, or its like, is."""
+    """Move a verified file into the cache as `name`; returns its path, or that of the copy that was there already."""
     if known := find(sha256):
         arrived.unlink()
         return known
@@ -90,24 +93,24 @@ def add(arrived: Path, name: str, sha256: str) -> Path:
 
 
 def remember(key: str, sha256: str) -> None:
-    """Note the digest of what `key` stands for, where no host lists one."""
+    """Record the digest of the download `key`, for which the host lists none."""
     write_atomically(folder() / _DIGESTS / key, sha256.encode())
 
 
 def recall(key: str) -> str | None:
-    """What `remember` noted for `key`."""
+    """The digest that :func:`remember` recorded for `key`, None without one."""
     path = folder() / _DIGESTS / key
     return path.read_text() if path.is_file() else None
 
 
 def holding(sha256: str) -> Path | None:
-    """The file with that content, if it is here and unchanged since it was hashed. It reads and removes nothing."""
+    """The file with that digest, if it is here and unchanged since it was hashed. Nothing is hashed or removed."""
     path = next(iter((folder() / sha256).glob("*")), None)
     return path if path is not None and known_sha256(path) == sha256 else None
 
 
 def known_sha256(path: Path) -> str | None:
-    """The digest of `path` when it was hashed last; None if it never was, or has changed since by size and time."""
+    """The recorded digest of `path`; None if it was never hashed, or its size or modification time has changed."""
     try:
         record = json.loads(_record(path).read_text(encoding="utf-8"))
         return str(record["sha256"]) if record == _state(path, record["sha256"]) else None
@@ -116,7 +119,10 @@ def known_sha256(path: Path) -> str | None:
 
 
 def sha256_of(path: Path, *, verify: bool = False) -> str:
-    """The digest of a file anywhere on this disk: the one known, else found out and remembered. `verify`: read it."""
+    """The digest of any file on this disk: the recorded one, else it is hashed and recorded.
+
+    verify: hash it again, even if its size and modification time are unchanged.
+    """
     if not verify and (known := known_sha256(path)) is not None:
         return known
     before = path.stat()  # a file that changes while it is read is read again the next time
@@ -126,7 +132,7 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
 
 
 def contents() -> list[Cached]:
-    """Everything in the cache, the largest first."""
+    """All entries of the cache, largest first."""
     found = []
     for place in (folder() / name for name in _names(folder()) if name not in (_PARTIAL, _DIGESTS, _VERIFIED)):
         for path in (place / name for name in _names(place)):
@@ -143,9 +149,9 @@ def contents() -> list[Cached]:
 
 
 def prune(older_than: float, keep: Collection[Path] = ()) -> list[Cached]:
-    """Remove what was last used more than `older_than` days ago and is not being fetched; returns what was removed.
+    """Remove entries last used more than `older_than` days ago, unless a download of them is under way.
 
-    `keep`: files that stay whatever their age.
+    keep: files that stay whatever their age. Returns what was removed.
     """
     removed = []
     for entry in contents():

@@ -1,6 +1,6 @@
-"""The Civitai token: from the environment, the system's keyring where there is one, or a file only its owner can read.
+"""The Civitai token: from the environment, else the system's keyring, else a file that only its owner can read.
 
-The Hub's own token is huggingface_hub's affair (`hf auth login`).
+huggingface_hub manages the Hub's token (`hf auth login`).
 """
 
 import os
@@ -18,20 +18,20 @@ _SERVICE, _ACCOUNT = "hswq-hub", "civitai"
 def civitai_token(*, stored: bool = True) -> str | None:
     """The token, None if there is none.
 
-    stored: whether one that was kept may be taken, besides that of the environment, which is set for this run.
+    stored: whether a stored token may be used; that of the environment always is.
 
     Raises:
-        AccessError: what is there cannot be a token; the message does not show it.
+        AccessError: it cannot be a token; the message does not show it.
     """
     token = os.environ.get(TOKEN_VARIABLE) or (stored and (_from_keyring() or _from_file()))
     return check_token(token) if token else None
 
 
 def check_token(token: str) -> str:
-    """`token` without the blanks around it.
+    """`token`, stripped.
 
     Raises:
-        AccessError: it is empty or holds something that no token does.
+        AccessError: it is empty, or has a character that no token has.
     """
     token = token.strip()
     if not re.fullmatch(r"[!-~]+", token):  # an HTTP library would quote a malformed header in its error
@@ -40,7 +40,7 @@ def check_token(token: str) -> str:
 
 
 def store_civitai_token(token: str) -> str:
-    """Keep `token` for later runs; returns where, for people."""
+    """Store `token` for later runs; returns where, for people."""
     token = check_token(token)
     if _to_keyring(token):
         return "the system's keyring"

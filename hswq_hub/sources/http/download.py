@@ -1,8 +1,8 @@
-"""One model file over HTTP: resumed where an earlier run stopped, and kept only if it is what was listed.
+"""Downloads one model file over HTTP, resumes an interrupted download, and keeps only a file that is what was listed.
 
-What has arrived is kept in the cache with the entity tag of what it is a part of. The next try asks for the rest,
-on the condition that the tag is still the same, and starts over when the server sends the whole file instead. The
-header comes first in a safetensors file, so a file that cannot be used is refused after some kilobytes.
+An unfinished download stays in the cache with its entity tag. The next request asks for the rest under `If-Range`, and
+starts over if the server sends the whole file. The header comes first in a safetensors file, so a file that cannot be
+used is refused after some kilobytes.
 """
 
 import hashlib
@@ -30,18 +30,18 @@ from .header import CheckHeader, check_as_file
 from .web import Interrupted, Web, raise_if_passing, read_json, wait_for
 
 LONGEST_HEADER = 100_000_000
-"""What the safetensors library allows."""
+"""Bytes of a header that the safetensors library allows."""
 WEB_PAGES = ("text/", "application/json", "application/xml", "application/xhtml")
 _SIZE_TOLERANCE = 2048
-"""Civitai lists sizes in rounded kilobytes: that many bytes more or less may be the same file, its digest decides."""
+"""Bytes by which a size may differ from the listed one: Civitai rounds to kilobytes. The digest decides."""
 
 Explain = Callable[[int, dict[str, Any], bool], SourceError]
-"""Status, JSON body, whether the host itself answered and not its storage -> what to tell the user."""
+"""(HTTP status, JSON body, whether the host itself answered and not its storage) -> the exception to raise."""
 
 
 @dataclass
 class _Part:
-    """The beginning of a file, and what it is the beginning of."""
+    """An unfinished download. tag: entity tag of the whole file. arrived: bytes so far."""
 
     path: Path
     name: str
@@ -51,7 +51,7 @@ class _Part:
 
     @classmethod
     def open(cls, path: Path, name: str) -> "_Part":
-        """What an earlier run left at `path`."""
+        """The unfinished download at `path`; an empty one if there is none."""
         try:
             record = json.loads(_beside(path).read_text(encoding="utf-8"))
             return cls(path, name, record["tag"], path.stat().st_size)
@@ -59,21 +59,21 @@ class _Part:
             return cls(path, name)
 
     def start(self, tag: str | None) -> None:
-        """Forget what there was; what comes now is a part of `tag`."""
+        """Begin anew, with a file of the entity tag `tag`."""
         self.tag, self.arrived, self.header_checked = tag, 0, False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(b"")
         write_atomically(_beside(self.path), json.dumps({"name": self.name, "tag": tag}).encode())
 
     def ask_for_the_rest(self, listed: bool) -> dict[str, str]:
-        """Request headers. Without a tag only a listed digest tells whether the rest belongs to the beginning."""
-        tag = None if (self.tag or "").startswith("W/") else self.tag  # a weak one promises no equal bytes
+        """Request headers. Without a tag it resumes only if a digest is listed, which the result is checked by."""
+        tag = None if (self.tag or "").startswith("W/") else self.tag  # a weak tag does not promise equal bytes
         if not self.arrived or not (tag or listed):
             return {}
         return {"Range": f"bytes={self.arrived}-", **({"If-Range": tag} if tag else {})}
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove it and its record."""
         self.path.unlink(missing_ok=True)
         _beside(self.path).unlink(missing_ok=True)
         self.tag, self.arrived, self.header_checked = None, 0, False
@@ -93,17 +93,17 @@ def download(
     Args:
         web: the client; it alone decides where the token goes.
         url: path below its endpoint, or a whole address.
-        file: what is listed; a size or digest that is listed is checked.
-        explain: the sentence for an answer that is no file.
-        check_header: whether the file is of use, as soon as its header is there.
-        verify: read a file that is in the cache again, in full.
+        file: what the host lists; a listed size or digest is checked.
+        explain: the exception for an answer that is no file.
+        check_header: called as soon as the header is there; raises if the file cannot be used.
+        verify: hash a file that is in the cache again.
 
     Returns:
-        Where it is, and its SHA-256 in lower-case hex.
+        Its path, and its SHA-256 in lower-case hex.
 
     Raises:
         DownloadError: it did not arrive, or is not what was listed.
-        HSWQError: what `explain` and `check_header` say.
+        HSWQError: see `explain` and `check_header`.
         TargetError: the disk has no room.
     """
     key = _key(web, url, file)
@@ -115,7 +115,7 @@ def download(
         resumed = part.arrived > 0
         digest = _fetch(web, url, file, part, explain, check_header)
         if resumed and file.sha256 not in (None, digest):
-            # Two runs may have met two files under one address: only a download in one piece decides.
+            # The file may have changed between two runs: only a download in one piece is conclusive.
             part.remove()
             digest = _fetch(web, url, file, part, explain, check_header)
         if file.sha256 not in (None, digest):
@@ -132,21 +132,21 @@ def download(
 
 
 def cached(web: Web, url: str, file: RemoteFile) -> Path | None:
-    """Where :func:`download` would find the file without asking anybody; None if it would have to ask.
+    """Path of the file in the cache; None if :func:`download` would have to send a request.
 
-    A file that changed since it was verified counts as absent. Nothing is read in full.
+    A file that changed since it was hashed counts as absent. Nothing is hashed.
     """
     known = file.sha256 or cache.recall(_key(web, url, file))
     return cache.holding(known) if known else None
 
 
 def _key(web: Web, url: str, file: RemoteFile) -> str:
-    """What the download is known by: its digest, or a digest of where it is."""
+    """The key of the download: its digest, else a digest of its address."""
     return file.sha256 or hashlib.sha256(f"{web.endpoint} {url} {file.size}".encode()).hexdigest()
 
 
 def _fetch(web: Web, url: str, file: RemoteFile, part: _Part, explain: Explain, check_header: CheckHeader) -> str:
-    """Transfer until all has arrived; returns the digest of what did."""
+    """Transfer until all bytes have arrived; returns the SHA-256."""
     patience = Patience()
     with progress(total=file.size, desc=file.name, unit="B", initial=part.arrived) as bar:
         while True:
@@ -177,7 +177,7 @@ def _transfer(
     check_header: CheckHeader,
     bar: "tqdm[NoReturn]",
 ) -> None:
-    """One request for what is missing, written behind what is there.
+    """One request for the missing bytes, which are appended.
 
     Raises:
         Interrupted: the rest may come with the next request.
@@ -187,7 +187,7 @@ def _transfer(
         total: int | None = None
         raise_if_passing(response)
         if not at_home and response.status_code in (400, 401, 403, 404, 410):
-            # The storage's address is signed for a time; the next request gets a new one.
+            # The storage's signed address expires; the next request gets a new one.
             raise Interrupted(f"the storage at {response.url.host} answers {response.status_code}")
         if response.status_code == 416:
             if part.arrived and response.headers.get("Content-Range", "").endswith(f"*/{part.arrived}"):
@@ -228,7 +228,7 @@ def _transfer(
 
 
 def _total_of_the_rest(response: httpx2.Response, part: _Part) -> int | None:
-    """The size of the whole file, by a 206 answer that begins where what is there ends."""
+    """The size of the whole file, by a 206 answer. Raises Interrupted if it does not begin at `part.arrived`."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != part.arrived:
         part.start(None)
@@ -237,7 +237,7 @@ def _total_of_the_rest(response: httpx2.Response, part: _Part) -> int | None:
 
 
 def _check_header(part: _Part, file: RemoteFile, check_header: CheckHeader) -> None:
-    """As soon as the header is there: let `check_header` see it, as a file that is empty but for it."""
+    """Once the whole header has arrived, call `check_header` with a stand-in that has this header."""
     if part.header_checked or part.arrived < 9:
         return
     with part.path.open("rb") as begun:

@@ -1,4 +1,4 @@
-"""The header of a safetensors file that is still elsewhere, checked as if the file were here."""
+"""A sparse stand-in for a remote safetensors file, so that its header is checked as if the file were here."""
 
 import json
 import os
@@ -10,24 +10,24 @@ from tempfile import TemporaryDirectory
 from hswq_runtime.errors import FormatError, HSWQError
 
 CheckHeader = Callable[[Path], object]
-"""Raises if a file with this header is of no use; it gets a file that holds the header and nothing else."""
+"""Raises if a file with this header cannot be used. Its argument is the path of a :func:`stand_in`."""
 
 
 def check_as_file(header: bytes, name: str, most: int | None, check: CheckHeader) -> None:
-    """Let `check` see a file with this header, see :func:`stand_in`."""
+    """Call `check` with a :func:`stand_in` for a file with this header."""
     with stand_in(header, name, most) as path:
         check(path)
 
 
 @contextmanager
 def stand_in(header: bytes, name: str, most: int | None = None) -> Iterator[Path]:
-    """A file that begins with `header` (its eight-byte length included) and is a hole otherwise.
+    """A sparse file that begins with `header` (its eight-byte length included) and has the size that it states.
 
-    most: bytes that the whole file can have, None if nobody knows.
+    most: the largest size in bytes that the whole file can have, None if not known.
 
     Raises:
-        FormatError: it is not such a header, or it is of a longer file.
-        HSWQError: what the block says of the file, about `name`.
+        FormatError: `header` is no safetensors header, or belongs to a file of more than `most` bytes.
+        HSWQError: the block raised it; its message names `name` in place of the temporary path.
     """
     size = len(header) + _data_size(header[8:], name)
     if most is not None and size > most:
@@ -36,7 +36,7 @@ def stand_in(header: bytes, name: str, most: int | None = None) -> Iterator[Path
         path = Path(folder) / name
         path.write_bytes(header)
         try:
-            os.truncate(path, size)  # a hole takes no room
+            os.truncate(path, size)  # sparse: takes no room
         except (OverflowError, OSError):
             raise FormatError(f"{name} has a header that is of no possible file: {size} bytes") from None
         try:
@@ -46,7 +46,7 @@ def stand_in(header: bytes, name: str, most: int | None = None) -> Iterator[Path
 
 
 def _data_size(header: bytes, name: str) -> int:
-    """Where the last tensor ends."""
+    """Bytes behind the header: where the last tensor ends."""
     try:
         entries = json.loads(header)
         return max((_end(entry["data_offsets"]) for key, entry in entries.items() if key != "__metadata__"), default=0)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file over HTTP, and no more of it: some kilobytes of some gigabytes."""
+"""Fetches only the header of a remote safetensors file, by HTTP range requests: kilobytes of gigabytes."""
 
 import re
 
@@ -9,16 +9,16 @@ from .download import LONGEST_HEADER, WEB_PAGES, Explain
 from .web import Interrupted, Web, raise_if_passing, read_json, wait_for
 
 _FIRST = 1 << 16
-"""Bytes that are asked for before the length of the header is known."""
+"""Bytes of the first request, before the header's length is known."""
 
 
 def fetch_header(web: Web, url: str, file: RemoteFile, explain: Explain) -> bytes:
-    """The beginning of `file`, its header's eight-byte length included: arguments as of `download.download`.
+    """The header of `file` with its eight-byte length. Arguments: see :func:`hswq_hub.sources.http.download.download`.
 
     Raises:
         UnsuitableSourceError: it is no safetensors file.
         DownloadError: it did not arrive.
-        SourceError: what `explain` says.
+        SourceError: see `explain`.
     """
     patience, arrived = Patience(), bytearray()
     while len(arrived) < (wanted := _wanted(arrived, file.name)):
@@ -30,7 +30,7 @@ def fetch_header(web: Web, url: str, file: RemoteFile, explain: Explain) -> byte
 
 
 def _wanted(arrived: bytearray, name: str) -> int:
-    """How many bytes the header has, as far as is known."""
+    """Bytes of the header with its length; `_FIRST` until that is known."""
     if len(arrived) < 9:
         return _FIRST
     size = int.from_bytes(arrived[:8], "little")
@@ -40,7 +40,7 @@ def _wanted(arrived: bytearray, name: str) -> int:
 
 
 def _transfer(web: Web, url: str, arrived: bytearray, wanted: int, explain: Explain) -> None:
-    """One request for what is missing, added to `arrived`; a host that does not know ranges is hung up on.
+    """One request for the missing bytes, appended to `arrived`. A host that ignores ranges is disconnected early.
 
     Raises:
         Interrupted: the rest may come with the next request.

@@ -1,8 +1,7 @@
-"""HTTP as this project speaks it: its own name, a token for one origin alone, patience with what passes.
+"""The HTTP client: our own user agent, a token for one origin only, retries after transient failures.
 
-Redirects are followed by hand, because a token may be sent to the origin that it was made for and never across
-a redirect: Civitai answers a download with the address of a storage that refuses foreign tokens, and would be
-told somebody's secret.
+Redirects are followed here and not by the library, so that the token never leaves the origin that it was made for:
+Civitai redirects a download to a storage, which would learn the secret and refuses foreign tokens.
 """
 
 import json
@@ -22,13 +21,13 @@ from ...common.retry import Patience
 from ...common.text import plain
 from ..errors import DownloadError, UnknownReferenceError
 
-# It logs every address that it asks for, and those of Civitai's storage are signed.
+# It logs each address that it requests, and those of Civitai's storage are signed.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 USER_AGENT = f"hswq-hub/{__version__}"
-"""Never a browser's: to those Civitai answers errors with web pages."""
+"""Never a browser's: Civitai sends browsers its errors as web pages."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
-"""Statuses that are worth another try."""
+"""HTTP statuses of transient failures."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -51,7 +50,7 @@ def wait_for(failure: Interrupted, patience: Patience) -> None:
     """Sleep before the next try.
 
     Raises:
-        DownloadError: this was the last one, or the host asks for too long a wait.
+        DownloadError: there is no further try, or the host asks for too long a wait.
     """
     asked = failure.retry_after
     if patience.wait(asked):
@@ -63,7 +62,7 @@ def wait_for(failure: Interrupted, patience: Patience) -> None:
 
 @dataclass
 class Web:
-    """A client for one host. `token` goes to the origin of `endpoint` and nowhere else."""
+    """A client for one host. token: sent to the origin of `endpoint` and nowhere else."""
 
     endpoint: str
     token: str | None = field(default=None, repr=False)
@@ -89,21 +88,21 @@ class Web:
         return httpx2.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=False)
 
     def is_home(self, url: httpx2.URL) -> bool:
-        """Whether `url` is of the endpoint's own origin."""
+        """Whether `url` has the endpoint's origin."""
         return _origin(url) == _origin(httpx2.URL(self.endpoint))
 
     @contextmanager
     def get(self, url: str, headers: dict[str, str] | None = None) -> Iterator[httpx2.Response]:
-        """The answer to a GET after all redirects, with its body still to be read.
+        """The response to a GET after all redirects, its body still unread.
 
         Raises:
-            Interrupted: no connection, or it broke, be it while the block reads.
-            DownloadError: redirects without end, or to something that is not the web.
+            Interrupted: there is no connection, or it broke, also while the block reads.
+            DownloadError: too many redirects, or one to an address that is not safe.
         """
         address, at_home = httpx2.URL(self.endpoint).join(url), True
         try:
             for _ in range(_MOST_REDIRECTS + 1):
-                # Once a redirect has left home nothing that follows gets the token, wherever it leads.
+                # After the first redirect to another origin no request gets the token, not even one back home.
                 at_home = at_home and self.is_home(address)
                 secret = {"Authorization": f"Bearer {self.token}"} if self.token and at_home else {}
                 request = self._client.build_request("GET", address, headers={**(headers or {}), **secret})
@@ -145,13 +144,13 @@ class Web:
 
 
 def raise_if_passing(response: httpx2.Response) -> None:
-    """Raise Interrupted for a status that is worth another try."""
+    """Raise Interrupted for the status of a transient failure."""
     if response.status_code in PASSING:
         raise Interrupted(f"{response.url.host} answers {response.status_code}", _retry_after(response))
 
 
 def read_json(response: httpx2.Response) -> dict[str, Any]:
-    """The body of a streamed answer as a JSON object; {} if it is anything else, or too long to be one."""
+    """The body of a streamed response as a JSON object; {} if it is anything else, or too long."""
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
@@ -165,7 +164,7 @@ def read_json(response: httpx2.Response) -> dict[str, Any]:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that a Retry-After header asks for, None without a readable one."""
+    """Seconds that the Retry-After header asks for; None without a valid one."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value[:9])

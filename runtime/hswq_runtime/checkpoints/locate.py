@@ -1,7 +1,7 @@
-"""Find the one checkpoint that a folder, a Hub repo or a path inside a repo means; fetch a base's other components.
+"""Finds the one checkpoint in a folder or Hub repo, and fetches a base's other components.
 
-A file's header says what it is; its name says nothing. Of files on the Hub only the headers are fetched until one file
-is chosen.
+Checkpoints are recognised by their headers, never by their names. On the Hub only headers are fetched until one file is
+chosen.
 """
 
 import re
@@ -41,13 +41,13 @@ class HubOptions:
     local_files_only: bool = False
 
     def for_another_repo(self) -> "HubOptions":
-        """The options for another repo: without the revision, which is of this one."""
+        """The options for another repo: without the revision, which belongs to this one."""
         return HubOptions(None, self.token, self.cache_dir, self.local_files_only)
 
 
 @dataclass(frozen=True)
 class Located:
-    """What a reference means, on this disk.
+    """A checkpoint or a saved pipeline on this disk.
 
     Attributes:
         file: the checkpoint; None if the reference is a saved diffusers pipeline.
@@ -68,11 +68,11 @@ def is_repo_id(text: str) -> bool:
 
 
 def locate(reference: str | Path, variant: str | None, weight_name: str | None, hub: HubOptions) -> Located:
-    """The checkpoint or the saved pipeline that `reference` means, fetched from the Hub if it is not local.
+    """The checkpoint or saved pipeline that `reference` names, fetched from the Hub if it is not local.
 
     Args:
         reference: a file, a folder, "owner/repo", "owner/repo/path/in/it.safetensors", or such a file's URL.
-        variant: "v1" or "v2": which of several files. None: V2 where there is one, it being the closer to the original.
+        variant: "v1" or "v2", which of several files. None: V2 if there is one, since it is closer to the original.
         weight_name: which of several files, by name (a path within the folder or repo).
 
     Raises:
@@ -138,7 +138,7 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
 
 
 def _choose(names: list[str], variant: str | None, read_format: Callable[[str], Format | None], where: str) -> str:
-    """The one checkpoint among `names` that is of `variant`, or of V2 for None; only headers are read."""
+    """The one checkpoint among `names` of this variant; None: V2 if there is one. Only headers are read."""
     if len(names) == 1:
         return names[0]
     found: dict[Format | None, list[str]] = {}
@@ -188,6 +188,6 @@ def _list_files(repo: str, hub: HubOptions) -> set[str]:
 
 
 def _explained(repo: str, hub: HubOptions) -> AbstractContextManager[None]:
-    """Whatever the Hub's client raises, as a sentence about `repo`."""
+    """Turn what the Hub's client raises into a FormatError about `repo`."""
     cached = f"the Hub repo {repo} is not in the cache; load it once without local_files_only"
     return explained(repo, lambda _: FormatError, {Kind.NOT_CACHED: cached} if hub.local_files_only else None)
