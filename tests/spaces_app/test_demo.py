@@ -360,26 +360,6 @@ def test_files_of_this_machine_may_be_named_only_if_nobody_else_can(monkeypatch,
     assert launched["server_name"] == (host or variables.get("GRADIO_SERVER_NAME", "127.0.0.1"))
 
 
-@pytest.fixture
-def a_strangers_repo(tmp_path, monkeypatch):
-    """Makes the Hub repo "eve/model" of a folder: what would be asked of the Hub is asked of that."""
-
-    def make(folder: Path, size: int = 1000):
-        def get_paths_info(self, repo, names):
-            assert repo == "eve/model" and self.token is False
-            return [SimpleNamespace(path=name, size=size) for name in names if (folder / name).is_file()]
-
-        def located(reference, variant, name, hub):
-            assert reference == "eve/model" and hub.token is False
-            return SimpleNamespace(file=folder / name)
-
-        monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
-        monkeypatch.setattr("spaces_app.models.registry.locate", located)
-        return ModelRegistry(any_repo=True).model("eve/model")
-
-    return make
-
-
 def test_a_strangers_record_cannot_spend_the_operators_tokens(a_strangers_repo, tmp_path):
     source = source_facts(resolve("demo")) | {"reference": "operator/private/model.safetensors"}
     model = a_strangers_repo(published(tmp_path / "one", source=source))

@@ -152,26 +152,6 @@ def test_a_visitors_negative_prompt_replaces_the_architectures(model, tmp_path):
             called_by_the_page(folder, model, negative="rings")
 
 
-@pytest.fixture
-def a_strangers_repo(monkeypatch):
-    """Opens the Hub repo "eve/model" that a folder stands for."""
-
-    def open_repo(folder: Path):
-        def get_paths_info(self, repo, names):
-            assert repo == "eve/model" and self.token is False
-            return [SimpleNamespace(path=name, size=1) for name in names if (folder / name).is_file()]
-
-        def located(reference, variant, name, hub):
-            assert reference == "eve/model" and hub.token is False
-            return SimpleNamespace(file=folder / name)
-
-        monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
-        monkeypatch.setattr("spaces_app.models.registry.locate", located)
-        return ModelRegistry(any_repo=True).model("eve/model")
-
-    return open_repo
-
-
 @every_model
 def test_a_strangers_repo_with_a_models_own_base_opens(model, tmp_path, a_strangers_repo):
     shown = a_strangers_repo(published(tmp_path / "out", model, evaluated(model)[1]))

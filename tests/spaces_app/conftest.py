@@ -1,0 +1,28 @@
+"""What the tests of the page share."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from spaces_app.models.registry import ModelRegistry
+
+
+@pytest.fixture
+def a_strangers_repo(monkeypatch):
+    """Makes the Hub repo "eve/model" of a folder: what would be asked of the Hub is asked of that."""
+
+    def make(folder: Path, size: int = 1000):
+        def get_paths_info(self, repo, names):
+            assert repo == "eve/model" and self.token is False
+            return [SimpleNamespace(path=name, size=size) for name in names if (folder / name).is_file()]
+
+        def located(reference, variant, name, hub):
+            assert reference == "eve/model" and hub.token is False
+            return SimpleNamespace(file=folder / name)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
+        monkeypatch.setattr("spaces_app.models.registry.locate", located)
+        return ModelRegistry(any_repo=True).model("eve/model")
+
+    return make
