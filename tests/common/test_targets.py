@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from hswq_hub.common.files import atomic_file
 from hswq_hub.common.layout import CONTENTS, RECORD
 from hswq_hub.common.targets import TargetError, check_replaceable, check_target, replace_folder
 from hswq_runtime.errors import FormatError
@@ -81,18 +80,6 @@ def test_the_old_folder_survives_a_failure(tmp_path, monkeypatch, moment):
         replace_folder(folder, fill)
     assert sorted(os.listdir(folder)) == ["README.md", RECORD]
     assert os.listdir(tmp_path) == ["out"]
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "product"
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []
-    with atomic_file(path) as file:
-        file.write(b"whole")
-        assert not path.exists()
-    assert path.read_bytes() == b"whole"
 
 
 def test_only_products_of_our_own_are_overwritten(tmp_path):
