@@ -32,7 +32,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BODY = 16 << 20
-_TIMEOUT = httpx2.Timeout(30, read=60)
+TIMEOUT = httpx2.Timeout(30, read=60)
+"""Seconds for a connection, and between two pieces of an answer."""
 
 
 class Interrupted(Exception):
@@ -85,7 +86,7 @@ class Web:
     @cached_property
     def _client(self) -> httpx2.Client:
         headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
-        return httpx2.Client(headers=headers, timeout=_TIMEOUT, follow_redirects=False)
+        return httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=False)
 
     def is_home(self, url: httpx2.URL) -> bool:
         """Whether `url` has the endpoint's origin."""

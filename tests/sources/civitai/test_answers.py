@@ -144,7 +144,7 @@ def test_a_date_to_wait_for_is_understood(server, waits):
 
 
 def test_a_server_that_stays_silent_is_given_up(server, monkeypatch):
-    monkeypatch.setattr("hswq_hub.sources.http.web._TIMEOUT", 0.4)
+    monkeypatch.setattr("hswq_hub.sources.http.web.TIMEOUT", 0.4)
     server.faults = [Fault(silent=2)] * 10
     with pytest.raises(DownloadError, match="does not answer, 6 times in a row"):
         pull(server)
