@@ -33,6 +33,7 @@ _MOST_REDIRECTS = 5
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_BODY = 16 << 20
 TIMEOUT = httpx2.Timeout(30, read=60)
+"""Seconds for a connection, and between two pieces of an answer."""
 
 
 class Interrupted(Exception):
