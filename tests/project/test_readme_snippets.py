@@ -1,17 +1,22 @@
 """The five things people do with a published model, as the README shows them, one after the other."""
 
+import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from support import tiny
 
+import hswq_hub
 from hswq_runtime import HSWQLinear
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text().split("## Use a published model")[1].split("\n## ")[0]
+README = (ROOT / "README.md").read_text()
+PYTHON = README.split("a Python function of the same name")[1].split("```python\n")[1].split("```")[0]
+SECTION = README.split("## Use a published model")[1].split("\n## ")[0]
 SNIPPETS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 
 
@@ -49,3 +54,25 @@ def test_the_five_snippets_run_one_after_the_other(elsewhere):
     exec(save, names)
     assert (elsewhere / "my-pipeline/transformer/config.json").is_file()
     assert not any(isinstance(module, HSWQLinear) for module in names["pipe"].transformer.modules())
+
+
+def test_the_hubs_snippet_calls_what_is_there(monkeypatch):
+    """By the functions' own signatures; what they do takes minutes, and has tests of its own."""
+    called = []
+
+    def stand_in(name, result):
+        signature = inspect.signature(getattr(hswq_hub, name))
+
+        def call(*arguments, **options):
+            called.append((name, signature.bind(*arguments, **options).arguments))
+            return result
+
+        return call
+
+    measured = SimpleNamespace(variants=[SimpleNamespace(ssim_mean=1.0)])
+    monkeypatch.setattr(hswq_hub, "resolve", stand_in("resolve", "a source"))
+    monkeypatch.setattr(hswq_hub, "publish", stand_in("publish", SimpleNamespace(folder="x", evaluation=measured)))
+    exec(PYTHON, {})
+    (first, given), (second, options) = called
+    assert (first, second) == ("resolve", "publish") and given["base"] == "Tongyi-MAI/Z-Image-Turbo"
+    assert options["source"] == "a source" and options["settings"].recipe == hswq_hub.recipe("hswq")
