@@ -1,7 +1,7 @@
 """What publishing was asked for, from a reference that a person typed to the plan that does it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..hub.destination import Destination
@@ -9,7 +9,7 @@ from ..settings import PublishSettings, SourceSettings
 from ..sources.find import Found, find
 from ..sources.huggingface import Choose
 from ..sources.reference import DemoRef, LocalRef, parse
-from ..sources.source import Source
+from ..sources.source import NOT_LISTED, Source
 from .publish import PublishPlan
 from .recall import recall
 from .steps import Log
@@ -77,18 +77,13 @@ class PublishRequest:
             NotPermittedError, SourceError, HSWQError: as for :meth:`plan`.
         """
         found.check_permitted()
-        known = recall(self.reference, self.source.base)
-        if known is not None:
-            self._preview(known, log, arriving=False)
-            return
         with found.look() as source:
-            self._preview(source, log, arriving=not found.is_here)
-
-    def _preview(self, source: Source, log: Log, *, arriving: bool) -> None:
-        plan = self.plan_of(source, arriving=arriving)
-        for line in plan.lines():
-            log(line)
-        plan.check()
+            if source.sha256 == NOT_LISTED and (known := recall(self.reference, self.source.base)) is not None:
+                source = replace(source, sha256=known.sha256)  # its products are found by that
+            plan = self.plan_of(source, arriving=not found.is_here)
+            for line in plan.lines():
+                log(line)
+            plan.check()
 
     def status(self) -> list[str]:
         """How far the work on it is. No host is asked and nothing is computed.
