@@ -131,8 +131,10 @@ class Calibration:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FormatError: the file is not a calibration.
+            FormatError: the file does not exist, or is not a calibration.
         """
+        if not path.exists():
+            raise FormatError(f"{path} does not exist; make one with `hswq-hub calibrate`")
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_SETTINGS])

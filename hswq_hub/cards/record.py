@@ -66,6 +66,8 @@ class PublishedRecord:
         Raises:
             FormatError: there is none, or `publish` did not write it.
         """
+        if not folder.exists():
+            raise FormatError(f"{folder} does not exist")
         try:
             document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -110,8 +110,10 @@ class Evaluation:
         """Read what :meth:`save` wrote; the means are computed anew from the pairs.
 
         Raises:
-            FormatError: the file is something else.
+            FormatError: the file does not exist, or is something else.
         """
+        if not path.exists():
+            raise FormatError(f"{path} does not exist; make one with `hswq-hub evaluate`")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             return cls._from_dict(document)

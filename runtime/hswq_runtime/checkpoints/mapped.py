@@ -28,7 +28,7 @@ class MappedFile:
 
     def __init__(self, path: Path, mapped_bytes: int = MAPPED_BYTES):
         if not path.is_file():
-            raise FormatError(f"{path} is not a file")
+            raise FormatError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
         try:
             self._file = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:
