@@ -27,7 +27,7 @@ from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
-from ..generation.generate import generate, generation_settings, open_pipeline
+from ..generation.generate import GenerationSettings, generate, open_pipeline
 from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
 from ..sources.source import Source
@@ -208,7 +208,9 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     denoiser = load_model(source.checkpoint, dtype)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     steps = settings.steps_of(architecture.steps)
-    generation = generation_settings(pipeline, architecture, steps, settings.guidance, settings.size)
+    generation = GenerationSettings.of(
+        architecture, pipeline.vae.config, steps=steps, guidance=settings.guidance, size=settings.size
+    )
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
     wanted = spread(settings.calls, settings.samples, generation.steps)

@@ -22,7 +22,7 @@ from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
 from ..generation import metrics
-from ..generation.generate import Sample, generate, generation_settings
+from ..generation.generate import GenerationSettings, Sample, generate
 from ..generation.pipelines import SharedPipeline
 from ..settings import EvaluationSettings
 from ..sources.source import Source
@@ -159,7 +159,9 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path)
         pipeline = shared.pipeline_for(checkpoint)
-        generation = generation_settings(pipeline, architecture, settings.steps, settings.guidance, settings.size)
+        generation = GenerationSettings.of(
+            architecture, pipeline.vae.config, steps=settings.steps, guidance=settings.guidance, size=settings.size
+        )
         samples[label] = [
             generate(pipeline, prompt, seed, generation)
             for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")

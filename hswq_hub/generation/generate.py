@@ -47,15 +47,17 @@ class GenerationSettings:
         recorded: Mapping[str, object] | None = None,
     ) -> "GenerationSettings":
         """The arguments given, then those that a record names (`protocol.generation` of metrics.json), then the
-        architecture's. `negative_prompt` None or "": not given.
+        architecture's; the size is the VAE's `sample_size` where that is smaller. `negative_prompt` None or "" means
+        that it was not given.
 
         Raises:
             ValueError: a recorded setting has the wrong type.
         """
+        trained = vae_config.get("sample_size")
         known: dict[str, object] = {
             "steps": architecture.steps,
             "guidance": architecture.guidance,
-            "size": default_size(architecture, vae_config),
+            "size": min(architecture.size, trained) if isinstance(trained, int) else architecture.size,
             "guidance_argument": architecture.guidance_argument,
             "negative_prompt": architecture.negative_prompt,
             "call": architecture.call,
@@ -116,33 +118,6 @@ def open_pipeline(
 def takes_negative(pipeline: "DiffusionPipeline") -> bool:
     """Whether the pipeline's call has a `negative_prompt`."""
     return "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
-
-
-def generation_settings(
-    pipeline: "DiffusionPipeline",
-    architecture: Architecture,
-    steps: int | None = None,
-    guidance: float | None = None,
-    size: int | None = None,
-    negative_prompt: str | None = None,
-    recorded: Mapping[str, object] | None = None,
-) -> GenerationSettings:
-    """:meth:`GenerationSettings.of` with the VAE's configuration of an open pipeline."""
-    return GenerationSettings.of(
-        architecture,
-        pipeline.vae.config,
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        negative_prompt=negative_prompt,
-        recorded=recorded,
-    )
-
-
-def default_size(architecture: Architecture, vae_config: Mapping[str, object]) -> int:
-    """Pixels a side: the smaller of the architecture's size and the VAE's `sample_size`."""
-    trained = vae_config.get("sample_size")
-    return min(architecture.size, trained) if isinstance(trained, int) else architecture.size
 
 
 def generate(

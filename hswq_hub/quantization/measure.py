@@ -15,7 +15,7 @@ from hswq_runtime.loading import load_model
 
 from ..common.hardware import pick_device, pick_dtype
 from ..common.progress import progress
-from ..generation.generate import final_latents, generation_settings, open_pipeline
+from ..generation.generate import GenerationSettings, final_latents, open_pipeline
 from ..generation.metrics import latent_mse
 from ..settings import CalibrationSettings, ErrorSettings
 from ..sources.source import Source
@@ -40,8 +40,12 @@ def measure_errors(
     checkpoint = source.checkpoint
     denoiser = load_model(checkpoint, dtype)
     pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
-    generation = generation_settings(
-        pipeline, source.architecture, settings.steps, calibration.guidance, calibration.size
+    generation = GenerationSettings.of(
+        source.architecture,
+        pipeline.vae.config,
+        steps=settings.steps,
+        guidance=calibration.guidance,
+        size=calibration.size,
     )
     prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]

@@ -22,7 +22,7 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import layer_of
 
 from ..common.targets import nearest_existing
-from ..generation.generate import default_size
+from ..generation.generate import GenerationSettings
 from ..settings import PublishSettings
 from ..sources.diffusers_folder import CONFIG
 from ..sources.source import Source
@@ -97,10 +97,10 @@ class Forecast:
 
 
 def usual_size(source: Source) -> int:
-    """Pixels a side of its pictures if nobody says, see `generation_settings`; of a Hub base the architecture's."""
+    """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`; of a Hub base the architecture's."""
     config = Path(source.base) / "vae" / CONFIG
     known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return default_size(source.architecture, known)
+    return GenerationSettings.of(source.architecture, known).size
 
 
 def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:

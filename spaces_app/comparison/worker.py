@@ -17,7 +17,7 @@ import torch
 
 from hswq_hub.common.hardware import PeakMemory, free_memory, pick_device, pick_dtype
 from hswq_hub.evaluation.evaluate import PairResult, compare_samples
-from hswq_hub.generation.generate import Sample, generate, generation_settings, takes_negative
+from hswq_hub.generation.generate import GenerationSettings, Sample, generate, takes_negative
 from hswq_hub.generation.latent_preview import decode_preview
 from hswq_hub.generation.pipelines import SharedPipeline
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
@@ -197,12 +197,12 @@ class Worker:
             pipeline = shared.pipeline_for(checkpoint)
             if request.negative and not takes_negative(pipeline):
                 raise RequestError(f"{model.architecture.title} takes no negative prompt; leave it empty")
-            settings = generation_settings(
-                pipeline,
+            settings = GenerationSettings.of(
                 model.architecture,
-                request.steps,
-                request.guidance,
-                request.size,
+                pipeline.vae.config,
+                steps=request.steps,
+                guidance=request.guidance,
+                size=request.size,
                 negative_prompt=request.negative,
                 recorded=asdict(model.generation),
             )

@@ -8,7 +8,7 @@ import torch
 from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration
-from hswq_hub.generation.generate import final_latents, generate, generation_settings, open_pipeline
+from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.keep import check_budget, keep, size_range
 from hswq_hub.quantization.measure import exchanged, measure_errors
@@ -143,7 +143,7 @@ def test_measured_errors_are_those_of_pictures_made_one_by_one():
                 for name in checkpoint.modules[key]:
                     model.get_parameter(name).data.copy_(next(rows))
             pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
-            how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
+            how = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
             prompts = source.prompts.calibration
             latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, how).latents for i in range(2)]))
         assert error == pytest.approx((latents[0] - latents[1]).square().mean().item(), rel=1e-2)
@@ -159,7 +159,7 @@ def test_pictures_of_a_batch_are_those_made_alone():
     checkpoint = source.checkpoint
     model = load_model(checkpoint, torch.float32)
     pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
-    how = generation_settings(pipeline, checkpoint.architecture, 2, None, 32)
+    how = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
     prompts = source.prompts.calibration[:2]
     together = final_latents(pipeline, prompts, [5, 6], how)
     alone = torch.stack([generate(pipeline, p, s, how).latents for p, s in zip(prompts, [5, 6], strict=True)])

@@ -15,7 +15,7 @@ from support.bases import write_base
 from support.originals import ORIGINALS
 
 from hswq_hub.calibration.calibrate import calibrate
-from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, generation_settings, open_pipeline
+from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.settings import CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.inspect import inspect
@@ -84,7 +84,7 @@ def test_from_the_original_layout_to_a_picture(name, tmp_path, monkeypatch, base
         pipeline = HSWQPipeline.from_pretrained(file, base=base, dtype=torch.float32)
         assert type(pipeline).__name__ == row.pipeline_class
         pipeline.set_progress_bar_config(disable=True)
-        settings = generation_settings(pipeline, row, steps=1, size=32)
+        settings = GenerationSettings.of(row, pipeline.vae.config, steps=1, size=32)
         picture = generate(pipeline, "a red ring", 0, settings)
         config = Checkpoint(file).config
         plain = open_pipeline(source.checkpoint, reference(row, config, file, original), str(base), torch.device("cpu"))

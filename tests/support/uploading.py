@@ -5,7 +5,7 @@ import json
 from click.testing import CliRunner
 
 from hswq_hub.cli.main import main
-from hswq_hub.generation.generate import generate, generation_settings
+from hswq_hub.generation.generate import GenerationSettings, generate
 from hswq_hub.hub.settings import UploadSettings
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources.find import resolve
@@ -50,7 +50,7 @@ def run(*arguments):
 
 
 def picture(pipeline):
-    how = generation_settings(pipeline, resolve("demo").checkpoint.architecture, steps=2)
+    how = GenerationSettings.of(resolve("demo").checkpoint.architecture, pipeline.vae.config, steps=2)
     return generate(pipeline, "a large red ring at the left on a blue background", 5, how).image
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hswq_hub.cards.card import Card, write_card
 from hswq_hub.common.targets import TargetError
 from hswq_hub.evaluation import plots
-from hswq_hub.generation.generate import generate, generation_settings
+from hswq_hub.generation.generate import GenerationSettings, generate
 from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
@@ -51,7 +51,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def picture(pipeline, seed=5):
-    how = generation_settings(pipeline, resolve("demo").checkpoint.architecture, steps=3)
+    how = GenerationSettings.of(resolve("demo").checkpoint.architecture, pipeline.vae.config, steps=3)
     return generate(pipeline, "a large red ring at the left on a blue background", seed, how)
 
 
