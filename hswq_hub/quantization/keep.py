@@ -72,6 +72,9 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
 def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int] | None:
     """Bytes that a file of `format` has at least and at most, whichever layers are kept; no weight is read.
 
+    Counted without the header's metadata, and as if kept layers had scales too: the bounds are too high by up to 300
+    bytes for each kept layer.
+
     None if the recipe has a budget and not even the file with nothing kept is within it.
     """
     plan = unread_plan(checkpoint, format, recipe)

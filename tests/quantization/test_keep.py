@@ -58,11 +58,11 @@ def test_the_error_counts_per_byte(source, plan):
 @pytest.mark.parametrize("cheapest_first", [True, False])
 def test_the_size_that_is_foretold_bounds_every_file(source, plan, limit, cheapest_first):
     """Whatever is ranked first; and where all may be kept, the bound is that file."""
-    how = recipe(rounding="nearest", **limit)
+    wanted = recipe(rounding="nearest", **limit)
     size = {d.key: source.tensors[d.key].values for d in plan.quantized}
     errors = {key: 1 / n**2 if cheapest_first else float(n**2) for key, n in size.items()}
-    chosen = keep(plan, source, how, errors)
-    least, most = size_range(source, Format.V1, how)
+    chosen = keep(plan, source, wanted, errors)
+    least, most = size_range(source, Format.V1, wanted)
     marks = 300 * len(source.layers)  # what a quantized layer has beside its weight, and a kept one has not
     assert least - marks <= planned_bytes(source, chosen) <= most
     if limit in ({"budget": 3.0}, {"keep_ratio": 1.0}):
@@ -143,9 +143,9 @@ def test_measured_errors_are_those_of_pictures_made_one_by_one():
                 for name in checkpoint.modules[key]:
                     model.get_parameter(name).data.copy_(next(rows))
             pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
-            how = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
+            generation = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
             prompts = source.prompts.calibration
-            latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, how).latents for i in range(2)]))
+            latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, generation).latents for i in range(2)]))
         assert error == pytest.approx((latents[0] - latents[1]).square().mean().item(), rel=1e-2)
 
 
@@ -159,10 +159,10 @@ def test_pictures_of_a_batch_are_those_made_alone():
     checkpoint = source.checkpoint
     model = load_model(checkpoint, torch.float32)
     pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
-    how = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
+    generation = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
     prompts = source.prompts.calibration[:2]
-    together = final_latents(pipeline, prompts, [5, 6], how)
-    alone = torch.stack([generate(pipeline, p, s, how).latents for p, s in zip(prompts, [5, 6], strict=True)])
+    together = final_latents(pipeline, prompts, [5, 6], generation)
+    alone = torch.stack([generate(pipeline, p, s, generation).latents for p, s in zip(prompts, [5, 6], strict=True)])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
