@@ -74,7 +74,7 @@ def publish(
         run_as_job(publish, context.params, job, source, yes=yes, dry_run=dry_run)
         return
     request, choose = request_of(context.params), chooser()
-    destination = _agree_to_upload(destinations, yes or dry_run)
+    destination = agree_to_upload(destinations, yes or dry_run)
     quiet()
     if dry_run:
         _say_plan(request, choose)
@@ -160,7 +160,7 @@ def upload(folder: Path, destinations: Destinations, yes: bool) -> None:
     """
     from ..hub.upload import upload_to
 
-    destination = _agree_to_upload(destinations, yes)
+    destination = agree_to_upload(destinations, yes)
     assert destination is not None, "--repo is required"
     quiet()
     _say_uploaded(upload_to(folder, destination))
@@ -185,7 +185,7 @@ def _agree_to_work(plan: "PublishPlan") -> None:
         click.confirm(f"This will take {roughly(plan.seconds)}. Go on?", default=True, abort=True, err=True)
 
 
-def _agree_to_upload(destinations: Destinations, yes: bool) -> "Destination | None":
+def agree_to_upload(destinations: Destinations, yes: bool) -> "Destination | None":
     """Check that the upload can work, and on a terminal ask whether it is meant."""
     if destinations.upload is None:
         return None

@@ -12,8 +12,8 @@ from ..jobs.settings import JobSettings
 from .groups import takes
 from .jobs import portable
 from .options import ABOUT_THE_RUN, DESTINATIONS, EXISTING_FILE, JOB, LICENSED_SOURCE, YES
-from .publish import carry_out, publish, request_of
-from .terminal import confirm_cost, quiet, say
+from .publish import agree_to_upload, carry_out, publish, request_of
+from .terminal import chooser, confirm_cost, quiet, say
 from .words import command_words
 
 if TYPE_CHECKING:
@@ -106,11 +106,9 @@ def _checked(make: Any, value: Any) -> Any:
 
 
 def _publish_here(entry: "Entry") -> None:
-    from ..hub.destination import check_upload
-
     destinations = DESTINATIONS.of(entry.values)
-    destination = None if destinations.upload is None else check_upload(destinations.upload)
-    carry_out(request_of(entry.values), destinations, destination)
+    destination = agree_to_upload(destinations, yes=True)
+    carry_out(request_of(entry.values), destinations, destination, choose=chooser())
 
 
 def _publish_as_jobs(

@@ -43,7 +43,7 @@ def code_digest(*rooms: str) -> str:
     digest = hashlib.sha256()
     for room in sorted({*rooms, *EVERYWHERE}):
         for name, path in _files(room):
-            digest.update(f"{name}\n{_meaning(path, path.stat().st_mtime_ns)}\n".encode())
+            digest.update(f"{name}\n{meaning(path)}\n".encode())
     return digest.hexdigest()[:_DIGITS]
 
 
@@ -74,8 +74,10 @@ def _files(room: str) -> Iterator[tuple[str, Path]]:
 
 
 @cache
-def _meaning(path: Path, _mtime_ns: int) -> str:
-    """The syntax tree of a module without docstrings, as text. `_mtime_ns`: it is read again when it has changed."""
+def meaning(path: Path) -> str:
+    """The syntax tree of a module without docstrings, as text. A process reads a file once: it does not run what is
+    changed afterwards.
+    """
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

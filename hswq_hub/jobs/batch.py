@@ -242,6 +242,8 @@ def _known(account: Jobs, entry: Entry, state: State) -> State:
     if state.state == STARTING:
         last = max(account.listing(entry.key), key=lambda job: str(job.created_at), default=None)
         state = State(RUNNING, job=f"{account.namespace}/{last.id}") if last else State()
+    if state.state == RUNNING and state.job is None:
+        return State()  # a run on this machine that was killed
     return _look(account, state) if state.state == RUNNING else state
 
 

@@ -131,6 +131,11 @@ class Civitai:
         (file,) = listing.files
         return download(self.web, _download_path(listing, file), file, self.explain, check_header, verify=verify)
 
+    def known_sha256(self, listing: Listing) -> str | None:
+        """SHA-256 that is listed for the file."""
+        (file,) = listing.files
+        return file.sha256
+
     def weights_here(self, listing: Listing) -> list[Path] | None:
         """The listed file in the cache; None if it would have to be fetched."""
         (file,) = listing.files

@@ -91,19 +91,23 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
         FormatError: a file is not a complete safetensors file, a shard is missing, or two hold the same tensor.
         TargetError: the disk has no room.
     """
-    states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
     text = _read_config(config)
-    key = hashlib.sha256(json.dumps([text, states]).encode()).hexdigest()
+    key = _key(text, weights)
     with cache.locked(key):
         known = cache.recall(key)
         if known and (found := cache.find(known, verify=verify)):
             return found, known
-        check_room(cache.folder(), sum(size for _, size, _ in states))
+        check_room(cache.folder(), sum(path.stat().st_size for path in weights))
         path = cache.partial(key)
         _write(path, weights, {Metadata.CONFIG.value: text})
         digest = file_sha256(path)
         cache.remember(key, digest)
         return cache.add(path, f"{name}{WEIGHTS}", digest), digest
+
+
+def joined_sha256(config: Path, weights: list[Path]) -> str | None:
+    """SHA-256 of the file that :func:`join` made of just these files; None if it never did. No weight is read."""
+    return cache.recall(_key(_read_config(config), weights))
 
 
 def joined_header(config: Path, weights: list[Path]) -> bytes:
@@ -113,6 +117,12 @@ def joined_header(config: Path, weights: list[Path]) -> bytes:
         FormatError: see there.
     """
     return _joined(weights, {Metadata.CONFIG.value: _read_config(config)})[0]
+
+
+def _key(config: str, weights: list[Path]) -> str:
+    """What a joined file is known by: its configuration, and where its parts are, their sizes and times."""
+    states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    return hashlib.sha256(json.dumps([config, states]).encode()).hexdigest()
 
 
 def architecture_of(config: Path) -> Architecture:

@@ -14,7 +14,16 @@ from hswq_runtime.pipeline import find_base
 from ..common.text import plain
 from ..settings import SourceSettings
 from .civitai import Civitai
-from .diffusers_folder import CONFIG, architecture_of, find_denoiser, join, joined_header, weights_of, whole_folder
+from .diffusers_folder import (
+    CONFIG,
+    architecture_of,
+    find_denoiser,
+    join,
+    joined_header,
+    joined_sha256,
+    weights_of,
+    whole_folder,
+)
 from .errors import DownloadError
 from .http import cache
 from .http.header import stand_in
@@ -102,10 +111,15 @@ class Found:
             SourceError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
         """
         with self.header() as path:
-            digest = cache.known_sha256(path)
-            if digest is None and self.listing is not None and len(self.listing.files) == 1:
-                digest = self.listing.files[0].sha256
-            yield self._source(path, digest or NOT_LISTED)
+            yield self._source(path, cache.known_sha256(path) or self._known_sha256() or NOT_LISTED)
+
+    def _known_sha256(self) -> str | None:
+        if self.host is not None and self.listing is not None:
+            return self.host.known_sha256(self.listing)
+        if isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
+            place, weights = _parts(self.meant.path)
+            return joined_sha256(place / CONFIG, weights)
+        return None
 
     def fetch(self) -> Source:
         """The source, downloaded if it is not here yet, with its SHA-256.

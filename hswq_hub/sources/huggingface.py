@@ -32,6 +32,7 @@ from .diffusers_folder import (
     is_shard,
     join,
     joined_header,
+    joined_sha256,
     weights_of,
 )
 from .errors import (
@@ -141,6 +142,16 @@ class Hub:
         config_path = self._config(repo, revision, config)
         paths = [self._fetch(repo, revision, file, _any_header, verify)[0] for file in weights]
         return join(config_path, paths, listing.name, verify=verify)
+
+    def known_sha256(self, listing: Listing) -> str | None:
+        """SHA-256 of the file that :meth:`fetch` gives: the listed one, or that of shards that are here and were joined
+        before. No weight is read.
+        """
+        if len(listing.files) == 1:
+            return listing.files[0].sha256
+        if (here := self.weights_here(listing)) is None:
+            return None
+        return joined_sha256(self._config(*_place(listing), listing.files[0]), here)
 
     def weights_here(self, listing: Listing) -> list[Path] | None:
         """Paths of all listed weights, in the client's cache or ours; None if one of them would have to be fetched.

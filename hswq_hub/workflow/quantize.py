@@ -22,6 +22,7 @@ from .estimate import estimate
 from .forecast import Forecast
 from .memory import memory_of
 from .publish import settle
+from .recall import remember
 from .stages.calibrate import STAGE, STATISTICS
 from .stages.quantize import Quantization, plan_of, quantized_name
 from .steps import Log, Step, check_disks, make, remaining_steps, silent
@@ -70,7 +71,9 @@ def quantize(
     check_disks(remaining, {folder: sum(step.work().kept for step in writing.values())})
     log(_estimate(todo, remaining))
     with workspace.locked(log):
-        workspace.note_need(str(folder.resolve()), steps)
+        remember(workspace, source)
+        for path in paths.values():
+            workspace.note_need(str(path.resolve()), steps)
         make(steps, log)
         for format, path in paths.items():
             _copy(writing[format].folder / path.name, path)

@@ -1,7 +1,7 @@
 """What publishing was asked for, from a reference that a person typed to the plan that does it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..hub.destination import Destination
@@ -9,7 +9,7 @@ from ..settings import PublishSettings, SourceSettings
 from ..sources.find import Found, find
 from ..sources.huggingface import Choose
 from ..sources.reference import DemoRef, LocalRef, parse
-from ..sources.source import NOT_LISTED, Source
+from ..sources.source import Source
 from .publish import PublishPlan
 from .recall import recall
 from .steps import Log
@@ -78,8 +78,6 @@ class PublishRequest:
         """
         found.check_permitted()
         with found.look() as source:
-            if source.sha256 == NOT_LISTED and (known := recall(self.reference, self.source.base)) is not None:
-                source = replace(source, sha256=known.sha256)  # its products are found by that
             plan = self.plan_of(source, arriving=not found.is_here)
             for line in plan.lines():
                 log(line)
@@ -91,10 +89,10 @@ class PublishRequest:
         Raises:
             HSWQError: the reference means nothing, or a file of this machine is no model.
         """
-        known = recall(self.reference, self.source.base)
+        meant = parse(self.reference)
+        known = None if isinstance(meant, DemoRef) else recall(self.reference, self.source.base)
         if known is not None:
             return self.plan_of(known).status_lines()
-        meant = parse(self.reference)
         if isinstance(meant, DemoRef) or (isinstance(meant, LocalRef) and meant.path.is_file()):
             with self.find().look() as source:
                 return self.plan_of(source).status_lines()

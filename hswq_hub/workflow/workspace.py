@@ -91,6 +91,7 @@ class Workspace:
             yield False
             return
         try:
+            clear_away(self.folder)
             yield True
         finally:
             lock.release()

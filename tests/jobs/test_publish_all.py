@@ -289,6 +289,13 @@ def test_a_run_that_died_while_it_started_a_job_does_not_pay_twice(models, hub):
     assert len(hub.jobs) == before + 1, "that one was never taken"
 
 
+def test_what_a_run_on_this_machine_left_half_done_is_begun_as_a_job(models, hub):
+    (entry,) = entries("a")
+    Manifest(models)[entry] = batch.State(batch.RUNNING)
+    (state,) = as_jobs(models, [entry])
+    assert state.done and len(hub.jobs) == 1
+
+
 def test_a_refused_start_is_written_down(models, hub):
     hub.refuse = {"start": (402, "Credit balance is empty")}
     (state,) = as_jobs(models, entries("a"))

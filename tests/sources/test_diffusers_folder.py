@@ -18,6 +18,7 @@ from hswq_hub.settings import SourceSettings
 from hswq_hub.sources.errors import UnsuitableSourceError
 from hswq_hub.sources.find import find, resolve
 from hswq_hub.sources.http import cache
+from hswq_hub.sources.source import NOT_LISTED
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import FormatError, HSWQError, UnknownArchitectureError
 from hswq_runtime.layers.fp8 import FP8
@@ -64,6 +65,18 @@ def test_a_look_ahead_copies_nothing(folder):
         assert find(str(reference)).components().base == str(folder)
     assert find(str(folder), SourceSettings(base="somebody/else")).components().base == "somebody/else"
     assert cache.contents() == []
+
+
+def test_a_look_ahead_knows_the_digest_of_just_the_shards_that_were_joined(shards):
+    reference = str(shards[0].parents[1])
+    with find(reference).look() as ahead:
+        assert ahead.sha256 == NOT_LISTED
+    joined = resolve(reference)
+    with find(reference).look() as ahead:
+        assert ahead.sha256 == joined.sha256
+    save_file({name: tensor + 1 for name, tensor in load_file(shards[0]).items()}, shards[0], {"format": "pt"})
+    with find(reference).look() as ahead:
+        assert ahead.sha256 == NOT_LISTED, "it is another model now"
 
 
 def test_a_look_at_the_demo_names_its_licence():

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.cli.main import main
 from hswq_hub.common.home import home
+from hswq_hub.settings import CalibrationSettings, recipe
+from hswq_hub.sources.find import resolve
 from hswq_hub.sources.http import cache
 from hswq_hub.workflow.collect import kept, prune
+from hswq_hub.workflow.quantize import quantize
 from hswq_hub.workflow.steps import PRODUCT_RECORD, Step, make, silent
 from hswq_hub.workflow.workspace import Workspace
+from hswq_runtime import Format
 
 DIGEST = "0" * 64
 MONTH = 31 * 86_400
@@ -111,6 +116,27 @@ def test_what_a_run_is_using_stays(workspace, tmp_path):
     gone = prune(older_than=0)
     assert [entry.name for entry in gone.downloads] == ["model.safetensors"] and not path.exists()
     assert names() == set()
+
+
+def test_what_quantize_made_of_one_format_is_needed_beside_the_other(tmp_path):
+    source = resolve("demo")
+    calibration = calibrate(source, CalibrationSettings(samples=1, steps=1, device="cpu"))
+    nearest = recipe("hswq", rounding="nearest", keep_by="variance", keep_ratio=0.0)
+    for format in Format:
+        quantize(source, calibration, [format], tmp_path, nearest, device="cpu")
+    workspace = Workspace(source.name, source.sha256)
+    assert workspace.note()["source"]["path"] == str(source.path), "prune knows the file while the run is at work"
+    assert {"write-v1", "write-v2"} <= {product.name.rpartition("-")[0] for product in workspace.products()}
+    assert prune(older_than=30).products == []
+
+
+def test_what_a_killed_run_left_goes(workspace):
+    run(workspace, "out", "one")
+    left = workspace.folder / ".one-0123.x"
+    (left / "new").mkdir(parents=True)
+    (left / "new/weights").write_bytes(b"half")
+    (left / ".hswq-lock").touch()
+    assert prune(older_than=30).products == [] and not left.exists()
 
 
 def test_a_run_that_begins_meanwhile_waits(workspace, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from hswq_hub import CalibrationSettings, EvaluationSettings, PublishPlan, PublishSettings, resolve
 from hswq_hub.common import identity
-from hswq_hub.common.identity import EVERYWHERE, PACKAGES, code_digest
+from hswq_hub.common.identity import EVERYWHERE, PACKAGES, code_digest, meaning
 from hswq_hub.workflow.stages import calibrate, evaluate, folder, quantize
 
 SETTINGS = PublishSettings(calibration=CalibrationSettings(samples=1), evaluation=EvaluationSettings(pairs=1))
@@ -28,6 +28,8 @@ def code(tmp_path, monkeypatch) -> dict[str, Path]:
 
 
 def identities(command: str = "") -> dict[str, str]:
+    """As a new process finds them."""
+    meaning.cache_clear()
     plan = PublishPlan.of(resolve("demo"), SETTINGS, command=command)
     return {step.name: step.identity for step in plan.steps}
 
@@ -65,6 +67,14 @@ def test_touching_code_changes_the_steps_that_use_it(code, module, changed):
     add(code[package] / rest, "\nTOUCHED = True\n")
     after = identities()
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_running_process_keeps_the_identity_of_the_code_that_it_runs(code):
+    before = code_digest("hswq_hub.quantization")
+    add(code["hswq_hub"] / "quantization/gptq.py", "\nTOUCHED = True\n")
+    assert code_digest("hswq_hub.quantization") == before
+    meaning.cache_clear()
+    assert code_digest("hswq_hub.quantization") != before
 
 
 def test_a_mended_typo_changes_nothing(code):
