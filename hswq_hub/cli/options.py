@@ -49,12 +49,6 @@ def _source(base: str | None, civitai_endpoint: str | None, permitted: bool, ver
     return SourceSettings(base, None, civitai_endpoint, permitted, verify)
 
 
-def _licensed_source(
-    base: str | None, licence: str | None, civitai_endpoint: str | None, permitted: bool, verify: bool
-) -> SourceSettings:
-    return SourceSettings(base, licence, civitai_endpoint, permitted, verify)
-
-
 def _recipe(
     recipe: str,
     rounding: str | None,
@@ -181,7 +175,7 @@ CALIBRATION_BOUND = click.option(
 )
 
 SOURCE = OptionGroup(_source, _BASE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
-LICENSED_SOURCE = OptionGroup(_licensed_source, _BASE, _LICENCE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
+LICENSED_SOURCE = OptionGroup(SourceSettings, _BASE, _LICENCE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
 RECIPE = OptionGroup(
     _recipe,
     click.option(

@@ -1,6 +1,6 @@
 """`publish`, `status` and `upload`: from a reference to a folder or a repo."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,10 @@ def publish(
     if job is not None:
         run_as_job(publish, context.params, job, source, yes=yes, dry_run=dry_run)
         return
-    request, choose = request_of(context.params), chooser()
+    from ..workflow.request import PublishRequest
+
+    request = PublishRequest(reference, source, settings, folder, again, shown_command(context.params))
+    choose = chooser()
     destination = agree_to_upload(destinations, yes or dry_run)
     quiet()
     if dry_run:
@@ -82,21 +85,9 @@ def publish(
     carry_out(request, destinations, destination, choose=choose, yes=yes)
 
 
-def request_of(values: Mapping[str, Any]) -> "PublishRequest":
-    """What the values of `publish`'s parameters ask for."""
-    from ..workflow.request import PublishRequest
-
-    def command(reference: str) -> str:
-        return command_line(publish, values, reference, UNPUBLISHED)
-
-    return PublishRequest(
-        values["reference"],
-        LICENSED_SOURCE.of(values),
-        PUBLISH.of(values),
-        values["folder"],
-        AGAIN.of(values) if "redo" in values else (),
-        command,
-    )
+def shown_command(values: Mapping[str, Any]) -> Callable[[str], str]:
+    """Short reference -> the command line that the card shows. values: of the parameters of `publish`."""
+    return lambda reference: command_line(publish, values, reference, UNPUBLISHED)
 
 
 def carry_out(
@@ -130,10 +121,7 @@ def carry_out(
 @click.argument("reference")
 @PUBLISHED_FOLDER
 @takes(source=LICENSED_SOURCE, settings=PUBLISH)
-@click.pass_context
-def status(
-    context: click.Context, reference: str, folder: Path | None, source: SourceSettings, settings: PublishSettings
-) -> None:
+def status(reference: str, folder: Path | None, source: SourceSettings, settings: PublishSettings) -> None:
     """Say how far the work on a model is: the steps of `publish`, their products, sizes and times.
 
     The options are those of `publish`: what was made with others counts as missing. No host is asked.
@@ -141,8 +129,10 @@ def status(
     \b
     hswq-hub status demo
     """
+    from ..workflow.request import PublishRequest
+
     quiet()
-    click.echo("\n".join(request_of(context.params).status()))
+    click.echo("\n".join(PublishRequest(reference, source, settings, folder).status()))
 
 
 @click.command()

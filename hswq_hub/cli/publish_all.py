@@ -11,14 +11,15 @@ import click
 from ..jobs.settings import JobSettings
 from .groups import takes
 from .jobs import portable
-from .options import ABOUT_THE_RUN, DESTINATIONS, EXISTING_FILE, JOB, LICENSED_SOURCE, YES
-from .publish import agree_to_upload, carry_out, publish, request_of
+from .options import ABOUT_THE_RUN, AGAIN, DESTINATIONS, EXISTING_FILE, JOB, LICENSED_SOURCE, PUBLISH, YES
+from .publish import agree_to_upload, carry_out, publish, shown_command
 from .terminal import chooser, confirm_cost, quiet, say
 from .words import command_words
 
 if TYPE_CHECKING:
     from ..jobs.batch import Entry, State
     from ..jobs.jobs import Need
+    from ..workflow.request import PublishRequest
 
 REFERENCE = "reference"
 
@@ -60,10 +61,22 @@ def read_entry(options: Mapping[str, Any]) -> "Entry":
     from ..jobs.batch import Entry
 
     values = values_of(publish, options)
-    for group in (LICENSED_SOURCE, DESTINATIONS):
-        _checked(group.of, values)
-    _checked(request_of, values)
+    _checked(DESTINATIONS.of, values)
+    _checked(_request_of, values)
     return Entry((options[REFERENCE], *command_words(publish, values, ABOUT_THE_RUN)), values)
+
+
+def _request_of(values: Mapping[str, Any]) -> "PublishRequest":
+    from ..workflow.request import PublishRequest
+
+    return PublishRequest(
+        values[REFERENCE],
+        LICENSED_SOURCE.of(values),
+        PUBLISH.of(values),
+        values["folder"],
+        AGAIN.of(values),
+        shown_command(values),
+    )
 
 
 def values_of(command: click.Command, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def _checked(make: Any, value: Any) -> Any:
 def _publish_here(entry: "Entry") -> None:
     destinations = DESTINATIONS.of(entry.values)
     destination = agree_to_upload(destinations, yes=True)
-    carry_out(request_of(entry.values), destinations, destination, choose=chooser())
+    carry_out(_request_of(entry.values), destinations, destination, choose=chooser())
 
 
 def _publish_as_jobs(
