@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -94,12 +95,11 @@ class Found:
                 return
             with stand_in(self.host.header(self.listing), f"{self.listing.name}.safetensors") as path:
                 yield path
-        elif isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
-            place, weights = _parts(self.meant.path)
-            with stand_in(joined_header(place / CONFIG, weights), f"{self.meant}.safetensors") as path:
+        elif self._shards is not None:
+            with stand_in(joined_header(*self._shards), f"{self.meant}.safetensors") as path:
                 yield path
         else:
-            yield self.meant.path if isinstance(self.meant, LocalRef) else _demo_file()
+            yield self._file
 
     @contextmanager
     def look(self) -> Iterator[Source]:
@@ -116,10 +116,22 @@ class Found:
     def _known_sha256(self) -> str | None:
         if self.host is not None and self.listing is not None:
             return self.host.known_sha256(self.listing)
-        if isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
-            place, weights = _parts(self.meant.path)
-            return joined_sha256(place / CONFIG, weights)
-        return None
+        return None if self._shards is None else joined_sha256(*self._shards)
+
+    @cached_property
+    def _shards(self) -> tuple[Path, list[Path]] | None:
+        """Configuration and weights of the denoiser in a local diffusers folder; None: it is something else."""
+        if not isinstance(self.meant, LocalRef) or not self.meant.path.is_dir():
+            return None
+        place = find_denoiser(self.meant.path.resolve())
+        return place / CONFIG, [place / name for name in weights_of([path.name for path in place.iterdir()])]
+
+    @property
+    def _file(self) -> Path:
+        """A local checkpoint, or the demo model."""
+        if isinstance(self.meant, LocalRef):
+            return self.meant.path
+        return Path(str(files("hswq_hub.data") / "demo_model" / "demo.safetensors"))
 
     def fetch(self) -> Source:
         """The source, downloaded if it is not here yet, with its SHA-256.
@@ -132,11 +144,10 @@ class Found:
         verify = self.settings.verify
         if self.host is not None and self.listing is not None:
             path, known = self.host.fetch(self.listing, self._check_header, verify=verify)
-        elif isinstance(self.meant, LocalRef) and self.meant.path.is_dir():
-            place, weights = _parts(self.meant.path)
-            path, known = join(place / CONFIG, weights, str(self.meant), verify=verify)
+        elif self._shards is not None:
+            path, known = join(*self._shards, str(self.meant), verify=verify)
         else:
-            path, known = self.meant.path if isinstance(self.meant, LocalRef) else _demo_file(), None
+            path, known = self._file, None
         source = self._source(path, known or NOT_LISTED)
         return source if known else replace(source, sha256=cache.sha256_of(path, verify=verify))
 
@@ -271,16 +282,6 @@ def resolve(
     """
     settings = SourceSettings(base, licence, civitai_endpoint, permitted, verify)
     return find(reference, settings, choose).fetch()
-
-
-def _demo_file() -> Path:
-    return Path(str(files("hswq_hub.data") / "demo_model" / "demo.safetensors"))
-
-
-def _parts(folder: Path) -> tuple[Path, list[Path]]:
-    """The folder of the denoiser in a local diffusers folder, and its weights."""
-    place = find_denoiser(folder.resolve())
-    return place, [place / name for name in weights_of([path.name for path in place.iterdir()])]
 
 
 def _checked(path: Path) -> Checkpoint:
