@@ -119,7 +119,7 @@ class Step:
     @property
     def size(self) -> int:
         """Bytes that are there."""
-        return sum(path.stat().st_size for path in self.product.rglob("*") if path.is_file())
+        return bytes_of(self.product)
 
     @property
     def made(self) -> Made | None:
@@ -199,11 +199,21 @@ def check_disks(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyTy
 
 
 def forget(steps: Iterable[Step]) -> None:
-    """Remove the products of `steps`. The record goes first: without it a product is none, whatever remains of it."""
+    """Remove the products of `steps`."""
     for step in steps:
-        (step.folder / PRODUCT_RECORD).unlink(missing_ok=True)
-        if step.folder.exists():
-            shutil.rmtree(step.folder)
+        discard(step.folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a product, if it is there. The record goes first: without it a product is none, whatever remains of it."""
+    (folder / PRODUCT_RECORD).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _write_record(step: Step, folder: Path, seconds: float) -> None:

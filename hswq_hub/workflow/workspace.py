@@ -8,7 +8,6 @@ One process at a time works in it; others wait.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from hswq_runtime.errors import FormatError
 from ..common.files import write_atomically
 from ..common.home import home
 from ..common.targets import clear_away
-from .steps import PRODUCT_RECORD, Log, Made, Step
+from .steps import PRODUCT_RECORD, Log, Made, Step, bytes_of, discard
 
 _WORK, _NOTE, _NEEDS, _LOCK = "work", "source.json", "needs.json", ".lock"
 _DAY = 86_400
@@ -121,9 +120,8 @@ class Workspace:
             place = record.parent
             made = Made.read(place)
             finished = made.finished if made is not None else record.stat().st_mtime
-            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
             used = max(finished, uses.get(place.name, 0.0))
-            found.append(Product(self.folder.name, place.name, size, used, place.name in uses))
+            found.append(Product(self.folder.name, place.name, bytes_of(place), used, place.name in uses))
         return sorted(found, key=lambda product: -product.bytes)
 
     def products_besides(self, steps: Iterable[Step]) -> list[Product]:
@@ -134,9 +132,7 @@ class Workspace:
     def remove(self, products: Iterable[Product]) -> None:
         """Remove `products`, and what is noted here once none is left. The workspace has to be locked."""
         for product in products:
-            place = self.folder / product.name
-            (place / PRODUCT_RECORD).unlink(missing_ok=True)  # first: without it, what remains is no product
-            shutil.rmtree(place)
+            discard(self.folder / product.name)
         if not self.products():
             for name in (_NOTE, _NEEDS):
                 (self.folder / name).unlink(missing_ok=True)
