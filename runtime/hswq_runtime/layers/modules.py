@@ -185,7 +185,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        return _with_gradient(_expand_and_convolve, (self.stride, padding, self.dilation, self.groups), input, self)
+        return _with_gradient(_expand_and_multiply, (self.stride, padding, self.dilation, self.groups), input, self)
 
 
 def _expand_and_multiply(
@@ -194,19 +194,11 @@ def _expand_and_multiply(
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
-) -> torch.Tensor:
-    return F.linear(input, fp8.dequantize(weight, scale, dtype, transient=True), bias)
-
-
-def _expand_and_convolve(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
     *geometry: Any,
 ) -> torch.Tensor:
-    return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
+    """`geometry`: as of :class:`_Product`."""
+    expanded = fp8.dequantize(weight, scale, dtype, transient=True)
+    return F.conv2d(input, expanded, bias, *geometry) if geometry else F.linear(input, expanded, bias)
 
 
 def _multiply(
