@@ -109,10 +109,6 @@ class PublishedRecord:
             document=document,
         )
 
-    def changed(self, **changes: object) -> "PublishedRecord":
-        """The record with other values of these keys of its JSON."""
-        return self.from_document({**self.document, **changes})
-
 
 class _Reader:
     """Typed access to the keys of a record."""

@@ -138,7 +138,7 @@ class Jobs:
     def submit(self, words: Sequence[str], reference: str, settings: JobSettings, entry: str | None = None) -> JobInfo:
         """Start a job that runs `words`, one of our command lines, on `reference`.
 
-        entry: a label by which :meth:`find` finds the job again.
+        entry: a label by which :meth:`listing` finds the job again.
         """
         command = ["uv", "run", "--no-project", "--python", PYTHON, "--with", requirement(settings.package)]
         secrets = secrets_for(reference) | {HUB_TOKEN: self._token}

@@ -17,7 +17,7 @@ def remember(workspace: Workspace, source: Source) -> None:
 def recall(reference: str, base: str | None = None) -> Source | None:
     """The source that `reference` led to when it was worked on last; None if it never was or its file has changed.
 
-    `base`: as of :func:`hswq_hub.sources.source.resolve`; None: the one it had then.
+    `base`: as of :func:`hswq_hub.sources.find.resolve`; None: the one it had then.
     """
     asked = identify(reference)
     for note in notes():

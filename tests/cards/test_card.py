@@ -11,6 +11,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from support.hub_server import HubServer
 
 from hswq_hub.cards.card import Card, card_of, write_card
+from hswq_hub.cards.record import PublishedRecord
 from hswq_hub.evaluation.evaluate import ORIGINAL
 from hswq_hub.sources.catalog import catalog
 from hswq_hub.sources.errors import UnknownReferenceError
@@ -36,7 +37,8 @@ def demo() -> Card:
 def changed(card: Card = None, source: dict | None = None, **record) -> Card:
     """The demo model's card with other facts in its record."""
     card = card or demo()
-    return replace(card, record=card.record.changed(**record | {"source": {**card.record.source, **(source or {})}}))
+    document = {**card.record.document, **record, "source": {**card.record.source, **(source or {})}}
+    return replace(card, record=PublishedRecord.from_document(document))
 
 
 def from_civitai() -> Card:
