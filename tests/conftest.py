@@ -33,6 +33,22 @@ def shared_home(own_home, home, monkeypatch):
     monkeypatch.setenv("HSWQ_HOME", str(home))
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """kind -> the full checkpoint of a tiny UNet, and its base without weights; each made once for a module."""
+    from support.unet_files import full_files
+
+    return full_files(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module")
+def quantized(full, tmp_path_factory):
+    """(kind, format, reader) -> what is quantized of them."""
+    from support.unet_files import quantized_files
+
+    return quantized_files(full, tmp_path_factory.mktemp)
+
+
 class Stream:
     """What is asked of a stream; on the CPU everything has happened when the call returns."""
 

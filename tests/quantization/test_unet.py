@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import tiny_unet
-from support.unet_files import CALIBRATION, KINDS, PREFIX, full_files, quantized_files
+from support.unet_files import CALIBRATION, KINDS, PREFIX
 
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.cli.main import main
@@ -22,16 +22,6 @@ from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.errors import HSWQError, UnknownArchitectureError
 from hswq_runtime.formats import Reader
 from hswq_runtime.layers.fp8 import FP8
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return full_files(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module")
-def quantized(full, tmp_path_factory):
-    return quantized_files(full, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("version", list(Format))

@@ -9,16 +9,10 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from support import tiny_unet
-from support.unet_files import full_files
 
 from hswq_runtime import Checkpoint, HSWQPipeline
 from hswq_runtime.errors import ComponentError
 from hswq_runtime.pipeline import fetch_base
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return full_files(tmp_path_factory.mktemp)
 
 
 def test_components_come_from_the_file(full):

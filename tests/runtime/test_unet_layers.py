@@ -7,22 +7,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import tiny_unet
-from support.unet_files import KINDS, SMALL, full_files, quantized_files, reference
+from support.unet_files import KINDS, SMALL, reference
 from torch._dynamo.testing import CompileCounter
 
 from hswq_runtime import Format, HSWQConfig, HSWQConv2d, HSWQLinear, HSWQPipeline, load_model
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Reader
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return full_files(tmp_path_factory.mktemp)
-
-
-@pytest.fixture(scope="module")
-def quantized(full, tmp_path_factory):
-    return quantized_files(full, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("version", list(Format))

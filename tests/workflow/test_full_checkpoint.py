@@ -3,11 +3,10 @@
 import json
 from dataclasses import replace
 
-import pytest
 import torch
 from click.testing import CliRunner
 from support import tiny_unet
-from support.unet_files import CALIBRATION, SMALL, full_files
+from support.unet_files import CALIBRATION, SMALL
 
 from hswq_hub.cards.card import write_card
 from hswq_hub.cli.main import main
@@ -22,11 +21,6 @@ from hswq_hub.workflow.publish import publish
 from hswq_runtime import Format, HSWQPipeline
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.formats import Reader
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return full_files(tmp_path_factory.mktemp)
 
 
 def test_every_command_takes_a_full_file(full, tmp_path):
