@@ -104,7 +104,8 @@ class Recipe:
 
     rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
     size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
-    ratio that the published method recommends for the architecture. row_scales: V2 has a scale a row. fold: in V1
+    ratio that the published method recommends for the architecture. least_room: with a budget that is too small, keeping
+    may cost this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale a row. fold: in V1
     powers of two are moved between layers. search: of the range; None: the range is max|w|. reader: who has to be able
     to read V2.
     """
@@ -114,6 +115,7 @@ class Recipe:
     keep_by: str
     keep_ratio: float | None = None
     budget: float | None = None
+    least_room: float | None = None
     row_scales: bool = False
     fold: bool = False
     search: SearchSettings | None = None
@@ -137,7 +139,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("measured", rounding="kfac", keep_by="error", budget=0.56),
+        Recipe("measured", rounding="kfac", keep_by="error", budget=0.56, least_room=0.015),
         Recipe("hswq", rounding="nearest", keep_by="variance", search=SEARCHES["histogram"]),
     )
 }
@@ -148,7 +150,7 @@ DEFAULT_RECIPE = next(iter(RECIPES))
 
 def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
     """The recipe `name` with those of `changes` that are not None; a keep ratio takes the place of a budget, and
-    the other way round. `search` is a name in `SEARCHES`.
+    the other way round. A budget that is given here has to be met. `search` is a name in `SEARCHES`.
 
     Raises:
         ValueError: both a keep ratio and a budget; scales a row for ComfyUI, which reads none.
@@ -158,7 +160,7 @@ def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
         raise ValueError("a keep ratio and a budget cannot both be kept; give one of them")
     if "search" in changes:
         changes["search"] = SEARCHES[changes["search"]]
-    limits = {"keep_ratio": None, "budget": None} if {"keep_ratio", "budget"} & changes.keys() else {}
+    limits = dict.fromkeys(("keep_ratio", "budget", "least_room")) if {"keep_ratio", "budget"} & changes.keys() else {}
     changed = replace(RECIPES[name], **limits | changes)
     if changed.row_scales and changed.reader is Reader.COMFYUI:
         raise ValueError("ComfyUI reads one scale for a weight; leave out row scales, or write for hswq")

@@ -205,7 +205,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
     architecture = source.architecture
-    denoiser = load_model(source.checkpoint, dtype)
+    denoiser = load_model(source.checkpoint, dtype, device=group.device)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     steps = settings.steps_of(architecture.steps)
     generation = GenerationSettings.of(

@@ -205,7 +205,8 @@ RECIPE = OptionGroup(
     click.option(
         "--budget",
         type=click.FloatRange(0, min_open=True),
-        help="Keep what fits: the denoiser takes this share of its size in 16 bits.  [default: the recipe's]",
+        help="Keep what fits: the denoiser takes this share of its size in 16 bits.  [default: the recipe's; measured: "
+        "0.56, and more where that would leave no room]",
     ),
     click.option(
         "--search",

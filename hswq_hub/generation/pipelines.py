@@ -43,7 +43,7 @@ class SharedPipeline:
             if not self.together:
                 # Before the next one is loaded: a GPU need not hold two.
                 self.release()
-            self._held[checkpoint.path] = load_model(checkpoint, self.dtype).to(self.device)
+            self._held[checkpoint.path] = load_model(checkpoint, self.dtype, device=self.device)
         denoiser = self._held[checkpoint.path]
         if self._pipeline is None:
             self._pipeline = open_pipeline(checkpoint, denoiser, self.base, self.device)

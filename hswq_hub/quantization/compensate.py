@@ -55,7 +55,7 @@ def write_compensated(
     """
     outputs = knows_outputs(rounding)
     check_memory(checkpoint, rounding, memory)
-    model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"])).to(device).requires_grad_(False)
+    model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"]), device=device)
     if outputs and model._supports_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}

@@ -4,8 +4,9 @@ The errors of single weights very nearly add up: their sum over all FP8 weights 
 a byte is best spent on the weight with the largest error per byte.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
@@ -16,6 +17,8 @@ from .plan import KEPT, Decision, Plan, unread_plan
 from .writer import planned_bytes
 
 _BYTES_16_BIT = 2
+_DIGITS = 10_000
+"""A budget is given in ten-thousandths."""
 
 
 def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str, float] | None = None) -> Plan:
@@ -42,7 +45,8 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
         share = keep_ratio(checkpoint, recipe)
         kept, limit = set(ranked[: round(share * len(ranked))]), f"the keep ratio {share:g}"
     else:
-        kept, limit = _what_fits(ranked, cost, _room(plan, checkpoint, recipe.budget)), f"the budget {recipe.budget:g}"
+        room = _room(plan, checkpoint, recipe)
+        kept, limit = _what_fits(ranked, cost, room.bytes), f"the budget {room.budget:g}"
     rank = {key: place for place, key in enumerate(ranked, start=1)}
 
     def decide(decision: Decision) -> Decision:
@@ -69,23 +73,21 @@ def keep(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, errors: Mapping[str
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
 
 
-def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int] | None:
+def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int]:
     """Bytes that a file of `format` has at least and at most, whichever layers are kept; no weight is read.
 
     Counted without the header's metadata, and as if kept layers had scales too: the bounds are too high by up to 300
     bytes for each kept layer.
 
-    None if the recipe has a budget and not even the file with nothing kept is within it.
+    Raises:
+        HSWQError: not even the file with nothing kept is within the recipe's budget.
     """
     plan = unread_plan(checkpoint, format, recipe)
     smallest, cost = planned_bytes(checkpoint, plan), sorted(_cost(plan, checkpoint).values())
     if recipe.budget is None:
         count = round(keep_ratio(checkpoint, recipe) * len(cost))
         return smallest + sum(cost[:count]), smallest + sum(cost[len(cost) - count :])
-    try:
-        return smallest, smallest + min(_room(plan, checkpoint, recipe.budget), sum(cost))
-    except HSWQError:
-        return None
+    return smallest, smallest + min(_room(plan, checkpoint, recipe).bytes, sum(cost))
 
 
 def _cost(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
@@ -105,7 +107,29 @@ def check_budget(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> None
         HSWQError: it cannot.
     """
     if recipe.budget is not None:
-        _room(unread_plan(checkpoint, format, recipe), checkpoint, recipe.budget)
+        _room(unread_plan(checkpoint, format, recipe), checkpoint, recipe)
+
+
+def settled(recipe: Recipe, checkpoint: Checkpoint, formats: Iterable[Format]) -> Recipe:
+    """`recipe` with what it leaves open decided for this checkpoint, as it is recorded.
+
+    Without keep ratio and budget it takes the architecture's ratio. A budget that does not leave `least_room` becomes
+    the smallest that does, for the largest of the files.
+    """
+    if recipe.budget is None:
+        return replace(recipe, keep_ratio=keep_ratio(checkpoint, recipe))
+    if recipe.least_room is None:
+        return recipe
+    rooms = [_room(unread_plan(checkpoint, format, recipe), checkpoint, recipe) for format in formats]
+    return replace(recipe, budget=max(room.budget for room in rooms))
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What keeping may cost in bytes, and the budget that says so, as a share of the denoiser's size in 16 bits."""
+
+    bytes: int
+    budget: float
 
 
 def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str]:
@@ -117,15 +141,22 @@ def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str
     return fits
 
 
-def _room(plan: Plan, checkpoint: Checkpoint, budget: float) -> int:
-    """Bytes that keeping may cost: the denoiser may take `budget` times its size in 16 bits, header included."""
+def _room(plan: Plan, checkpoint: Checkpoint, recipe: Recipe) -> _Room:
+    """The denoiser may take `budget` times its size in 16 bits, header included; `least_room` is there anyway."""
+    if recipe.budget is None:
+        raise HSWQError(f"the recipe {recipe.name} has a keep ratio, and no budget")
     denoiser = checkpoint.denoiser_tensors
     others = sum(info.nbytes for key, info in checkpoint.tensors.items() if key not in denoiser)
     whole = _BYTES_16_BIT * sum(info.values for info in denoiser.values())
     smallest = planned_bytes(checkpoint, plan) - others
-    if smallest > budget * whole:
+    room = int(recipe.budget * whole) - smallest
+    if recipe.least_room is not None:
+        least = int(recipe.least_room * sum(_cost(plan, checkpoint).values()))
+        if room < least:
+            return _Room(least, ceil((smallest + least) / whole * _DIGITS) / _DIGITS)
+    if room < 0:
         raise HSWQError(
-            f"the budget {budget:g} cannot be met: with nothing kept the file takes {smallest / whole:.4f}; "
+            f"the budget {recipe.budget:g} cannot be met: with nothing kept the file takes {smallest / whole:.4f}; "
             "raise --budget"
         )
-    return int(budget * whole) - smallest
+    return _Room(room, recipe.budget)

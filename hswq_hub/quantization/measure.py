@@ -38,7 +38,7 @@ def measure_errors(
     device = pick_device(calibration.device)
     dtype = pick_dtype(calibration.dtype, device)
     checkpoint = source.checkpoint
-    denoiser = load_model(checkpoint, dtype)
+    denoiser = load_model(checkpoint, dtype, device=device)
     pipeline = open_pipeline(checkpoint, denoiser, source.base, device)
     generation = GenerationSettings.of(
         source.architecture,

@@ -12,7 +12,7 @@ from hswq_runtime.formats import Format, Metadata
 
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.text import megabytes, roughly
-from ..quantization.keep import keep_ratio, size_range
+from ..quantization.keep import keep_ratio, settled, size_range
 from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing
@@ -26,7 +26,7 @@ class Inspection:
     variant: the model that its components are of, where several have the same keys. format: "V1", "V2", "FP8" (cast
     without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
-    recipe and format -> bytes of the file, at least and at most, None if the recipe's budget is too small for it. Both
+    recipe and format -> bytes of the file, at least and at most. Both
     are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser, for
     such a picture. bundled: the components that the file holds besides the denoiser. scheduler: what it says of its
     scheduler's configuration.
@@ -45,7 +45,7 @@ class Inspection:
     quantized_layers: int
     never_quantized: dict[str, str]
     kept: dict[str, str]
-    sizes: dict[tuple[str, str], tuple[int, int] | None]
+    sizes: dict[tuple[str, str], tuple[int, int]]
     size: int
     steps: int
     call: DenoiserCost
@@ -181,22 +181,21 @@ def _component(key: str) -> str:
 
 def _kept(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """What a recipe chooses, in words: which layers these are, calibration finds out."""
-    if recipe.budget is not None:
-        return f"what costs the pictures most, until the denoiser takes {recipe.budget:.0%} of its size in 16 bits"
+    budget = settled(recipe, checkpoint, Format).budget
+    if budget is not None:
+        return f"what costs the pictures most, until the denoiser takes {budget:.1%} of its size in 16 bits"
     possible = sum(checkpoint.why_never_quantized(key) is None for key in checkpoint.layers)
     return f"{round(keep_ratio(checkpoint, recipe) * possible)} of {possible} layers, those whose outputs vary most"
 
 
-def _sizes(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> dict[tuple[str, str], tuple[int, int] | None]:
+def _sizes(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> dict[tuple[str, str], tuple[int, int]]:
     return {
         (recipe.name, format.label): size_range(checkpoint, format, recipe) for recipe in recipes for format in Format
     }
 
 
-def _size_line(what: tuple[str, str], size: tuple[int, int] | None) -> str:
+def _size_line(what: tuple[str, str], size: tuple[int, int]) -> str:
     recipe, format = what
-    if size is None:
-        return f"{format}, recipe {recipe}: above its budget even with nothing kept; raise --budget"
     return f"{format}, recipe {recipe}: {megabytes(size[0])} to {megabytes(size[1])}, by what is kept"
 
 

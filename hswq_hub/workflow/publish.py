@@ -20,6 +20,7 @@ from ..evaluation.evaluate import Evaluation
 from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
 from ..hub.upload import Uploaded, upload_to
+from ..quantization.keep import settled
 from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
@@ -212,9 +213,7 @@ def publish(
 
 def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     """The settings with everything that was left open decided, as it will be recorded."""
-    recipe = settings.recipe
-    if recipe.keep_ratio is None and recipe.budget is None:
-        recipe = replace(recipe, keep_ratio=source.architecture.keep_ratio)
+    recipe = settled(settings.recipe, source.checkpoint, settings.formats)
     calibration, evaluation = _on_device(settings.calibration), _on_device(settings.evaluation)
     return replace(settings, recipe=recipe, calibration=calibration, evaluation=evaluation)
 

@@ -14,7 +14,7 @@ from ..common.files import atomic_file
 from ..common.hardware import pick_device
 from ..common.targets import check_replaceable
 from ..quantization.fold import check_fold
-from ..quantization.keep import check_budget
+from ..quantization.keep import check_budget, settled
 from ..quantization.plan import Plan
 from ..settings import CALIBRATION_MEMORY, CalibrationSettings, PublishSettings, Recipe, recipe
 from ..sources.source import Source
@@ -58,7 +58,8 @@ def quantize(
         HSWQError: the budget or the bound on memory cannot be met.
     """
     workspace = Workspace(source.name, source.sha256)
-    todo = _quantization(workspace.folder, source, calibration, formats, how or recipe(), device, memory)
+    how = settled(how or recipe(), source.checkpoint, formats)
+    todo = _quantization(workspace.folder, source, calibration, formats, how, device, memory)
     paths = {format: folder / quantized_name(source.name, format) for format in formats}
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)

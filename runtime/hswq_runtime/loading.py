@@ -12,6 +12,7 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.mapping import Piece
 from .formats import layer_of
 from .layers import fp8
+from .layers.alignment import aligned
 from .layers.matmul import set_fp8_matmul
 from .layers.modules import SCALE_BUFFER, HSWQLayer, quantized_twin
 from .quantizer import mark_quantized
@@ -23,14 +24,16 @@ def load_model(
     *,
     dequantize: bool = False,
     fp8_matmul: bool = False,
+    device: torch.device | str = "cpu",
 ) -> torch.nn.Module:
-    """The diffusers model of an HSWQ V1, V2, plain FP8 or full-precision checkpoint, on the CPU, in eval mode.
+    """The diffusers model of an HSWQ V1, V2, plain FP8 or full-precision checkpoint, in eval mode.
 
     Args:
         checkpoint: the file, or a :class:`Checkpoint` of it.
         dtype: the dtype to compute in, and of everything that is not FP8. None: `Checkpoint.dtype`.
         dequantize: return the plain model, with `weight · scale` in `dtype` instead of FP8 layers.
         fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
+        device: where it is, and will compute.
 
     Raises:
         FormatError: missing, unexpected or wrongly shaped keys, all of which are named; a bad scale; FP8 as `dtype`.
@@ -47,7 +50,8 @@ def load_model(
     for name, pieces in checkpoint.parameters.items():
         if dequantize or not all(checkpoint.held_as_fp8(piece.key) for piece in pieces):
             # Full precision, or a weight that foreign files cast although its layer cannot compute in FP8.
-            state[name] = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
+            whole = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
+            state[name] = aligned(whole) if torch.device(device).type == "cpu" else whole
             continue
         module, scale = layer_of(name), checkpoint.scale_of(pieces)
         scales = 0 if scale is None else scale.numel()
@@ -56,7 +60,7 @@ def load_model(
         if scale is not None:
             state[f"{module}.{SCALE_BUFFER}"] = scale
     model.load_state_dict(state, strict=True, assign=True)
-    model.requires_grad_(False).eval()
+    model.to(device).requires_grad_(False).eval()
     if any(isinstance(layer, HSWQLayer) for layer in model.modules()):
         mark_quantized(model, dtype)
         set_fp8_matmul(model, fp8_matmul)

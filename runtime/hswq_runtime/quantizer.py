@@ -25,6 +25,7 @@ from .checkpoints.fit import misfits
 from .checkpoints.mapping import gather_scale, row_count, trace, untouched
 from .errors import FormatError
 from .layers import fp8
+from .layers.alignment import align_
 from .layers.matmul import set_fp8_matmul
 from .layers.modules import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
 
@@ -249,6 +250,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         layers = [layer for layer in model.modules() if isinstance(layer, HSWQLayer)]
         if not layers:
             raise FormatError("none of this model's FP8 weights can compute in FP8; load it without HSWQConfig")
+        align_(model)
         mark_quantized(model, layers[0].compute_dtype, self)
         set_fp8_matmul(model, self.quantization_config.fp8_matmul)
         return model

@@ -10,7 +10,7 @@ from support import tiny
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import check_budget, keep, size_range
+from hswq_hub.quantization.keep import check_budget, keep, settled, size_range
 from hswq_hub.quantization.measure import exchanged, measure_errors
 from hswq_hub.quantization.plan import plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, planned_bytes, write_quantized
@@ -70,7 +70,29 @@ def test_the_size_that_is_foretold_bounds_every_file(source, plan, limit, cheape
 
 
 def test_a_budget_that_cannot_be_met_has_no_sizes(source):
-    assert size_range(source, Format.V1, recipe(budget=0.1)) is None
+    with pytest.raises(HSWQError, match="budget 0\\.1 cannot be met"):
+        size_range(source, Format.V1, recipe(budget=0.1))
+
+
+def test_the_default_budget_is_never_refused(source, plan):
+    """With nothing kept the tiny model takes 0.7 of its size in 16 bits: there is room for 1.5 % of the rest anyway."""
+    check_budget(source, Format.V2, recipe())
+    chosen = keep(plan, source, recipe(), errors_of(plan, {"x_embedder": 1.0}))
+    possible = sum(source.tensors[d.key].values for d in plan.quantized)
+    taken = sum(source.tensors[d.key].values for d in chosen.kept if not d.never)
+    assert "x_embedder" in kept(chosen) and taken <= 0.015 * possible
+    least, most = size_range(source, Format.V1, recipe())
+    assert most - least == int(0.015 * possible)
+    stated = settled(recipe(), source, Format)
+    assert 0.7 < stated.budget < 0.8 and stated.label.startswith("measured (budget 0.7")
+    check_budget(source, Format.V1, recipe(budget=stated.budget))
+    with pytest.raises(HSWQError, match=r"budget 0\.56 cannot be met"):
+        check_budget(source, Format.V1, recipe(budget=0.56))
+
+
+def test_a_budget_that_leaves_room_stays_as_it_is():
+    assert settled(recipe(), resolve("demo").checkpoint, Format) == recipe()
+    assert settled(recipe("hswq"), resolve("demo").checkpoint, Format).keep_ratio == 0.1
 
 
 @pytest.mark.parametrize("budget", [0.75, 0.8, 0.9, 1.1])

@@ -180,8 +180,7 @@ class Quantization:
             _write_plan(plan, folder)
 
         def work() -> Work:
-            bounds = size_range(checkpoint, format, self.recipe)
-            kept = bounds[1] if bounds is not None else 0  # a budget that cannot be met is refused before
+            _, kept = size_range(checkpoint, format, self.recipe)
             return Work(moved=self.source.path.stat().st_size + kept, kept=kept)
 
         return self._step(f"write {format.value}", made_from, make, work, inputs)
