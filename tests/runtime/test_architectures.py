@@ -61,7 +61,8 @@ def reference(row: Architecture, config: dict, path, original: originals.Origina
     converted = SINGLE_FILE_LOADABLE_CLASSES[row.model_class]["checkpoint_mapping_fn"](checkpoint=plain, config=config)
     model = getattr(diffusers, row.model_class)(**config)
     model.load_state_dict(converted, strict=True)
-    return model.eval()
+    # Frozen, as ours is: torch folds the batch of a product into its rows or not by whether the weight is trained.
+    return model.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
