@@ -104,10 +104,10 @@ class Recipe:
 
     rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
     size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
-    ratio that the published method recommends for the architecture. least_room: with a budget that is too small, keeping
-    may cost this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale a row. fold: in V1
-    powers of two are moved between layers. search: of the range; None: the range is max|w|. reader: who has to be able
-    to read V2.
+    ratio that the published method recommends for the architecture. least_room: with a budget that is too small,
+    keeping may cost this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale
+    a row. fold: in V1 powers of two are moved between layers. search: of the range; None: the range is max|w|. reader:
+    who has to be able to read V2.
     """
 
     name: str
@@ -160,7 +160,8 @@ def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
         raise ValueError("a keep ratio and a budget cannot both be kept; give one of them")
     if "search" in changes:
         changes["search"] = SEARCHES[changes["search"]]
-    limits = dict.fromkeys(("keep_ratio", "budget", "least_room")) if {"keep_ratio", "budget"} & changes.keys() else {}
+    limited = not changes.keys().isdisjoint({"keep_ratio", "budget"})
+    limits: dict[str, Any] = dict.fromkeys(("keep_ratio", "budget", "least_room")) if limited else {}
     changed = replace(RECIPES[name], **limits | changes)
     if changed.row_scales and changed.reader is Reader.COMFYUI:
         raise ValueError("ComfyUI reads one scale for a weight; leave out row scales, or write for hswq")

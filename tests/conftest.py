@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 
@@ -31,6 +32,14 @@ def home(tmp_path_factory):
 def shared_home(own_home, home, monkeypatch):
     """That workspace for a test as well, in place of a fresh one."""
     monkeypatch.setenv("HSWQ_HOME", str(home))
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """Name -> a folder of tiny components, made once."""
+    from support.bases import write_base
+
+    return cache(lambda name: write_base(tmp_path_factory.mktemp(name), name))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
+from hswq_runtime.checkpoints.configuration import as_text
+from hswq_runtime.formats import Metadata
+
 CALIBRATION_PROMPTS, EVALUATION_PROMPTS = 128, 16
 
 
@@ -123,7 +126,9 @@ def export(training, out, vae, tokenizer, seed):
     weights = scale_weights(transformer.state_dict())
     exported = to_distributed_layout(weights)
     check_layout(exported, weights)
-    save_file(exported, fresh / "demo.safetensors", metadata={"format": "pt"})
+    arguments = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    configuration = {Metadata.CONFIG.value: as_text(type(transformer).__name__, arguments)}
+    save_file(exported, fresh / "demo.safetensors", metadata={"format": "pt"} | configuration)
     text_encoder = copy.deepcopy(training.text_encoder).cpu()
     write_components(fresh / "components", copy.deepcopy(vae).cpu(), tokenizer, text_encoder)
     write_prompts(fresh / "prompts", seed)

@@ -243,6 +243,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         made_by={
             "settings": asdict(settings),
             "source_sha256": source.sha256,
+            "configuration": source.checkpoint.config,
             "generation": asdict(generation),
             "dtype": str(dtype).removeprefix("torch."),
             "hardware": describe(group.device),

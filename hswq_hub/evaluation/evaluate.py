@@ -157,7 +157,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     samples: dict[str, list[Sample]] = {}
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
-        checkpoint = Checkpoint(path)
+        checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
         pipeline = shared.pipeline_for(checkpoint)
         generation = GenerationSettings.of(
             architecture, pipeline.vae.config, steps=settings.steps, guidance=settings.guidance, size=settings.size

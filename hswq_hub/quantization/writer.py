@@ -14,6 +14,7 @@ import torch
 
 from hswq_runtime import formats
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.configuration import as_text
 from hswq_runtime.checkpoints.header import DTYPE_BYTES, TensorInfo
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Metadata, Reader
@@ -39,7 +40,7 @@ _MODEL_SPEC = (
     "prediction_type",
     "predict_key",
 )
-_CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC} | {Metadata.CONFIG.value}
+_CARRIED = {f"modelspec.{name}" for name in _MODEL_SPEC}
 """Header strings of the source that stay true of the quantized file. Others are not carried over: hashes would be
 wrong, and trainers and workflow editors leave paths and whole workflows there."""
 _HEADER_ALIGNMENT = 8
@@ -190,6 +191,8 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
         Metadata.SOURCE_SHA256: source_sha256,
         Metadata.TOOL: f"hswq-hub {__version__}",
     }
+    if checkpoint.stated is not None:  # a guess stays a guess
+        ours[Metadata.CONFIG] = as_text(checkpoint.architecture.model_class, checkpoint.whole_config)
     if base is not None:
         ours[Metadata.BASE] = base
     if plan.moves:

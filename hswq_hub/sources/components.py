@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from hswq_runtime.checkpoints.base import component_folders
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
-from hswq_runtime.pipeline import component_folders
 
 from .source import Source
 
@@ -30,13 +30,15 @@ def ignore_foreign(folder: str, names: list[str]) -> list[str]:
     return [path.name for path in paths if path.name.startswith(".") or not (path.is_dir() or _publishable(path))]
 
 
-def base_identity(source: Source) -> str | list[list[str | int]]:
-    """The base's identity: a Hub repo's name, or [path, bytes, mtime in ns] of each published file of a folder."""
+def base_identity(source: Source) -> list[object]:
+    """What tells a base from others: a Hub repo's name, or [path, bytes, mtime in ns] of each published file of a
+    folder; and the configuration that it states for the denoiser."""
+    stated = source.checkpoint.stated and source.checkpoint.stated.arguments
     if source.hub_base is not None:
-        return source.hub_base
+        return [source.hub_base, stated]
     base = Path(source.base)
     files = [base / MODEL_INDEX, *local_files(source)]
-    return [[str(file.relative_to(base)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[[str(file.relative_to(base)), file.stat().st_size, file.stat().st_mtime_ns] for file in files], stated]
 
 
 def _publishable(path: Path) -> bool:

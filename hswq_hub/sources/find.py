@@ -9,8 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from hswq_runtime.architectures import ARCHITECTURES, base_named
+from hswq_runtime.checkpoints.base import configured, find_base
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.pipeline import find_base
+from hswq_runtime.errors import AlreadyQuantizedError
+from hswq_runtime.formats import FULL_PRECISION, Metadata
 
 from ..common.text import plain
 from ..settings import SourceSettings
@@ -176,17 +178,19 @@ class Found:
         self._source(path, NOT_LISTED)
 
     def _source(self, path: Path, sha256: str) -> Source:
-        checkpoint = _checked(path)
+        checkpoint = Checkpoint(path)
+        _require_full_precision(checkpoint)
         settings, listing = self.settings, self.listing
         licence = Licence(settings.licence) if settings.licence else None
         if listing is not None:
             named = base_named(checkpoint.architecture, listing.provenance.base_model)
+            base = find_base(checkpoint, settings.base or listing.base or named)
             return Source(
                 name=listing.name,
                 path=path,
-                checkpoint=checkpoint,
+                checkpoint=_checked(checkpoint, base),
                 sha256=sha256,
-                base=find_base(checkpoint, settings.base or listing.base or named),
+                base=base,
                 origin=listing.origin,
                 licence=listing.licence or licence,
                 prompts=_general_prompts(),
@@ -197,15 +201,16 @@ class Found:
             )
         if isinstance(self.meant, LocalRef):
             is_folder = self.meant.path.is_dir()
-            base = settings.base
+            given = settings.base
             if is_folder:
-                base = base or whole_folder(find_denoiser(self.meant.path.resolve()))
+                given = given or whole_folder(find_denoiser(self.meant.path.resolve()))
+            base = find_base(checkpoint, given)
             return Source(
                 name=str(self.meant) if is_folder else self.meant.path.stem,
                 path=path,
-                checkpoint=checkpoint,
+                checkpoint=_checked(checkpoint, base),
                 sha256=sha256,
-                base=find_base(checkpoint, base),
+                base=base,
                 origin=f"the local {'folder' if is_folder else 'file'} {self.meant}",
                 licence=licence,
                 prompts=_general_prompts(),
@@ -213,12 +218,13 @@ class Found:
                 asked=os.path.realpath(self.meant.path),
             )
         data = files("hswq_hub.data") / "demo_model"
+        base = find_base(checkpoint, settings.base or str(data / "components"))
         return Source(
             name=path.stem,
             path=path,
-            checkpoint=checkpoint,
+            checkpoint=_checked(checkpoint, base),
             sha256=sha256,
-            base=find_base(checkpoint, settings.base or str(data / "components")),
+            base=base,
             origin="the demo model that ships with hswq-hub",
             licence=Licence("apache-2.0"),
             prompts=Prompts.read(data / "prompts"),
@@ -284,10 +290,21 @@ def resolve(
     return find(reference, settings, choose).fetch()
 
 
-def _checked(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, checked: it can be quantized."""
-    checkpoint = Checkpoint(path)
-    checkpoint.require_full_precision()
+def _require_full_precision(checkpoint: Checkpoint) -> None:
+    """Raise AlreadyQuantizedError for a file with tensors that are FP8, integers or packed, or that is folded."""
+    if Metadata.FOLD.value in checkpoint.metadata:
+        raise AlreadyQuantizedError(f"{checkpoint.path} is a folded file; start from the original of the model")
+    low = {info.dtype for info in checkpoint.denoiser_tensors.values()} - FULL_PRECISION
+    if low:
+        raise AlreadyQuantizedError(
+            f"{checkpoint.path} is quantized already (it holds {', '.join(sorted(low))}); "
+            "start from the full-precision (FP16, BF16 or FP32) file of the model"
+        )
+
+
+def _checked(checkpoint: Checkpoint, base: str) -> Checkpoint:
+    """The checkpoint with the configuration that its base states, checked: it fits, and can be quantized."""
+    checkpoint = configured(checkpoint, base)
     checkpoint.empty_model(constants=False)  # or an error that names what does not fit
     _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint

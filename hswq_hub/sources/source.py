@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hswq_runtime.architectures import Architecture
+from hswq_runtime.checkpoints.base import check_components, fetch_base
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.pipeline import check_components, fetch_base
+from hswq_runtime.checkpoints.configuration import Configuration
 
 from .licence import Licence
 from .listing import Provenance
@@ -67,10 +68,11 @@ class Source:
         return None if Path(self.base).is_dir() else self.base
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields but the header, as JSON values."""
+        """All fields as JSON values, of the checkpoint the configuration that its base states."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "sha256", "path")}
         facts |= {name: asdict(facts[name]) for name in ("prompts", "provenance")}
         facts["licence"] = self.licence and asdict(self.licence)
+        facts["stated"] = self.checkpoint.stated and asdict(self.checkpoint.stated)
         return facts | {"path": str(self.path), "digest": self.sha256}
 
     @classmethod
@@ -85,12 +87,13 @@ class Source:
         if (said := provenance["permissions"]) is not None:
             uses = said["commercial_use"]
             provenance["permissions"] = Permissions(**said | {"commercial_use": uses if uses is None else tuple(uses)})
-        path, rest = Path(facts["path"]), {k: v for k, v in facts.items() if k not in ("path", "digest")}
+        path, stated = Path(facts["path"]), facts["stated"]
+        rest = {name: value for name, value in facts.items() if name not in ("path", "digest", "stated")}
         return cls(
             **rest
             | {
                 "path": path,
-                "checkpoint": Checkpoint(path),
+                "checkpoint": Checkpoint(path, stated=stated and Configuration(**stated)),
                 "sha256": facts["digest"],
                 "licence": licence and Licence(**licence),
                 "prompts": Prompts(*(tuple(facts["prompts"][name]) for name in ("calibration", "evaluation"))),

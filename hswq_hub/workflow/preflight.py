@@ -33,6 +33,8 @@ def preflight(
         HSWQError: the budget or the bound on memory cannot be met.
     """
     check_target(folder)
+    if source.checkpoint.guess is not None:
+        log(f"warning: {source.checkpoint.guess}")
     source.check_components()
     check_fold(source.checkpoint, settings.formats, settings.recipe)
     for format in settings.formats:

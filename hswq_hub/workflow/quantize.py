@@ -57,6 +57,8 @@ def quantize(
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
+    if source.checkpoint.guess is not None:
+        log(source.checkpoint.guess)
     workspace = Workspace(source.name, source.sha256)
     how = settled(how or recipe(), source.checkpoint, formats)
     todo = _quantization(workspace.folder, source, calibration, formats, how, device, memory)
@@ -94,6 +96,12 @@ def _quantization(
     if made_by.get("source_sha256") != source.sha256:
         raise FormatError(
             f"the calibration was made from another file than {source.path.name}; run `hswq-hub calibrate` on it"
+        )
+    if made_by.get("configuration") != source.checkpoint.config:
+        here = source.checkpoint.stated.where if source.checkpoint.stated else "its shapes"
+        raise FormatError(
+            f"the calibration was made with another configuration of {source.path.name} than that of {here}; give the "
+            "same --base, or run `hswq-hub calibrate` again"
         )
     settings = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
 

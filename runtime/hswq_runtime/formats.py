@@ -269,7 +269,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The diffusers configuration in a header, None if it has none. A file with one is in diffusers' own layout.
+    """The configuration of the diffusers model in a header, None if it has none.
 
     Raises:
         FormatError: the entry is not a JSON object.
@@ -316,6 +316,17 @@ def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, R
         if any(abs(exponent) > _LARGEST_MOVE for _, exponent in runs):
             raise FormatError(f"the file's {Metadata.FOLD.value} moves {key} by more than 2^{_LARGEST_MOVE}")
     return moves
+
+
+def unfold_factors(moves: Mapping[str, Runs]) -> dict[str, torch.Tensor]:
+    """Powers of two that take the `moves` of a folded file back, by key: float32 [1] or [rows]."""
+    import torch
+
+    factors = {key: torch.tensor([2.0**-exponent for _, exponent in runs]) for key, runs in moves.items()}
+    return {
+        key: factor if len(factor) == 1 else factor.repeat_interleave(torch.tensor([n for n, _ in moves[key]]))
+        for key, factor in factors.items()
+    }
 
 
 def has_plain_convolutions(metadata: Mapping[str, str]) -> bool:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from .architectures import Architecture, Config
+from .architectures import Config
+from .checkpoints.base import check_components, configured, fetch_base, fetch_but_denoiser, find_base, pipeline_class
 from .checkpoints.bundled import load_bundled
 from .checkpoints.checkpoint import Checkpoint
-from .checkpoints.locate import MODEL_INDEX, HubOptions, fetch_components, is_repo_id, locate
+from .checkpoints.locate import MODEL_INDEX, HubOptions, locate
 from .errors import ComponentError, FormatError
-from .formats import Format, Metadata
+from .formats import Format
 from .layers.matmul import set_fp8_matmul
 from .layers.modules import weight_bytes
 from .loading import load_model
@@ -53,7 +54,8 @@ class HSWQPipeline:
         """A diffusers pipeline (`ZImagePipeline` for Z-Image) whose denoiser holds FP8 weights.
 
         The denoiser's output is bit-identical to that of the plain model with `weight · scale` in `dtype`. The size of
-        its weights is printed to stderr.
+        its weights is printed to stderr, and what of its configuration is guessed, if nothing states it: the file's
+        header, the folder or repo that holds it, or the base, in this order.
 
         Args:
             path: a Hub repo id; a published or saved folder; one safetensors file (HSWQ V1, V2, ComfyUI's scaled
@@ -87,9 +89,13 @@ class HSWQPipeline:
         checkpoint = Checkpoint(found.file)
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
-        if base is None and found.repo is not None:
-            base = _own_components(checkpoint, found.repo, pipeline_arguments, found.hub)
+        if found.repo is not None:
+            checkpoint = configured(checkpoint, found.repo, hub=found.hub)
+            base = base or _own_components(checkpoint, found.repo, pipeline_arguments, found.hub)
         base = find_base(checkpoint, base)
+        checkpoint = configured(
+            checkpoint, *([found.folder] if Path(path).is_dir() else []), base, hub=hub.for_another_repo()
+        )
         check_components(checkpoint, base, given=pipeline_arguments, hub=hub.for_another_repo())
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
         pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.for_another_repo(), **pipeline_arguments)
@@ -136,7 +142,7 @@ def _quantized_component(folder: Path) -> tuple[str, HSWQConfig]:
 
 def _own_components(checkpoint: Checkpoint, repo: str, given: Iterable[str], hub: HubOptions) -> Path | None:
     """The other components of the checkpoint's own repo, as a folder without those `given`; None if it has none."""
-    folder = _fetch(checkpoint, repo, given, hub)
+    folder = fetch_but_denoiser(checkpoint, repo, given, hub)
     return folder if (folder / MODEL_INDEX).is_file() else None
 
 
@@ -167,7 +173,7 @@ def assemble_pipeline(
         if device_map is not None and device_map != "balanced":
             for name in {architecture.component, *checkpoint.bundled - given}:
                 arguments[name].to(device_map)
-        pipeline = _pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
+        pipeline = pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{base} has a component that cannot be loaded: {_first_line(error)}") from error
     if "scheduler" not in given:
@@ -190,114 +196,8 @@ def _adapt_scheduler(pipeline: DiffusionPipeline, changes: Config, base: str) ->
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
 
 
-def fetch_base(checkpoint: Checkpoint, base: str, given: Iterable[str] = (), hub: HubOptions | None = None) -> str:
-    """`base` as a folder on this disk.
-
-    Of a Hub repo, all components are fetched but the denoiser and those `given`; of a component that the checkpoint
-    itself holds, only the configuration.
-
-    Raises:
-        FormatError: the repo cannot be reached.
-    """
-    return base if Path(base).is_dir() else str(_fetch(checkpoint, base, given, hub or HubOptions()))
-
-
-def _fetch(checkpoint: Checkpoint, repo: str, given: Iterable[str], hub: HubOptions) -> Path:
-    names = _component_names(checkpoint.architecture) - {*given}
-    return fetch_components(repo, names - checkpoint.bundled, hub, without_weights=names & checkpoint.bundled)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
-    """The folder or repo of the other components of `checkpoint`: see `base` of :meth:`HSWQPipeline.from_pretrained`.
-
-    Raises:
-        FormatError: the file's header names a base that is no Hub repo.
-    """
-    if base is not None:
-        return str(base)
-    if (checkpoint.path.parent / MODEL_INDEX).is_file():
-        return str(checkpoint.path.parent)
-    named = checkpoint.metadata.get(Metadata.BASE.value)
-    if named is None:
-        return checkpoint.architecture.base_repo
-    if not is_repo_id(named):  # an untrusted file must not choose a folder of this machine
-        raise FormatError(f"the header of {checkpoint.path} names the base {named!r}, which is no Hub repo; pass base")
-    return named
-
-
-def check_components(
-    checkpoint: Checkpoint, base: str, given: Iterable[str] = (), hub: HubOptions | None = None
-) -> None:
-    """Check that `base` has all components of the pipeline but the denoiser and those `given`.
-
-    This is quick: of a Hub repo only the index is read. Of a component that the checkpoint itself holds the base needs
-    the configuration.
-
-    Raises:
-        ComponentError: a component is missing; the message names all that are.
-    """
-    advice = "pass a diffusers folder or a Hub repo that has it as base"
-    folder = Path(base) if Path(base).is_dir() else None
-    index = _fetch_index(base, hub or HubOptions()) if folder is None else _read_index(folder)
-    wanted = _component_names(checkpoint.architecture) - {*given}
-    missing = [name for name in wanted if not _is_component(index.get(name))]
-    if folder is not None:
-        missing += [name for name in wanted - {*missing} if not _has_files(folder / name)]
-    if missing:
-        raise ComponentError(f"{base} lacks {', '.join(sorted(missing))}; {advice}")
-
-
-def component_folders(base: Path, architecture: Architecture) -> list[Path]:
-    """The folders of the components in a checked local `base`, without the denoiser's."""
-    return sorted(base / name for name in _component_names(architecture) if (base / name).is_dir())
-
-
-def _component_names(architecture: Architecture) -> set[str]:
-    """The components that the pipeline requires, without the denoiser. Names from a file are never used as paths."""
-    parameters = inspect.signature(_pipeline_class(architecture).__init__).parameters.values()
-    required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
-    return required - {"self", architecture.component, *architecture.left_out}
-
-
-def _pipeline_class(architecture: Architecture) -> type[DiffusionPipeline]:
-    import diffusers
-
-    found: type[DiffusionPipeline] = getattr(diffusers, architecture.pipeline_class)
-    return found
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / MODEL_INDEX
-    if not path.is_file():
-        raise ComponentError(f"{folder} has no {MODEL_INDEX}; pass a diffusers folder or a Hub repo as base")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ComponentError(f"{path} is not JSON") from error
-    if not isinstance(index, dict):
-        raise ComponentError(f"{path} is not a diffusers model index")
-    return index
-
-
-def _fetch_index(base: str, hub: HubOptions) -> dict[str, Any]:
-    if not is_repo_id(base):
-        raise ComponentError(f"{base} is neither a folder here nor a Hub repo; pass one of them as base")
-    try:
-        return _read_index(fetch_components(base, (), hub))
-    except FormatError as error:
-        raise ComponentError(f"{error}") from error
-
-
-def _is_component(entry: object) -> bool:
-    return isinstance(entry, (list, tuple)) and len(entry) == 2 and None not in entry
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
 
 
 def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> None:
@@ -312,5 +212,7 @@ def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> Non
     print(
         f"{checkpoint.path.name} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16; "
         f"other components from {base}",
+        *([checkpoint.guess] if checkpoint.guess else ()),
+        sep="\n",
         file=sys.stderr,
     )

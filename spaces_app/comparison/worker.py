@@ -20,6 +20,7 @@ from hswq_hub.evaluation.evaluate import PairResult, compare_samples
 from hswq_hub.generation.generate import GenerationSettings, Sample, generate, takes_negative
 from hswq_hub.generation.latent_preview import decode_preview
 from hswq_hub.generation.pipelines import SharedPipeline
+from hswq_runtime.checkpoints.base import configured
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 
@@ -131,7 +132,7 @@ class Worker:
 
         ZeroGPU wants models placed while the page starts, before it forks.
         """
-        checkpoints = [Checkpoint(fetch()) for fetch in model.files.values()]
+        checkpoints = [configured(Checkpoint(fetch()), model.base) for fetch in model.files.values()]
         shared = self._opened(model)
         shared.together = ON_ZERO_GPU or self._fit(checkpoints)
         for checkpoint in checkpoints if shared.together else ():
@@ -184,7 +185,7 @@ class Worker:
         for label in request.variants:
             _check(stop)
             emit(Note(f"Getting {label}", label))
-            checkpoints[label] = Checkpoint(model.files[label]())
+            checkpoints[label] = configured(Checkpoint(model.files[label]()), model.base)
         shared = self._opened(model)
         if not shared.together:
             shared.together = self._fit(checkpoints.values())

@@ -48,13 +48,13 @@ def quick_plans(source: Source) -> dict[Format, Plan]:
     return {format: plan_of(step) for format, step in _written(source).items()}
 
 
-def naive_file(original: Path, sha256: str) -> Path:
+def naive_file(original: Checkpoint, sha256: str) -> Path:
     """A plain cast of the original, made now if it is not in the workspace."""
-    workspace = Workspace(original.stem, sha256)
-
-    step = naive_step(workspace.folder, Checkpoint(original), original.stem, sha256=sha256)
+    name = original.path.stem
+    workspace = Workspace(name, sha256)
+    step = naive_step(workspace.folder, original, name, sha256=sha256)
     _make(workspace, [step])
-    return step.folder / naive_name(original.stem)
+    return step.folder / naive_name(name)
 
 
 def _written(source: Source) -> dict[Format, Step]:

@@ -21,6 +21,8 @@ from hswq_hub.sources.find import resolve
 from hswq_hub.sources.reference import DEMO, LocalRef, parse
 from hswq_hub.workflow.publish import NAIVE
 from hswq_runtime.architectures import Architecture
+from hswq_runtime.checkpoints.base import configured
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.locate import HubOptions, is_repo_id, locate
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
@@ -125,7 +127,7 @@ def _bundled() -> Model:
     vae = diffusers.AutoencoderKL.load_config(source.base, subfolder="vae")
     files: dict[str, Callable[[], Path]] = {
         ORIGINAL: lambda: source.path,
-        NAIVE: lambda: bundled.naive_file(source.path, source.sha256),
+        NAIVE: lambda: bundled.naive_file(source.checkpoint, source.sha256),
     }
     files |= {format.label: lambda format=format: bundled.quick_file(source, format) for format in Format}
     return Model(
@@ -159,7 +161,7 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
         files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.
-        files, missing = _with_original(files, {} if strange else record.source, original)
+        files, missing = _with_original(files, {} if strange else record.source, base, original)
         return Model(
             reference=reference,
             title=record.repo[:100],
@@ -176,7 +178,9 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
         raise FormatError(f"{reference} was not made by `hswq-hub publish`, or is damaged ({error})") from error
 
 
-def _with_original(files: Mapping, source: Mapping, given: Path | None) -> tuple[dict[str, Callable[[], Path]], str]:
+def _with_original(
+    files: Mapping, source: Mapping, base: str, given: Path | None
+) -> tuple[dict[str, Callable[[], Path]], str]:
     """`files` with the original and its naive cast before them, if the original can be had."""
     find = _finder(source, given)
     if find is None:
@@ -193,7 +197,10 @@ def _with_original(files: Mapping, source: Mapping, given: Path | None) -> tuple
             checked.append(path)
         return checked[0]
 
-    before = {ORIGINAL: fetched, NAIVE: lambda: bundled.naive_file(fetched(), source["sha256"])}
+    before = {
+        ORIGINAL: fetched,
+        NAIVE: lambda: bundled.naive_file(configured(Checkpoint(fetched()), base), source["sha256"]),
+    }
     return before | files, ""
 
 

@@ -15,6 +15,7 @@ from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.plan import plan_everything
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import RoundingSettings, recipe
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, HSWQError, load_model
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError
 from hswq_runtime.formats import Metadata, fold_of
@@ -56,7 +57,7 @@ def folded(source, calibration, tmp_path_factory):
 
 def test_a_folded_file_is_no_source(folded):
     with pytest.raises(AlreadyQuantizedError, match="start from the original"):
-        Checkpoint(folded["kept"][0]).require_full_precision()
+        resolve(str(folded["kept"][0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,18 +1,15 @@
 """Every architecture, from its original layout to a picture: an architecture is one entry of `originals.ORIGINALS`."""
 
-import functools
-import types
 from math import prod
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from safetensors.torch import load_file
 from support import originals
-from support.bases import write_base
 from support.originals import ORIGINALS
+from support.references import exchange_width, reference
 
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
@@ -22,47 +19,11 @@ from hswq_hub.workflow.inspect import inspect
 from hswq_hub.workflow.quantize import quantize
 from hswq_runtime import Checkpoint, HSWQPipeline
 from hswq_runtime.architectures import ARCHITECTURES, base_named, of_class, recognise
-from hswq_runtime.architectures.row import Architecture
 from hswq_runtime.checkpoints.mapping import trace
 from hswq_runtime.errors import FormatError, UnknownArchitectureError
 from hswq_runtime.formats import Format
 
-PUBLISHED_WIDTH = 3072
 SETTINGS = CalibrationSettings(samples=2, steps=1, calls=2, size=32, device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory):
-    """Name -> a folder of tiny components, made once."""
-    return functools.cache(lambda name: write_base(tmp_path_factory.mktemp(name), name))
-
-
-def exchange_width(monkeypatch, model_class: str, width: int):
-    """Let diffusers' converter cut a fused tensor for `width` instead of for the published width that it has in it."""
-    entry = SINGLE_FILE_LOADABLE_CLASSES[model_class]
-    convert = entry["checkpoint_mapping_fn"]
-    constants = tuple(width if constant == PUBLISHED_WIDTH else constant for constant in convert.__code__.co_consts)
-    assert constants != convert.__code__.co_consts
-    narrow = types.FunctionType(convert.__code__.replace(co_consts=constants), convert.__globals__)
-    monkeypatch.setitem(entry, "checkpoint_mapping_fn", narrow)
-
-
-def reference(row: Architecture, config: dict, path, original: originals.Original) -> torch.nn.Module:
-    """The model that diffusers itself makes of the file's values, with what is FP8 multiplied by its scale."""
-    stored = load_file(path)
-    stored = {k.removeprefix(original.prefix): tensor for k, tensor in stored.items() if k not in original.others}
-    plain = {}
-    for key, tensor in stored.items():
-        if tensor.dtype == torch.float8_e4m3fn:
-            tensor = tensor.float() * stored.get(key.removesuffix("weight") + "scale", torch.ones(1))
-        elif key.removesuffix("scale") + "weight" in stored or key.endswith(("comfy_quant", "weight_scale")):
-            continue
-        plain[key] = tensor.float()
-    converted = SINGLE_FILE_LOADABLE_CLASSES[row.model_class]["checkpoint_mapping_fn"](checkpoint=plain, config=config)
-    model = getattr(diffusers, row.model_class)(**config)
-    model.load_state_dict(converted, strict=True)
-    # Frozen, as ours is: torch folds the batch of a product into its rows or not by whether the weight is trained.
-    return model.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

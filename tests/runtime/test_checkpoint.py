@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from support import tiny
 
+from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.architectures import PREFIXES
 from hswq_runtime.architectures.z_image import Z_IMAGE
@@ -87,7 +88,7 @@ def test_quantized_source_is_refused(tmp_path, dtype):
         tensors[key] = tensors[key].to(dtype)
 
     with pytest.raises(AlreadyQuantizedError, match="quantized already"):
-        Checkpoint(tiny.checkpoint(tmp_path, change=quantize)).require_full_precision()
+        resolve(str(tiny.checkpoint(tmp_path, change=quantize)))
 
 
 def test_every_key_that_does_not_fit_is_named(tmp_path):

@@ -12,8 +12,8 @@ from support import tiny
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, HSWQPipeline, load_model
 from hswq_runtime.architectures.z_image import Z_IMAGE
+from hswq_runtime.checkpoints.base import find_base
 from hswq_runtime.errors import ComponentError, FormatError
-from hswq_runtime.pipeline import find_base
 
 DEMO = resolve("demo")
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from support import tiny_unet
 
 from hswq_runtime import Checkpoint, HSWQPipeline
+from hswq_runtime.checkpoints.base import fetch_base
 from hswq_runtime.errors import ComponentError
-from hswq_runtime.pipeline import fetch_base
 
 
 def test_components_come_from_the_file(full):

@@ -221,7 +221,8 @@ def naive_step(
         kept = planned_bytes(checkpoint, unread_plan(checkpoint, Format.V1, RECIPES["hswq"]))
         return Work(moved=checkpoint.path.stat().st_size + kept, kept=kept)
 
-    made_from = [code_digest("hswq_hub.quantization", __name__), __version__, name, base]
+    stated = checkpoint.stated and checkpoint.stated.arguments
+    made_from = [code_digest("hswq_hub.quantization", __name__), __version__, name, base, stated]
     return Step("naive", STAGE, place, made_from, make, work=work)
 
 

@@ -40,6 +40,7 @@ AURA_FLOW = Architecture(
     steps=50,
     guidance=3.5,
     size=1024,
+    guessed=("patch_size", "attention_head_dim", "num_attention_heads"),
     variants={
         "purplesmartai/pony-v7-base": {
             "title": "Pony V7",

@@ -38,5 +38,6 @@ CHROMA = Architecture(
     steps=40,
     guidance=3.0,
     size=1024,
+    guessed=("axes_dims_rope",),
     civitai_base_models=("Chroma",),
 )

@@ -70,6 +70,7 @@ FLUX_DEV = Architecture(
     steps=50,
     guidance=3.5,
     size=1024,
+    guessed=("axes_dims_rope",),
     fits=lambda config: bool(config.get("guidance_embeds", False)),
     civitai_base_models=("Flux.1 D",),
     variants={

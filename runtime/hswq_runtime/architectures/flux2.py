@@ -52,6 +52,7 @@ FLUX2_KLEIN_4B = Architecture(
     steps=4,
     guidance=1.0,
     size=1024,
+    guessed=("axes_dims_rope",),
     fits=lambda config: _is_klein(config) and not _is_9b(config),
     civitai_base_models=("Flux.2 Klein 4B",),
     variants={

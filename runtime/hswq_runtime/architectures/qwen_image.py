@@ -42,6 +42,7 @@ QWEN_IMAGE = Architecture(
     steps=50,
     guidance=4.0,
     size=1328,
+    guessed=("patch_size", "axes_dims_rope"),
     guidance_argument="true_cfg_scale",
     negative_prompt=" ",
     civitai_base_models=("Qwen",),

@@ -62,7 +62,7 @@ class Architecture:
     signature: tuple[str, ...]
     """This row applies to a file that has all of these keys."""
     config: Callable[[Shapes], Config]
-    """Shapes by key -> keyword arguments of `model_class`."""
+    """Shapes by key -> keyword arguments of `model_class`, for a file whose configuration nothing states."""
     never_quantized: Mapping[str, str]
     """Regular expression on a layer's name, in either layout -> why that layer can never be FP8."""
     sensitive: tuple[str, ...]
@@ -74,6 +74,8 @@ class Architecture:
     guidance: float
     size: int
     """Generation defaults: denoising steps, guidance scale, height and width in pixels."""
+    guessed: tuple[str, ...] = ()
+    """Entries of `config` that are those of the published models, since shapes do not tell them."""
     folds: tuple[Fold, ...] = ()
     """Exact moves between diffusers modules, for `--fold`; () if none are known."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True

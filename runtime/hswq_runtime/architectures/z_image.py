@@ -51,6 +51,7 @@ Z_IMAGE = Architecture(
     steps=9,
     guidance=0.0,
     size=1024,
+    guessed=("axes_dims", "axes_lens"),
     # The modulation between norm and layers only multiplies. Queries and keys are normed, so nothing is moved on.
     folds=(
         Fold(

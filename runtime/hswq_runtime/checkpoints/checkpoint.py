@@ -4,22 +4,27 @@ Opening reads the header alone; a tensor's bytes are read when it is asked for. 
 parameters a stored tensor becomes.
 """
 
+import inspect
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import formats
 from ..architectures import ARCHITECTURES, OTHER_COMPONENTS, Architecture, Config, of_class
-from ..errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
+from ..errors import FormatError, UnknownArchitectureError
 from ..layers.fp8 import FP8
-from .fit import misfits
+from .configuration import CONFIG, Configuration
+from .fit import empty_model, misfits
 from .header import TensorInfo, recognise_header
 from .mapped import MAPPED_BYTES, MappedFile
 from .mapping import Piece, gather_scale, row_count, trace, untouched
 
+_SHOWN = 3
+"""Misfits that are named where a configuration is wrong as a whole."""
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -28,6 +33,7 @@ class Checkpoint:
 
     Args:
         path: the file.
+        stated: the denoiser's configuration, for a file whose own header has none. None: it is guessed from shapes.
         mapped_bytes: bytes that are read through one memory mapping of it, see :class:`.mapped.MappedFile`.
 
     Attributes:
@@ -36,21 +42,26 @@ class Checkpoint:
         tensors: `TensorInfo` of every tensor by key, in file order.
         prefix: prefix of the denoiser's keys.
         format: the format that the metadata names, or None.
+        has_diffusers_layout: whether the keys are diffusers' parameter names instead of those of the original layout.
+        stated: the configuration in its header, else the given one, else None.
 
     Raises:
-        FormatError: not a safetensors file, or a truncated or damaged one.
+        FormatError: not a safetensors file, a truncated or damaged one, or the configuration is of another class.
         UnknownArchitectureError: the keys match no known architecture.
     """
 
-    def __init__(self, path: str | Path, *, mapped_bytes: int = MAPPED_BYTES):
+    def __init__(self, path: str | Path, *, stated: Configuration | None = None, mapped_bytes: int = MAPPED_BYTES):
         self.path = Path(path)
         self._file = MappedFile(self.path, mapped_bytes)
         self.metadata, self.tensors = self._file.metadata, self._file.tensors
-        self._stored_config = formats.config_of(self.metadata)
+        own = formats.config_of(self.metadata)
+        self.stated = stated if own is None else Configuration(own, f"the header of {self.path.name}")
         try:
-            self._family, self.prefix = recognise_header(self.tensors, self.metadata)
+            self._family, self.prefix, self.has_diffusers_layout = recognise_header(self.tensors, self.metadata)
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path}: {error}") from None
+        if self.stated is not None:
+            self.stated.check_class(self._family.model_class, self.path)
         self.format = formats.format_of(self.metadata)
         formats.check_metadata(self.metadata)
 
@@ -65,15 +76,8 @@ class Checkpoint:
             return self._family
         found = of_class(self._family.model_class, self.config)
         if found is None:
-            raise FormatError(
-                f"{self.path} is a {self._family.model_class}, but none of the models known: {self.config}"
-            )
+            raise FormatError(f"{self.path} is a {self._family.model_class}, but none that is known: {self.config}")
         return found
-
-    @property
-    def has_diffusers_layout(self) -> bool:
-        """Whether the keys are diffusers' parameter names instead of those of the original layout."""
-        return self._stored_config is not None
 
     def tensor(self, key: str) -> torch.Tensor:
         """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped. FP8 weights stored as U8 become FP8.
@@ -121,16 +125,33 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Config:
-        """Keyword arguments of the architecture's diffusers class.
-
-        They follow from the shapes alone; a file in diffusers' own layout states them in its metadata.
+        """Keyword arguments of the architecture's diffusers class: as stated, or as the shapes tell.
 
         Raises:
             FormatError: they do not follow from the shapes.
             UnknownArchitectureError: the shapes are those of a model that is not supported.
         """
-        if self._stored_config is not None:
-            return {name: value for name, value in self._stored_config.items() if not name.startswith("_")}
+        return self._told_by_shapes if self.stated is None else self.stated.arguments
+
+    @property
+    def whole_config(self) -> Config:
+        """The same with all that the class has by default; values are JSON."""
+        known = inspect.signature(type(self._built).__init__).parameters
+        return {name: value for name, value in self._built.config.items() if name in known}
+
+    @property
+    def guess(self) -> str | None:
+        """What of the configuration is guessed, in a sentence; None if it is stated."""
+        if self.stated is not None:
+            return None
+        guessed = [f"{name} {self.config[name]}" for name in self._family.guessed]
+        return (
+            f"nothing states the configuration of {self.path.name}; it is taken to be that of "
+            f"{self.architecture.title}: {', '.join([*guessed, 'its defaults for what shapes do not tell'])}"
+        )
+
+    @cached_property
+    def _told_by_shapes(self) -> Config:
         shapes = {key.removeprefix(self.prefix): self.tensors[key].shape for key in self._denoiser_keys}
         try:
             return self._family.config(shapes)
@@ -158,27 +179,39 @@ class Checkpoint:
         self.check_fits(model)
         return model
 
-    def _build(self, constants: bool) -> torch.nn.Module:
-        import accelerate
-        import diffusers
-        from diffusers.models.modeling_utils import no_init_weights
+    @cached_property
+    def _built(self) -> Any:
+        """An empty model that is not checked yet; it is only read."""
+        return self._build(constants=False)
 
+    def _misfit(self, *problems: str) -> FormatError:
+        """The error of a file that does not fit its model; names what states another configuration than it has."""
+        if self.stated is None:
+            return FormatError(f"{self.path} does not fit {self._family.model_class}: {'; '.join(problems)}")
+        told: Config = {}
+        if not self.has_diffusers_layout:
+            with suppress(FormatError):
+                told = self._told_by_shapes
+        said = [*self.stated.differences(told, self._family.guessed), *problems[:_SHOWN]]
+        said += [f"{len(problems) - _SHOWN} more misfits"] if len(problems) > _SHOWN else []
+        if formats.config_of(self.metadata) is None:
+            said.append(f"pass a base whose {self._family.component}/{CONFIG} is that of this model")
+        return FormatError(f"{self.path} does not fit the configuration in {self.stated.where}: {'; '.join(said)}")
+
+    def _build(self, constants: bool) -> torch.nn.Module:
         counts = [value for name, value in self.config.items() if "layers" in name and isinstance(value, int)]
         if any(count > len(self.tensors) for count in counts):
             raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
         try:
-            with (
-                no_init_weights(),
-                accelerate.init_empty_weights(),
-                nullcontext() if constants else torch.device("meta"),
-            ):
-                model: torch.nn.Module = getattr(diffusers, self.architecture.model_class)(**self.config)
-        except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+            return empty_model(self._family.model_class, self.config, constants=constants)
+        except (AssertionError, ArithmeticError, ValueError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            if self.stated is not None:
+                raise self._misfit(f"no {self._family.model_class} can have it ({reason})") from error
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
                 f"shapes: {self.config}"
             ) from error
-        return model
 
     @cached_property
     def parameters(self) -> dict[str, list[Piece]]:
@@ -191,9 +224,10 @@ class Checkpoint:
         if self.has_diffusers_layout:  # every tensor is a parameter
             return untouched(stored)
         try:
-            found = trace(stored, self._family.model_class, self.config, self._family.converter_prefix)
+            config = self.config if self.stated is None else self.whole_config
+            found = trace(stored, self._family.model_class, config, self._family.converter_prefix)
         except FormatError as error:
-            raise FormatError(f"{self.path} does not fit {self._family.model_class}: {error}") from None
+            raise self._misfit(str(error)) from None
         return {
             name: [Piece(self.prefix + piece.key, piece.start, piece.stop) for piece in pieces]
             for name, pieces in found.items()
@@ -229,7 +263,7 @@ class Checkpoint:
             ):
                 problems.append(f"{pieces[0].key} is {dtype}, which this release does not read")
         if problems:
-            raise FormatError(f"{self.path} does not fit {self.architecture.model_class}: {'; '.join(problems)}")
+            raise self._misfit(*problems)
 
     @property
     def _left_over(self) -> list[str]:
@@ -299,13 +333,8 @@ class Checkpoint:
 
     @cached_property
     def _unfold(self) -> dict[str, torch.Tensor]:
-        """Powers of two that take back the moves of a folded file, by key: float32 [1] or [rows]."""
-        moves = formats.fold_of(self.metadata, {key: row_count(info.shape) for key, info in self.tensors.items()})
-        factors = {key: torch.tensor([2.0**-exponent for _, exponent in runs]) for key, runs in moves.items()}
-        return {
-            key: factor if len(factor) == 1 else factor.repeat_interleave(torch.tensor([n for n, _ in moves[key]]))
-            for key, factor in factors.items()
-        }
+        rows = {key: row_count(info.shape) for key, info in self.tensors.items()}
+        return formats.unfold_factors(formats.fold_of(self.metadata, rows))
 
     def scale_of(self, pieces: list[Piece]) -> torch.Tensor | None:
         """The factor of a parameter that is made of `pieces`, FP8 or not: None, [1] or [rows]."""
@@ -345,7 +374,9 @@ class Checkpoint:
     @cached_property
     def _skeleton(self) -> torch.nn.Module:
         """An empty model, checked to fit; it is only read."""
-        return self.empty_model(constants=False)
+        self.check_fits(self._built)
+        built: torch.nn.Module = self._built
+        return built
 
     @property
     def bundled(self) -> set[str]:
@@ -367,18 +398,3 @@ class Checkpoint:
             return self.architecture.scheduler(self.tensors.keys(), self.metadata)
         except UnknownArchitectureError as error:
             raise UnknownArchitectureError(f"{self.path} looks like {self.architecture.title}, but {error}") from None
-
-    def require_full_precision(self) -> None:
-        """Check that this file can be quantized.
-
-        Raises:
-            AlreadyQuantizedError: tensors of the denoiser are FP8, integers or another packed type, or folded.
-        """
-        if formats.Metadata.FOLD.value in self.metadata:
-            raise AlreadyQuantizedError(f"{self.path} is a folded file; start from the original of the model")
-        low = {self.tensors[key].dtype for key in self._denoiser_keys} - formats.FULL_PRECISION
-        if low:
-            raise AlreadyQuantizedError(
-                f"{self.path} is quantized already (it holds {', '.join(sorted(low))}); "
-                "start from the full-precision (FP16, BF16 or FP32) file of the model"
-            )

@@ -1,9 +1,30 @@
-"""Compare the shapes that a file holds with those that a model needs."""
+"""The empty model of a configuration, and whether the shapes that a file holds are those that it needs."""
 
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 
-from ..architectures import Shapes
+import torch
+
+from ..architectures import Config, Shapes
+
+
+def empty_model(model_class: str, config: Config, *, constants: bool) -> torch.nn.Module:
+    """The diffusers model on the meta device; entries that its class does not know are ignored with a warning.
+
+    Args:
+        constants: with the buffers that it computes at creation, such as frequencies. Without them it cannot be called.
+
+    Raises:
+        AssertionError, ValueError, RuntimeError, TypeError: its class cannot be so configured.
+    """
+    import accelerate
+    import diffusers
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with no_init_weights(), accelerate.init_empty_weights(), nullcontext() if constants else torch.device("meta"):
+        model: torch.nn.Module = getattr(diffusers, model_class).from_config(config)
+        return model
 
 
 def misfits(wanted: Shapes, found: Shapes, may_be_left_over: Iterable[str] = ()) -> list[str]:

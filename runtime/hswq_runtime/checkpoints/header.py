@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .. import formats
 from ..architectures import Architecture, recognise, recognise_class
+from ..errors import UnknownArchitectureError
 
 DTYPE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
@@ -35,10 +37,17 @@ class TensorInfo:
         return self.values * DTYPE_BYTES[self.dtype]
 
 
-def recognise_header(keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[Architecture, str]:
-    """The architecture of a file, and the prefix of its denoiser's keys.
+class Recognised(NamedTuple):
+    """The row of a file's architecture, the prefix of its denoiser's keys, and whether these are diffusers' names of
+    parameters instead of those of the original layout."""
 
-    Both follow from the diffusers configuration in `metadata`, or else from the keys.
+    row: Architecture
+    prefix: str
+    diffusers_layout: bool
+
+
+def recognise_header(keys: Iterable[str], metadata: Mapping[str, str]) -> Recognised:
+    """What a file is by its keys or, where they are diffusers' own, by the configuration in `metadata`.
 
     Args:
         keys: see `tensors` of :func:`hswq_runtime.architectures.recognise`.
@@ -48,4 +57,9 @@ def recognise_header(keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[
         UnknownArchitectureError: no row matches.
     """
     config = formats.config_of(metadata)
-    return recognise(keys) if config is None else (recognise_class(config), "")
+    try:
+        return Recognised(*recognise(keys), False)
+    except UnknownArchitectureError:
+        if config is None:
+            raise
+    return Recognised(recognise_class(config), "", True)

@@ -1,7 +1,8 @@
 """Memory whose alignment changes no bit of a product.
 
-On some CPUs the BLAS library chooses its kernel by where a matrix begins, and the kernels add in different orders. Tensors
-that are mapped from a file begin wherever its header ends, so the same weights in two files would give two results.
+On some CPUs the BLAS library chooses its kernel by where a matrix begins, and the kernels add in different orders.
+Tensors that are mapped from a file begin wherever its header ends, so the same weights in two files would give two
+results.
 """
 
 import torch

@@ -1,0 +1,71 @@
+"""What states the configuration of a denoiser. Shapes cannot tell all of it: rotary axes, norms, heads of a UNet."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..architectures import Config
+from ..errors import FormatError
+
+CONFIG = "config.json"
+_CLASS = "_class_name"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The entries of a diffusers model's `config.json`. where: what states them, for people."""
+
+    entries: Config
+    where: str
+
+    @property
+    def arguments(self) -> Config:
+        """Keyword arguments of the model's class: the entries whose names do not begin with an underscore."""
+        return {name: value for name, value in self.entries.items() if not name.startswith("_")}
+
+    def check_class(self, model_class: str, path: Path) -> None:
+        """Check that it is of `model_class`, or says none.
+
+        Raises:
+            FormatError: it is of another class than the tensors of `path`.
+        """
+        if (stated := self.entries.get(_CLASS)) not in (None, model_class):
+            raise FormatError(
+                f"{path} is a {model_class} by its tensors, but {self.where} is of a {stated}; pass the base that "
+                "belongs to it"
+            )
+
+    def differences(self, told: Config, guessed: Collection[str]) -> list[str]:
+        """A phrase for each entry that the tensors tell otherwise: as `told`, but for those that are `guessed`."""
+        stated = self.arguments
+        return [
+            f"{name} is {stated[name]} there and {value} by the tensors"
+            for name, value in told.items()
+            if name in stated and name not in guessed and _listed(stated[name]) != _listed(value)
+        ]
+
+    @classmethod
+    def read(cls, path: Path, where: str) -> "Configuration":
+        """The configuration in a file.
+
+        Raises:
+            FormatError: it is not a JSON object.
+        """
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{where} is not JSON") from error
+        if not isinstance(entries, dict):
+            raise FormatError(f"{where} is no configuration of a model")
+        return cls(entries, where)
+
+
+def as_text(model_class: str, arguments: Config) -> str:
+    """The canonical JSON of a configuration, as a file's header has it."""
+    return json.dumps({_CLASS: model_class, **arguments}, sort_keys=True, separators=(",", ":"))
+
+
+def _listed(value: object) -> object:
+    """A value of a configuration with tuples as lists, so that values from Python and from JSON can be compared."""
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
