@@ -183,7 +183,7 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """What a recipe chooses, in words: which layers these are, calibration finds out."""
     budget = settled(recipe, checkpoint, Format).budget
     if budget is not None:
-        return f"what costs the pictures most, until the denoiser takes {budget:.1%} of its size in 16 bits"
+        return f"what costs the pictures most, until the denoiser takes {100 * budget:.4g}% of its size in 16 bits"
     possible = sum(checkpoint.why_never_quantized(key) is None for key in checkpoint.layers)
     return f"{round(keep_ratio(checkpoint, recipe) * possible)} of {possible} layers, those whose outputs vary most"
 

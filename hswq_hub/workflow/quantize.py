@@ -57,8 +57,6 @@ def quantize(
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
     """
-    if source.checkpoint.guess is not None:
-        log(source.checkpoint.guess)
     workspace = Workspace(source.name, source.sha256)
     how = settled(how or recipe(), source.checkpoint, formats)
     todo = _quantization(workspace.folder, source, calibration, formats, how, device, memory)
@@ -72,6 +70,8 @@ def quantize(
     steps = [todo.statistics, *steps]
     remaining = remaining_steps(steps)
     check_disks(remaining, {folder: sum(step.work().kept for step in writing.values())})
+    if source.checkpoint.guess is not None:
+        log(source.checkpoint.guess)
     log(_estimate(todo, remaining))
     with workspace.locked(log):
         remember(workspace, source)

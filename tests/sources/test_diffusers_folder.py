@@ -162,7 +162,6 @@ def test_folders_that_are_not_complete_are_refused(shards, harm, error, sentence
         ({"_class_name": None}, UnknownArchitectureError),
         ({"n_layers": 2}, FormatError),
         ({"n_heads": "many"}, HSWQError),
-        ({"unheard_of": 1}, FormatError),
     ],
 )
 def test_a_configuration_that_does_not_belong_is_refused(folder, change, error):

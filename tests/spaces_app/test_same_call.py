@@ -66,6 +66,7 @@ def evaluated(model) -> tuple[dict, dict]:
     source = SimpleNamespace(
         architecture=model,
         path=resolve("demo").path,
+        checkpoint=resolve("demo").checkpoint,
         base=model.base_repo,
         prompts=Prompts((), (PROMPT,)),
         check_components=lambda: None,

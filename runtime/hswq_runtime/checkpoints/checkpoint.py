@@ -76,7 +76,7 @@ class Checkpoint:
             return self._family
         found = of_class(self._family.model_class, self.config)
         if found is None:
-            raise FormatError(f"{self.path} is a {self._family.model_class}, but none that is known: {self.config}")
+            raise FormatError(f"{self.path} looks like none of the models known: {self.config}")
         return found
 
     def tensor(self, key: str) -> torch.Tensor:
