@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from support import tiny
 from support.hub_server import TOKEN, HubServer, Repo
 
-from hswq_runtime import HSWQPipeline
+from hswq_runtime import Checkpoint, HSWQPipeline
 
 CHILD = """
 import hashlib, json, sys
@@ -31,6 +31,7 @@ for line in sys.stdin:
         scaled = any(isinstance(m, HSWQLinear) and m.scale is not None for m in pipe.transformer.modules())
         fp8 = any(isinstance(m, HSWQLinear) for m in pipe.transformer.modules())
         found = dict(weights=weights.hexdigest(), fp8=fp8, scaled=scaled, parts=sorted(pipe.components))
+        found["theta"] = pipe.transformer.config.rope_theta
     except Exception as error:
         found = dict(error=type(error).__name__, message=str(error))
     print(json.dumps(found | dict(registered=registered)), flush=True)
@@ -51,6 +52,7 @@ def server(published, tmp_path_factory):
     saved = tmp_path_factory.mktemp("saved")
     HSWQPipeline.from_pretrained(published, variant="v2", dtype=torch.float32).save_pretrained(saved)
     v1, v2 = ((published / f"demo-hswq-{version}.safetensors").read_bytes() for version in ("v1", "v2"))
+    config = Checkpoint(published / "demo-hswq-v2.safetensors").whole_config
     unnamed = save(load_file(published / "demo-hswq-v1.safetensors"))
     based = save(load_file(published / "demo-hswq-v2.safetensors"), metadata={"hswq_base": "alice/demo-hswq"})
     lora = save({"lora_A.weight": torch.zeros(2, 2)})
@@ -67,6 +69,10 @@ def server(published, tmp_path_factory):
         named = save(cast, metadata=names | {"hswq_format": "v1"})
         hub.repos["erin/diffusers-names"] = Repo({"v1.safetensors": named, "lora.safetensors": lora})
         hub.repos["bob/based"] = Repo({"only.safetensors": based})
+        stating = {"transformer/config.json": json.dumps(config | {"rope_theta": 20.0}).encode()}
+        hub.repos["frank/states"] = Repo({"only.safetensors": based, **stating})
+        hub.repos["frank/based"] = Repo({"only.safetensors": save(load_file(published / "demo-hswq-v2.safetensors"))})
+        hub.repos["frank/base"] = Repo({**files(published), **stating})
         hub.repos["carol/saved"] = Repo(files(saved))
         hub.repos["carol/two"] = Repo({"x.safetensors": v1, "y.safetensors": v2, "sub/z.safetensors": v1})
         hub.repos["dave/gated"] = Repo({"only.safetensors": v2}, gated="auto")
@@ -203,3 +209,10 @@ def test_offline_after_the_first_time(client, server):
 def test_importing_the_package_first_was_enough_for_diffusers_to_know_it(client):
     """The other order: `test_quantizer.py`."""
     assert client.ask("alice/demo-hswq")["registered"]
+
+
+def test_the_repo_states_the_configuration_of_its_file_then_the_base(client):
+    """A file of another tool says nothing of it; it is not the file's own repo whose weights are fetched for it."""
+    assert client.ask("frank/states", **OWN)["theta"] == 20.0
+    assert client.ask("frank/based", base="frank/base")["theta"] == 20.0
+    assert client.ask("frank/based", **OWN)["theta"] == 256.0
