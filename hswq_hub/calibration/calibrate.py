@@ -57,9 +57,9 @@ class LayerStatistics:
         others = [d for d in range(inputs.ndim) if d != channel % inputs.ndim]
         absolute = inputs.detach().abs()
         importance = absolute.mean(dim=others, dtype=torch.float64) if others else absolute.double()
-        values = outputs.detach()
-        mean = values.mean(dtype=torch.float64)
-        square = values.double().square().mean()
+        values = outputs.detach().double()
+        mean = _total(values) / values.numel()
+        square = _total(values.square()) / values.numel()
         if not (torch.isfinite(mean) and torch.isfinite(square) and torch.isfinite(importance).all()):
             self.skipped += 1
             return
@@ -85,6 +85,13 @@ class LayerStatistics:
     def output_variance(self) -> float:
         """Var(Y), clamped to 0, since rounding can make that of a constant output negative."""
         return max(self.output_square - self.output_mean**2, 0.0)
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """The sum, one dimension after another: so it is the same to the bit with any number of threads."""
+    while values.ndim:
+        values = values.sum(-1)
+    return values
 
 
 @dataclass(frozen=True)

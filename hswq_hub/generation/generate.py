@@ -15,8 +15,13 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.pipeline import assemble_pipeline
 
+from ..common.threads import Threads
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+TOKEN = 16
+"""Pixels a side of a transformer's token."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,18 @@ def open_pipeline(
     return pipeline.to(device)
 
 
+def product_flops(pipeline: "DiffusionPipeline", size: int, pictures: int = 1) -> float:
+    """Operations of a typical product in a call of the denoiser, for pictures of `size` pixels a side."""
+    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    return 0.0 if denoiser is None else 2.0 * typical_weight(denoiser) * pictures * (size / TOKEN) ** 2
+
+
+def typical_weight(model: torch.nn.Module) -> float:
+    """Values of the weight of a Linear or Conv2d layer in which a typical value is."""
+    sizes = [layer.weight.numel() for layer in model.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+    return sum(n * n for n in sizes) / max(sum(sizes), 1)
+
+
 def takes_negative(pipeline: "DiffusionPipeline") -> bool:
     """Whether the pipeline's call has a `negative_prompt`."""
     return "negative_prompt" in inspect.signature(type(pipeline).__call__).parameters
@@ -137,22 +154,25 @@ def generate(
         HSWQError: the latents are not finite; the picture would be black.
     """
     final: dict[str, torch.Tensor] = {}
+    threads = Threads(product_flops(pipeline, settings.size))
 
     def after_step(
         _pipeline: "DiffusionPipeline", step: int, _timestep: torch.Tensor, state: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        threads.adapt()
         final["latents"] = state["latents"]
         if on_step is not None:
             on_step(step, state["latents"])
         return {}
 
     start = time.perf_counter()
-    image = pipeline(
-        **settings.arguments([prompt]),
-        generator=torch.Generator("cpu").manual_seed(seed),
-        callback_on_step_end=after_step,
-        output_type="np",
-    ).images[0]
+    with threads:
+        image = pipeline(
+            **settings.arguments([prompt]),
+            generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=after_step,
+            output_type="np",
+        ).images[0]
     seconds = time.perf_counter() - start
     latents = final["latents"][0].to("cpu", torch.float32)
     if not latents.isfinite().all():
@@ -165,9 +185,17 @@ def final_latents(
     pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings
 ) -> torch.Tensor:
     """The final latents of `prompts` and `seeds`, made in one batch and not decoded: float32 on the CPU."""
-    latents: torch.Tensor = pipeline(
-        **settings.arguments(prompts),
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        output_type="latent",
-    ).images
+    threads = Threads(product_flops(pipeline, settings.size, len(prompts)))
+
+    def after_step(*_: object) -> dict[str, torch.Tensor]:
+        threads.adapt()
+        return {}
+
+    with threads:
+        latents: torch.Tensor = pipeline(
+            **settings.arguments(prompts),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=after_step,
+            output_type="latent",
+        ).images
     return latents.to("cpu", torch.float32)

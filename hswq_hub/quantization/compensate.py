@@ -19,6 +19,8 @@ from hswq_runtime.loading import load_model
 from ..calibration.calibrate import Calibration
 from ..common.hardware import dtype_named
 from ..common.progress import progress
+from ..common.threads import Threads
+from ..generation.generate import TOKEN, typical_weight
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .fold import moved
 from .gptq import compensated
@@ -58,6 +60,8 @@ def write_compensated(
     model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"]), device=device)
     if outputs and model._supports_gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    size = calibration.made_by.get("generation", {}).get("size", 0)
+    flops = 2.0 * typical_weight(model) * (size / TOKEN) ** 2
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     layers = layers_of(checkpoint, model, next(iter(todo.values())))
     with ExitStack() as stack:
@@ -68,7 +72,10 @@ def write_compensated(
         for file in files.values():
             file.copy_kept()
         for group in in_groups(layers, memory, outputs=outputs):
-            moments = second_moments(model, group, calibration.calls, device, settings.tokens, outputs=outputs)
+            with Threads(flops) as threads:
+                moments = second_moments(
+                    model, group, calibration.calls, device, settings.tokens, outputs=outputs, between=threads.adapt
+                )
             for key in progress(group, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
                 for format, file in files.items():
@@ -77,7 +84,8 @@ def write_compensated(
                     # A fold scales inputs and outputs of each module by a power of two, and moments matter only up to
                     # a positive factor.
                     folded = moved(weight, decision.fold)
-                    codes = compensated_layer(folded, moments[key], scale if format.scaled else None, settings)
+                    with Threads(2.0 * weight.numel(), steady=True):
+                        codes = compensated_layer(folded, moments[key], scale if format.scaled else None, settings)
                     file.put_weight(decision, codes, scale)
                 del moments[key]
 

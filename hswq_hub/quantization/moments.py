@@ -13,7 +13,7 @@ group. Replaying block by block from stored block inputs is not possible: a grad
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -174,11 +174,13 @@ def second_moments(
     tokens: int = RoundingSettings().tokens,
     *,
     outputs: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
     """The second moments of each of `layers` (of `model`, by any name), on `device`.
 
     `model` has to be on `device`. At most `tokens` input vectors of one call of a layer are used, and none of a call
     with non-finite values. outputs: gather those of outputs as well, which takes a backward pass for every replay.
+    between: called before each replay.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
@@ -189,6 +191,7 @@ def second_moments(
     handles = [module.register_forward_hook(gather.after) for module in gather.modules]
     try:
         for number, call in enumerate(progress(calls, desc="second moments", unit="call")):
+            between()
             gather.replay(call, model, device, number)
     finally:
         for handle in handles:

@@ -22,14 +22,14 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import layer_of
 
 from ..common.targets import nearest_existing
-from ..generation.generate import GenerationSettings
+from ..generation.generate import TOKEN, GenerationSettings
 from ..settings import PublishSettings
 from ..sources.diffusers_folder import CONFIG
 from ..sources.source import Source
 from .steps import PRODUCT_RECORD, Made, Step, Work
 
-_LATENT, _TOKEN = 8, 16
-"""Pixels a side of a latent value, and of a transformer's token."""
+_LATENT = 8
+"""Pixels a side of a latent value."""
 _TELLING = 50
 """Calls from which on a step's time says more of calling than of loading."""
 _TRIAL_WIDTH, _TRIAL_TOKENS, _TRIAL_SECONDS, _TRIAL_BYTES = 1024, 512, 0.3, 1 << 25
@@ -123,7 +123,7 @@ def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
 
 def _tokens(module: str, size: int, levels: int) -> float:
     if levels == 1:
-        return (size / _TOKEN) ** 2
+        return (size / TOKEN) ** 2
     block = re.match(r"(down|up|mid)_block(?:s\.(\d+))?", module)
     number = int(block[2] or 0) if block else 0
     level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]] if block else 0
