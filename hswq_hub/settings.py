@@ -90,8 +90,9 @@ class RoundingSettings:
 
 @dataclass(frozen=True)
 class ErrorSettings:
-    """How the error that one weight makes is measured: pictures, denoising steps of each (None: the model's own), and
-    what is added to their seeds so that their noise is none that the calibration saw."""
+    """How the error that one weight makes is measured: pictures, denoising steps of each (None: as many as calibration
+    pictures are set to, else the model's own), and what is added to their seeds so that their noise is none that the
+    calibration saw."""
 
     samples: int = 4
     steps: int | None = None

@@ -27,7 +27,7 @@ from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
-from ..generation.generate import GenerationSettings, generate, open_pipeline
+from ..generation.generate import GenerationSettings, final_latents, open_pipeline
 from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
 from ..sources.source import Source
@@ -227,7 +227,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         """The index of the current step over all samples; a scheduler's extra calls count to the last step."""
         return i * generation.steps + min(done, generation.steps - 1)
 
-    def on_step(*_: object) -> None:
+    def on_step() -> None:
         nonlocal done
         done += 1
         bar.update()
@@ -239,7 +239,9 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     ):
         for i in ours:
             done = 0
-            generate(pipeline, prompts[i % len(prompts)], settings.seed + i, generation, on_step)
+            prompt = prompts[i % len(prompts)]
+            if not final_latents(pipeline, [prompt], [settings.seed + i], generation, on_step).isfinite().all():
+                raise HSWQError(f"the picture of {prompt!r} came out as NaN or infinity; try --dtype float32")
     numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}

@@ -182,13 +182,21 @@ def generate(
 
 
 def final_latents(
-    pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings
+    pipeline: "DiffusionPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: GenerationSettings,
+    on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """The final latents of `prompts` and `seeds`, made in one batch and not decoded: float32 on the CPU."""
+    """The final latents of `prompts` and `seeds`, made in one batch and not decoded: float32 on the CPU.
+
+    `on_step`: called after each denoising step.
+    """
     threads = Threads(product_flops(pipeline, settings.size, len(prompts)))
 
     def after_step(*_: object) -> dict[str, torch.Tensor]:
         threads.adapt()
+        on_step()
         return {}
 
     with threads:

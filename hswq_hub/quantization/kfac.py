@@ -26,7 +26,7 @@ from hswq_runtime.layers.fp8 import FP8, saturating_cast
 
 from .gptq import damped, upper_factor
 
-_BLOCK = 64
+BLOCK = 64
 
 
 def compensated_both_ways(
@@ -37,7 +37,7 @@ def compensated_both_ways(
     *,
     damping: float = 0.003,
     output_damping: float = 0.1,
-    block: int = _BLOCK,
+    block: int = BLOCK,
 ) -> torch.Tensor:
     """FP8 codes [out, n] for `weight` [out, n], on its device.
 

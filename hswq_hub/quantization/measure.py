@@ -33,7 +33,7 @@ def measure_errors(
     """Latent MSE against the original, by key, with one weight of `plan` quantized at a time.
 
     `codes`: decision -> FP8 codes and scale, see `writer.codes_of`. `calibration`: device, dtype, seed, guidance and
-    size. The number of denoising steps is the model's default unless `settings` say another.
+    size. The number of denoising steps is that of `settings`, or else of the calibration, or else the model's default.
     """
     device = pick_device(calibration.device)
     dtype = pick_dtype(calibration.dtype, device)
@@ -43,7 +43,7 @@ def measure_errors(
     generation = GenerationSettings.of(
         source.architecture,
         pipeline.vae.config,
-        steps=settings.steps,
+        steps=settings.steps or calibration.steps,
         guidance=calibration.guidance,
         size=calibration.size,
     )

@@ -1,27 +1,28 @@
-"""Estimates how long steps take, from what earlier steps took or from a short trial.
+"""Estimates how long steps take: from short trials of this machine, corrected by what earlier steps took.
 
-The number of denoiser calls and of bytes moved is known exactly for each step. The time of a call comes from earlier
-steps on this model. Without any, one transformer layer of the model's usual width is timed and scaled by parameter
-count. The disk is timed by writing a file.
+The number of denoiser calls, operations and bytes moved is known for each step. What a call takes comes from a block
+like the model's, as wide and with as many tokens. What steps on this model took here, over what was foretold of them,
+corrects the rest, also while a run goes on.
 """
 
 import json
-import os
 import re
-import tempfile
-import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from math import ceil
 from pathlib import Path
+from statistics import median
 
 import torch
-from torch import nn
 
+from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import layer_of
 
-from ..common.targets import nearest_existing
+from ..common import trial
+from ..common.threads import Threads
 from ..generation.generate import TOKEN, GenerationSettings
 from ..settings import PublishSettings
 from ..sources.diffusers_folder import CONFIG
@@ -30,9 +31,12 @@ from .steps import PRODUCT_RECORD, Made, Step, Work
 
 _LATENT = 8
 """Pixels a side of a latent value."""
-_TELLING = 50
-"""Calls from which on a step's time says more of calling than of loading."""
-_TRIAL_WIDTH, _TRIAL_TOKENS, _TRIAL_SECONDS, _TRIAL_BYTES = 1024, 512, 0.3, 1 << 25
+_TELLING = 1.0
+"""Seconds from which on a step's time says something of the next one's."""
+_BESIDE, _AROUND = 26, 9000
+"""Small operations beside each layer of the denoiser, and around a picture: scheduler, text encoder, VAE."""
+_VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+"""Of the VAE of nearly all models; for a base on the Hub, whose configuration is not fetched for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,38 @@ class DenoiserCost:
     """The cost of one call of the denoiser for one picture.
 
     weights: how many it multiplies with. tokens: how many each weight is applied to, in the mean. width: the most
-    common number of input channels, counted by weights.
+    common number of input channels, counted by weights. attention: operations of the attention. layers: how many.
     """
 
     weights: int
     tokens: float
     width: int
+    attention: float
+    layers: int
 
     @property
     def flops(self) -> float:
-        """A product and a sum for each weight and token; attention is not counted."""
-        return 2.0 * self.weights * self.tokens
+        """A product and a sum for each weight and token, and the attention."""
+        return 2.0 * self.weights * self.tokens + self.attention
 
 
 class Forecast:
     """Estimates for the steps of `source` with `settings`, settled ones, whose products are in `place`."""
 
     def __init__(self, source: Source, settings: PublishSettings, place: Path):
-        self._checkpoint, self._calibration, self._place = source.checkpoint, settings.calibration, place
+        self._source, self._calibration, self._place = source, settings.calibration, place
         self._size = usual_size(source)
-        made = (made for made in _records(place) if not made.work.calls or made.work.device == self._calibration.device)
-        self._made = sorted(made, key=lambda made: -made.finished)
+
+    @cached_property
+    def _made(self) -> list[Made]:
+        found = (Made.read(record.parent) for record in self._place.glob(f"*/{PRODUCT_RECORD}"))
+        here = (made for made in found if made is not None and made.work.device == self._calibration.device)
+        return sorted(here, key=lambda made: -made.finished)
 
     @property
     def is_measured(self) -> bool:
-        """Whether it rests on what steps on this model took here, not on a trial."""
-        return any(made.work.calls >= _TELLING for made in self._made)
+        """Whether it rests on what steps on this model took here, not on a trial alone."""
+        return self._correction({}) is not None
 
     def seconds(self, step: Step) -> float:
         """How long `step` will take."""
@@ -73,91 +83,128 @@ class Forecast:
         before = [made for made in self._made if made.step == step.name and made.work == work]
         if before:
             return before[0].seconds
-        return work.calls * self._call_seconds(work) + work.flops / self._flop_rate + work.moved / self._byte_rate
+        return self._foretold(work) * (self._correction({}) or 1.0)
 
-    def _pixels(self, work: Work) -> int:
-        return (work.size or self._size) ** 2
+    def left(self, steps: Iterable[Step], taken: Mapping[Step, float]) -> float:
+        """How long those of `steps` that are not in `taken` will take, by what those in it took in this run."""
+        factor = self._correction(taken) or 1.0
+        return sum(self._foretold(step.work()) * factor for step in steps if step not in taken)
 
-    def _call_seconds(self, work: Work) -> float:
-        rates = [m.seconds / m.work.calls / self._pixels(m.work) for m in self._made if m.work.calls >= _TELLING]
-        if rates:
-            return min(rates) * self._pixels(work)
-        call = denoiser_cost(self._checkpoint, work.size or self._size)
-        return call.flops / self._flop_rate
+    def _correction(self, taken: Mapping[Step, float]) -> float | None:
+        """The seconds that steps took over what was foretold: of those in `taken`, else the last ones' on record."""
+        known = [(step.work(), seconds) for step, seconds in taken.items()]
+        known = known or [(made.work, made.seconds) for made in self._made]
+        known = [(work, seconds) for work, seconds in known if seconds >= _TELLING]
+        if not known:
+            return None
+        if taken:
+            return sum(seconds for _, seconds in known) / sum(self._foretold(work) for work, _ in known)
+        return median(seconds / self._foretold(work) for work, seconds in known)
+
+    def _foretold(self, work: Work) -> float:
+        """By the trials alone."""
+        size = work.size or self._size
+        seconds = work.calls * self._call(size, work.batch) + work.launches * self._launch
+        seconds += work.pictures * (
+            vae_flops(usual_vae(self._source), size) / self._rate(size, 1) + _AROUND * self._launch
+        )
+        if work.flops:
+            seconds += work.flops / self._rate(size, 1)
+        if work.double_flops:
+            seconds += work.double_flops / trial.double_rate(work.device)
+        return max(seconds + work.moved / self._byte_rate, 1e-3)
+
+    def _call(self, size: int, batch: int) -> float:
+        cost = self._cost(size)
+        return batch * cost.flops / self._rate(size, batch) + _BESIDE * cost.layers * self._launch
+
+    @cache  # noqa: B019 (a forecast lives as long as its run)
+    def _rate(self, size: int, batch: int) -> float:
+        cost, dtype = self._cost(size), getattr(torch, self._calibration.dtype)
+        with Threads(2.0 * cost.width**2 * cost.tokens * batch):
+            return trial.block_rate(cost.width, round(cost.tokens * batch), self._calibration.device, dtype)
+
+    @cache  # noqa: B019
+    def _cost(self, size: int) -> DenoiserCost:
+        return denoiser_cost(self._source.checkpoint, size)
 
     @cached_property
-    def _flop_rate(self) -> float:
-        """Operations a second of a layer like the model's."""
-        call = denoiser_cost(self._checkpoint, self._calibration.size or self._size)
-        return layer_rate(call, self._calibration.device, getattr(torch, self._calibration.dtype))
+    def _launch(self) -> float:
+        return trial.launch_seconds(self._calibration.device)
 
     @cached_property
     def _byte_rate(self) -> float:
-        return disk_rate(self._place)
+        return trial.disk_rate(self._place)
+
+
+def usual_vae(source: Source) -> dict[str, object]:
+    """The configuration of the VAE, of a base on the Hub that of nearly all models."""
+    return _VAE | vae_config(source)
+
+
+def vae_config(source: Source) -> dict[str, object]:
+    """The configuration of the VAE in a local base; {} of one on the Hub."""
+    config = Path(source.base) / "vae" / CONFIG
+    known: dict[str, object] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return known
 
 
 def usual_size(source: Source) -> int:
     """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`; of a Hub base the architecture's."""
-    config = Path(source.base) / "vae" / CONFIG
-    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return GenerationSettings.of(source.architecture, known).size
+    return GenerationSettings.of(source.architecture, vae_config(source)).size
 
 
 def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
     """What a picture of `size` pixels a side costs, from the shapes of the layers.
 
-    A weight of a transformer sees every token; one of a UNet every place of its level, each half as wide and high as
-    the one above. Embedders and modulation are left out: they see the timestep, once a call, or are small.
+    A weight of a transformer sees every token, of the picture and of the text; one of a UNet every place of its level,
+    each half as wide and high as the one above. Embedders and modulation are left out: they see the timestep, once a
+    call, or are small.
     """
     levels = 1 + max((int(n) for n in re.findall(r"down_blocks\.(\d+)", " ".join(checkpoint.parameters))), default=0)
-    weights, places, widths = 0, 0.0, Counter[int]()
+    architecture = checkpoint.architecture
+    weights, places, attention, layers, widths = 0, 0.0, 0.0, 0, Counter[int]()
     for key in checkpoint.layers:
-        info, module = checkpoint.tensors[key], layer_of(checkpoint.modules[key][0])
-        if checkpoint.architecture.is_sensitive(module):
+        info, modules = checkpoint.tensors[key], [layer_of(name) for name in checkpoint.modules[key]]
+        layers += len(modules)
+        if architecture.is_sensitive(modules[0]):
             continue
-        found = _tokens(module, size, levels)
+        found = _tokens(architecture, modules[0], size) if levels == 1 else _places(modules[0], size, levels)
         weights, places = weights + info.values, places + info.values * found
         widths[info.values // info.shape[0]] += info.values
-    return DenoiserCost(weights, places / weights, widths.most_common(1)[0][0])
+        # Queries on keys, then on values. Those of a UNet's second attention are the text's.
+        attention += 4.0 * found**2 * info.shape[1] * any(re.search(_ATTENDS, name) for name in modules)
+    return DenoiserCost(weights, places / weights, widths.most_common(1)[0][0], attention, layers)
 
 
-def _tokens(module: str, size: int, levels: int) -> float:
-    if levels == 1:
-        return (size / TOKEN) ** 2
+_ATTENDS = r"(?<!attn2)\.to_q$"
+"""The module of the queries, one for each attention that a picture's tokens pay to each other."""
+
+
+def _tokens(architecture: Architecture, module: str, size: int) -> float:
+    """Tokens of a picture and of a prompt that a layer of a transformer sees."""
+    several = architecture.token_multiple
+    picture, text = (ceil(n / several) * several for n in ((size / TOKEN) ** 2, architecture.text_tokens))
+    if architecture.text_only is not None and re.search(architecture.text_only, module):
+        return text
+    if architecture.picture_only is not None and re.search(architecture.picture_only, module):
+        return picture
+    return picture + text
+
+
+def _places(module: str, size: int, levels: int) -> float:
+    """Places of a picture that a layer of a UNet sees."""
     block = re.match(r"(down|up|mid)_block(?:s\.(\d+))?", module)
     number = int(block[2] or 0) if block else 0
     level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]] if block else 0
     return float((size / _LATENT / 2**level) ** 2)
 
 
-@torch.no_grad()
-def layer_rate(call: DenoiserCost, device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a transformer layer on `device`, about as wide as the model's."""
-    width = max(64, min(call.width, _TRIAL_WIDTH) // 64 * 64)
-    tokens = max(1, min(round(call.tokens), _TRIAL_TOKENS))
-    layer = nn.TransformerEncoderLayer(
-        width, width // 64, 4 * width, batch_first=True, device=device, dtype=dtype
-    ).eval()
-    inputs = torch.zeros(1, tokens, width, device=device, dtype=dtype)
-    layer(inputs)
-    runs, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < _TRIAL_SECONDS:
-        layer(inputs).sum().item()  # which waits for the GPU
-        runs += 1
-    return runs * 2.0 * tokens * sum(p.numel() for p in layer.parameters() if p.ndim > 1) / passed
-
-
-def disk_rate(place: Path) -> float:
-    """Bytes a second that the disk under `place` takes."""
-    data = os.urandom(_TRIAL_BYTES)
-    with tempfile.TemporaryFile(dir=nearest_existing(place)) as file:
-        start = time.perf_counter()
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return len(data) / (time.perf_counter() - start)
-
-
-def _records(place: Path) -> list[Made]:
-    found = (Made.read(record.parent) for record in place.glob(f"*/{PRODUCT_RECORD}"))
-    return [made for made in found if made is not None]
+def vae_flops(config: dict[str, object], size: int) -> float:
+    """Operations of decoding a picture: two 3 x 3 convolutions in each residual block, one more block a level than in
+    the encoder, at twice the resolution from level to level."""
+    match config:
+        case {"block_out_channels": list(channels), "layers_per_block": int(layers)}:
+            levels = enumerate(map(float, channels))
+            return sum(36.0 * (layers + 1) * c * c * (size / 2.0**level) ** 2 for level, c in levels)
+    return 0.0

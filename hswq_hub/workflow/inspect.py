@@ -12,11 +12,12 @@ from hswq_runtime.formats import Format, Metadata
 
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.text import megabytes, roughly
+from ..common.trial import block_rate
 from ..quantization.keep import keep_ratio, settled, size_range
 from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing
-from .forecast import DenoiserCost, denoiser_cost, layer_rate
+from .forecast import DenoiserCost, denoiser_cost
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Inspection:
     variant: the model that its components are of, where several have the same keys. format: "V1", "V2", "FP8" (cast
     without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
-    recipe and format -> bytes of the file, at least and at most. Both
-    are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser, for
-    such a picture. bundled: the components that the file holds besides the denoiser. scheduler: what it says of its
-    scheduler's configuration.
+    recipe and format -> bytes of the file, at least and at most. Both are empty for a file that is quantized already.
+    size, steps: of a picture, by default. call: of the denoiser, for such a picture; passes: how many in a step.
+    bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
+    configuration.
     """
 
     file: str
@@ -49,6 +50,7 @@ class Inspection:
     size: int
     steps: int
     call: DenoiserCost
+    passes: int
     config: dict[str, object]
     bundled: list[str]
     scheduler: dict[str, object]
@@ -88,7 +90,8 @@ class Inspection:
         device = pick_device(name)
         dtype, calibration = pick_dtype("auto", device), CalibrationSettings()
         steps = calibration.steps_of(self.steps)
-        seconds = calibration.samples * steps * self.call.flops / layer_rate(self.call, device.type, dtype)
+        rate = block_rate(self.call.width, round(self.call.tokens), device.type, dtype)
+        seconds = calibration.samples * steps * self.passes * self.call.flops / rate
         return [
             *_column(
                 "memory",
@@ -151,6 +154,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         size=model.size,
         steps=model.steps,
         call=denoiser_cost(checkpoint, model.size),
+        passes=model.passes(),
         config=checkpoint.config,
         bundled=sorted(checkpoint.bundled),
         scheduler=checkpoint.scheduler,

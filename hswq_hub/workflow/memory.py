@@ -1,41 +1,51 @@
 """How much memory a run needs at once, from headers and shapes; and how much there is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from hswq_runtime.checkpoints.mapped import MAPPED_BYTES
 from hswq_runtime.errors import DeviceError
 
 from ..common.hardware import dtype_named, free_memory, total_memory
 from ..common.text import megabytes
-from ..quantization.compensate import rounding_bytes
+from ..quantization.compensate import knows_outputs, rounding_bytes
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files
 from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
+from .forecast import DenoiserCost, denoiser_cost, usual_size, usual_vae
+
+_IN_A_BLOCK = 4
+"""Values a channel that a residual block of the VAE holds at once."""
+_LAYERS_A_BLOCK, _ACTIVATIONS = 7, 30
+"""Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes needed on `device`, and what it has.
 
-    denoiser, components: of the model; components is None if they are in a Hub repo. moments: second moments and the
-    rounding workspace. free, total: of the device.
+    denoiser, components: of the model; components is None if they are in a Hub repo. picture: what decoding one takes,
+    and the part of a file that is mapped. moments: second moments, the rounding workspace, and the layers' inputs while
+    a call is replayed. free, total: of the device.
     """
 
     device: str
     denoiser: int
     components: int | None
+    picture: int
     moments: int
     free: int
     total: int
 
     @property
     def needed(self) -> int:
-        """The least that does; pictures in the making come on top."""
-        return self.denoiser + max(self.components or 0, self.moments)
+        """What is in use at once, at most."""
+        return self.denoiser + max((self.components or 0) + self.picture, self.moments)
 
     @property
     def is_tight(self) -> bool:
@@ -45,11 +55,11 @@ class Memory:
     @property
     def line(self) -> str:
         """What is needed and what there is, in one line."""
-        components = " and other components" if self.components is None else ""
+        components = " and the other components" if self.components is None else ""
         tight = "; close other programs, or it may not suffice" if self.is_tight else ""
         return (
-            f"{megabytes(self.needed)}{components} and the pictures in the making, on a {self.device} with "
-            f"{megabytes(self.free)} of {megabytes(self.total)} free{tight}"
+            f"{megabytes(self.needed)}{components}, on a {self.device} with {megabytes(self.free)} of "
+            f"{megabytes(self.total)} free{tight}"
         )
 
     def check(self) -> None:
@@ -76,18 +86,35 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     word = dtype_named(calibration.dtype).itemsize
     denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
     components = None if source.hub_base else word * sum(_values(path) for path in local_files(source))
+    size = calibration.size or usual_size(source)
     moments = 0
     rounding = settings.recipe.rounding
     if rounding in COMPENSATED:
         moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
+        moments += word * replay_values(denoiser_cost(checkpoint, size)) if knows_outputs(rounding) else 0
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
-    if calibration.device != "cuda":
-        return [replace(cpu, moments=moments)]
-    return [replace(_on("GPU", torch.device("cuda"), denoiser, components), moments=moments), cpu]
+    computing = cpu if calibration.device != "cuda" else _on("GPU", torch.device("cuda"), denoiser, components)
+    picture = MAPPED_BYTES + word * picture_values(usual_vae(source), size)
+    computing = replace(computing, moments=moments, picture=picture)
+    return [computing] if calibration.device != "cuda" else [computing, replace(cpu, picture=MAPPED_BYTES)]
+
+
+def picture_values(vae: Mapping[str, object], size: int) -> int:
+    """Values that are held at once while a picture is decoded: a residual block's, at the resolution of the picture."""
+    match vae:
+        case {"block_out_channels": list(channels)}:
+            return int(_IN_A_BLOCK * max(channels[:2]) * size**2)
+    return 0
+
+
+def replay_values(call: DenoiserCost) -> int:
+    """Values that are held at once while a call is replayed backwards with gradient checkpointing: the inputs of all
+    blocks, and what one block computes."""
+    return int(call.tokens * call.width * (call.layers / _LAYERS_A_BLOCK + _ACTIVATIONS))
 
 
 def _on(name: str, device: torch.device, denoiser: int, components: int | None) -> Memory:
-    return Memory(name, denoiser, components, 0, free_memory(device), total_memory(device))
+    return Memory(name, denoiser, components, 0, 0, free_memory(device), total_memory(device))
 
 
 def _values(path: Path) -> int:

@@ -6,7 +6,7 @@ source ─ calibrate ─ quantize (search, round, measure, write; naive) ─ eva
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ from .workspace import Workspace
 Part = TypeVar("Part", CalibrationSettings, EvaluationSettings)
 NAIVE = "naive FP8"
 PLAN_HEADINGS = ("step", "state", "size", "time")
+_WORTH_SAYING = 10.0
+"""Seconds from which on people want to know how long it takes."""
 STATUS_HEADINGS = ("step", "state", "size", "took", "made", "product")
 
 
@@ -136,6 +138,11 @@ class PublishPlan:
         """Time and memory of all that is still to be done, a line each."""
         return estimate(self.forecast, self.remaining, memory_of(self.source, self.settings))
 
+    def _left(self, taken: Mapping[Step, float]) -> str:
+        """What is said of the time that is left, by what the steps in `taken` took."""
+        seconds = self.forecast.left(self.remaining, taken)
+        return f", {roughly(seconds)} left" if seconds >= _WORTH_SAYING else ""
+
     def lines(self) -> list[str]:
         """What it would do and what that takes, as people read it on a terminal."""
         parameters = sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
@@ -185,7 +192,7 @@ class PublishPlan:
             remember(self.workspace, self.source)
             self.workspace.note_need(str(self.folder.resolve()), self.steps)
             forget(step for step in self.steps if step.stage in self.again)
-            make(self.steps, log)
+            make(self.steps, log, self._left)
         uploaded = None if self.destination is None else upload_to(self.folder, self.destination)
         return Published(self.folder, Evaluation.load(self.folder / METRICS), uploaded)
 

@@ -40,14 +40,19 @@ class State(Enum):
 class Work:
     """What a step costs, as far as it is known before.
 
-    calls: of the denoiser on `device`, one picture each, `size` pixels a side (None: the model's own). flops:
-    arithmetic besides. moved: bytes read and written. kept: bytes of the product.
+    calls: of the denoiser on `device`, with `batch` pictures in each, `size` pixels a side (None: the model's own).
+    pictures: how many are decoded. flops, double_flops: arithmetic besides, in the dtype of the denoiser and in
+    float64. launches: small operations besides. moved: bytes read and written. kept: bytes of the product.
     """
 
     calls: int = 0
     device: str = "cpu"
     size: int | None = None
+    batch: int = 1
+    pictures: int = 0
     flops: float = 0.0
+    double_flops: float = 0.0
+    launches: float = 0.0
     moved: int = 0
     kept: int = 0
 
@@ -150,8 +155,12 @@ def silent(_: str) -> None:
     """A `Log` that drops every line."""
 
 
-def make(steps: Iterable[Step], log: Log) -> None:
-    """Do those of `steps`, listed after their inputs, that are not done yet."""
+def make(steps: Iterable[Step], log: Log, left: Callable[[Mapping[Step, float]], str] = lambda _: "") -> None:
+    """Do those of `steps`, listed after their inputs, that are not done yet.
+
+    `left`: seconds by step that was done in this run -> what is said of the time that is left.
+    """
+    taken: dict[Step, float] = {}
     for step in steps:
         if step.state is State.DONE:
             log(f"{step.name}: found")
@@ -164,7 +173,8 @@ def make(steps: Iterable[Step], log: Log) -> None:
             _write_record(step, folder, time.perf_counter() - start)
 
         replace_folder(step.folder, fill)
-        log(f"{step.name}: done in {duration(time.perf_counter() - start)}")
+        taken[step] = time.perf_counter() - start
+        log(f"{step.name}: done in {duration(taken[step])}{left(taken)}")
 
 
 def remaining_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[Step]:

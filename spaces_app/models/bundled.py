@@ -1,35 +1,36 @@
 """The bundled model, shown by default: the page needs no network and opens within seconds.
 
-V1 and V2 are quantized at first use and kept in the workspace, by a quick recipe: rounding to nearest, few calibration
-pictures. `hswq-hub publish demo` takes longer and comes closer to the original.
+V1 and V2 are what `hswq-hub publish demo` has made on this machine, or else what it made when this release was: those
+files ship with the package.
 """
 
+import json
+from functools import cache
 from pathlib import Path
 
+from hswq_hub.cards.record import PublishedRecord
+from hswq_hub.common.layout import RECORD
 from hswq_hub.quantization.plan import Plan
-from hswq_hub.settings import CALIBRATION_MEMORY, CalibrationSettings, recipe
 from hswq_hub.sources.source import Source
-from hswq_hub.workflow.stages.calibrate import calibration_step
-from hswq_hub.workflow.stages.quantize import Quantization, naive_name, naive_step, plan_of, quantized_name
+from hswq_hub.workflow.publish import PublishPlan
+from hswq_hub.workflow.stages.quantize import naive_name, naive_step, plan_of, quantized_name
 from hswq_hub.workflow.steps import Step, make, silent
 from hswq_hub.workflow.workspace import Workspace
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format
 
-QUICK = CalibrationSettings(samples=4, steps=9, calls=1, device="cpu")
-"""On the CPU everywhere: ZeroGPU has no GPU while the page starts, and the model is tiny."""
-_RECIPE = "hswq"
+SHIPPED = Path(__file__).parents[1] / "bundled"
+"""Files and record of a published folder of the bundled model; `make cards` puts them there."""
 
-ABOUT = f"""
+ABOUT = """
 ## The bundled demo model
 
 A small Z-Image, trained on drawn pictures: shapes of one colour on a background. It ships with `hswq-hub` so that this
 page needs neither network nor GPU.
 
 **What you compare.** *Original* is the full-precision checkpoint. *Naive FP8* is a plain cast of every layer. *V1* and
-*V2* were quantized on this machine when the page started, with the method as published (recipe `{_RECIPE}`: rounding to
-nearest, {QUICK.samples} calibration pictures), because that takes seconds. The default recipe of
-`hswq-hub publish demo` takes about two minutes and comes closer to the original; to see its files here, run
+*V2* are what `hswq-hub publish demo` makes with the default recipe: on this machine, or, before you run it, files that
+ship with this release. To see its figures and card here, run
 
     hswq-hub publish demo
     hswq-hub demo hswq-published/demo-hswq
@@ -38,14 +39,31 @@ Licence: Apache-2.0.
 """
 
 
-def quick_file(source: Source, format: Format) -> Path:
-    """The quantized file of `format`, made now if it is not in the workspace."""
-    return _written(source)[format].folder / quantized_name(source.name, format)
+def quantized_file(source: Source, format: Format) -> Path:
+    """The quantized file of `format`."""
+    if (made := made_here(source)) is not None:
+        return made[format].folder / quantized_name(source.name, format)
+    return SHIPPED / shipped_record().files[format].file
 
 
-def quick_plans(source: Source) -> dict[Format, Plan]:
+def plans(source: Source) -> dict[Format, Plan]:
     """What was decided for each weight."""
-    return {format: plan_of(step) for format, step in _written(source).items()}
+    if (made := made_here(source)) is not None:
+        return {format: plan_of(step) for format, step in made.items()}
+    return dict(shipped_record().plans)
+
+
+def made_here(source: Source) -> dict[Format, Step] | None:
+    """The steps of `publish`, as it is without options, that wrote the files; None if they are not done."""
+    steps = {step.name: step for step in PublishPlan.of(source).steps}
+    writing = {format: steps[f"write {format.value}"] for format in Format}
+    return writing if all(step.made is not None for step in writing.values()) else None
+
+
+@cache
+def shipped_record() -> PublishedRecord:
+    """The record of the files that ship with the package."""
+    return PublishedRecord.from_document(json.loads((SHIPPED / RECORD).read_text(encoding="utf-8")))
 
 
 def naive_file(original: Checkpoint, sha256: str) -> Path:
@@ -53,21 +71,7 @@ def naive_file(original: Checkpoint, sha256: str) -> Path:
     name = original.path.stem
     workspace = Workspace(name, sha256)
     step = naive_step(workspace.folder, original, name, sha256=sha256)
-    _make(workspace, [step])
-    return step.folder / naive_name(name)
-
-
-def _written(source: Source) -> dict[Format, Step]:
-    """The steps that wrote V1 and V2; they are done."""
-    workspace = Workspace(source.name, source.sha256)
-    gathered = calibration_step(workspace.folder, source, QUICK)
-    how = (tuple(Format), recipe(_RECIPE), QUICK, CALIBRATION_MEMORY)
-    steps, writing = Quantization(workspace.folder, source, gathered, *how).steps()
-    _make(workspace, [gathered, *steps])
-    return writing
-
-
-def _make(workspace: Workspace, steps: list[Step]) -> None:
     with workspace.locked(silent):
-        workspace.note_need(f"the page, {steps[-1].name}", steps)
-        make(steps, silent)
+        workspace.note_need(f"the page, {step.name}", [step])
+        make([step], silent)
+    return step.folder / naive_name(name)

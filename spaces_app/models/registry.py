@@ -129,7 +129,7 @@ def _bundled() -> Model:
         ORIGINAL: lambda: source.path,
         NAIVE: lambda: bundled.naive_file(source.checkpoint, source.sha256),
     }
-    files |= {format.label: lambda format=format: bundled.quick_file(source, format) for format in Format}
+    files |= {format.label: lambda format=format: bundled.quantized_file(source, format) for format in Format}
     return Model(
         reference=DEMO,
         title="Demo model",
@@ -138,7 +138,7 @@ def _bundled() -> Model:
         files=files,
         generation=GenerationSettings.of(architecture, vae),
         examples=source.prompts.evaluation[:_EXAMPLES],
-        plans=lambda: bundled.quick_plans(source),
+        plans=lambda: bundled.plans(source),
         about=bundled.ABOUT,
     )
 

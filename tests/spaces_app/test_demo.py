@@ -84,7 +84,7 @@ def pictures(worker, model, **changes) -> dict[str, np.ndarray]:
 def test_the_api_gives_what_evaluate_measures(client):
     source = resolve("demo")
     settings = EvaluationSettings(pairs=1, steps=2, seed=5)
-    evaluation = evaluate(source, {"V2": bundled.quick_file(source, Format.V2)}, settings)
+    evaluation = evaluate(source, {"V2": bundled.quantized_file(source, Format.V2)}, settings)
     answer = client.predict(
         source.prompts.evaluation[0], seed=5, steps=2, variants=["original", "V2"], api_name="/compare"
     )
@@ -248,13 +248,13 @@ def test_a_path_counts_only_for_whoever_sits_at_this_machine(tmp_path, monkeypat
 
 
 def published(folder: Path, **changes) -> Path:
-    """A folder as `publish` writes it, of the quick files."""
+    """A folder as `publish` writes it, of the bundled model's files."""
     source = resolve("demo")
     shutil.copytree(source.base, folder)
-    plans = bundled.quick_plans(source)
+    plans = bundled.plans(source)
     files = {}
     for version in Format:
-        path = shutil.copy(bundled.quick_file(source, version), folder)
+        path = shutil.copy(bundled.quantized_file(source, version), folder)
         files[version.value] = {"file": Path(path).name}
     record = {
         "repo": "demo-hswq",

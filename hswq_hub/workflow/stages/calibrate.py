@@ -14,6 +14,8 @@ STAGE = "calibrate"
 STATISTICS = "calibration.safetensors"
 ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", __name__)
 """The code that decides the product."""
+_LAUNCHES = 30
+"""Small operations that the statistics of one layer take in one call."""
 
 
 def calibration_step(place: Path, source: Source, settings: CalibrationSettings) -> Step:
@@ -29,6 +31,10 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         calibrate(source, settings).save(product / STATISTICS)
 
     def work() -> Work:
-        return Work(settings.samples * settings.steps_of(source.architecture.steps), settings.device, settings.size)
+        steps = settings.samples * settings.steps_of(source.architecture.steps)
+        calls = steps * source.architecture.passes(settings.guidance)
+        launches = calls * len(source.checkpoint.layers) * _LAUNCHES
+        moved = source.path.stat().st_size
+        return Work(calls, settings.device, settings.size, launches=launches, moved=moved)
 
     return Step(STAGE, STAGE, place, made_from, make, work=work)

@@ -9,6 +9,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...common.files import write_atomically
 from ...common.identity import code_digest, environment_fingerprint
 from ...quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
 from ...quantization.keep import keep, size_range
+from ...quantization.kfac import BLOCK
 from ...quantization.measure import measure_errors
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
@@ -29,12 +31,15 @@ from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ...sources.components import base_identity
 from ...sources.source import Source
+from ..forecast import denoiser_cost, usual_size
 from ..steps import Step, Work
 from .calibrate import STATISTICS
 
 STAGE = "quantize"
 ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization", __name__)
 """The code that decides the products."""
+_LAUNCHES = 15
+"""Small operations for one anti-diagonal, or one column, of a weight that is rounded."""
 _PLANS, _PLAN, _ERRORS = "plans.json", "plan.json", "errors.json"
 
 
@@ -112,16 +117,36 @@ class Quantization:
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
             steps = self.calibration.steps_of(self.source.architecture.steps)
             recorded = min(self.calibration.calls, self.calibration.samples * steps)
+            replays = recorded * check_memory(checkpoint, rounding, self.memory)
+            passes = self.source.architecture.passes(self.calibration.guidance)
+            tokens = denoiser_cost(checkpoint, self.calibration.size or usual_size(self.source)).tokens * passes
             return Work(
-                calls=recorded * check_memory(checkpoint, rounding, self.memory) * replay_cost(rounding),
+                calls=replays * passes * replay_cost(rounding),
                 device=self.calibration.device,
                 size=self.calibration.size,
-                flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
+                flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized),
+                double_flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
+                launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
             )
 
         return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
+
+    def _moment_flops(self, key: str) -> float:
+        """Of the second moments of one weight [rows, n] by one token: n², and with outputs rows²."""
+        info = self.source.checkpoint.tensors[key]
+        rows, n = info.shape[0], info.values // info.shape[0]
+        of_outputs = rows * min(rows, TOGETHER) if knows_outputs(self.recipe.rounding) else 0
+        return 2.0 * (n**2 + of_outputs)
+
+    def _rounding_launches(self, key: str) -> float:
+        """Small operations one after the other: for each anti-diagonal of each diagonal of blocks, or each column."""
+        info = self.source.checkpoint.tensors[key]
+        rows, n = info.shape[0], info.values // info.shape[0]
+        if knows_outputs(self.recipe.rounding):
+            return (ceil(rows / BLOCK) + ceil(n / BLOCK)) * 2 * BLOCK * _LAUNCHES
+        return n * (1 + self.recipe.compensation.sweeps) * _LAUNCHES
 
     def _rounding_flops(self, key: str) -> float:
         """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
@@ -152,8 +177,12 @@ class Quantization:
         def work() -> Work:
             architecture = self.source.architecture
             weights = len(unread_plan(self.source.checkpoint, format, self.recipe).quantized)
-            calls = settings.samples * (settings.steps or architecture.steps) * (weights + 1)
-            return Work(calls, self.calibration.device, self.calibration.size)
+            passes = (settings.steps or self.calibration.steps or architecture.steps) * architecture.passes(
+                self.calibration.guidance
+            )
+            calls = passes * (weights + 1)
+            moved = self.source.path.stat().st_size
+            return Work(calls, self.calibration.device, self.calibration.size, settings.samples, moved=moved)
 
         return self._step(f"measure {format.value}", [made_from, format.value], make, work, before)
 

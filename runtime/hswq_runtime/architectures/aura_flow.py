@@ -40,6 +40,8 @@ AURA_FLOW = Architecture(
     steps=50,
     guidance=3.5,
     size=1024,
+    text_tokens=264,
+    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
     guessed=("patch_size", "attention_head_dim", "num_attention_heads"),
     variants={
         "purplesmartai/pony-v7-base": {

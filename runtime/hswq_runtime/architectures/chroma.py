@@ -38,6 +38,8 @@ CHROMA = Architecture(
     steps=40,
     guidance=3.0,
     size=1024,
+    text_tokens=512,
+    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
     guessed=("axes_dims_rope",),
     civitai_base_models=("Chroma",),
 )

@@ -74,6 +74,15 @@ class Architecture:
     guidance: float
     size: int
     """Generation defaults: denoising steps, guidance scale, height and width in pixels."""
+    text_tokens: int = 0
+    """Tokens of a usual prompt that go through the denoiser's blocks beside the picture's."""
+    text_only: str | None = None
+    picture_only: str | None = None
+    """Regular expressions on the names of diffusers modules that see tokens of one kind alone."""
+    token_multiple: int = 1
+    """Tokens of the picture and of the text are each padded to a multiple of this."""
+    guided_above: float | None = 1.0
+    """Guidance scale above which the denoiser is called with and without the prompt; None: it is given the scale."""
     guessed: tuple[str, ...] = ()
     """Entries of `config` that are those of the published models, since shapes do not tell them."""
     folds: tuple[Fold, ...] = ()
@@ -108,6 +117,11 @@ class Architecture:
     def with_base(self, base: str) -> "Architecture":
         """The facts of the variant whose other components are in the Hub repo `base`; this row if no variant's are."""
         return replace(self, base_repo=base, variants={}, **self.variants[base]) if base in self.variants else self
+
+    def passes(self, guidance: float | None = None) -> int:
+        """How often a picture goes through the denoiser in one step; `guidance` None: the default scale."""
+        scale = self.guidance if guidance is None else guidance
+        return 1 if self.guided_above is None or scale <= self.guided_above else 2
 
     @property
     def models(self) -> list["Architecture"]:

@@ -50,6 +50,8 @@ SD35_MEDIUM = Architecture(
     steps=40,
     guidance=4.5,
     size=1024,
+    text_tokens=333,
+    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
     fits=lambda config: bool(config.get("dual_attention_layers")),
 )
 

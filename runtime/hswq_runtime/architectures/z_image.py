@@ -51,6 +51,11 @@ Z_IMAGE = Architecture(
     steps=9,
     guidance=0.0,
     size=1024,
+    text_tokens=64,
+    text_only=r"^context_refiner\.",
+    picture_only=r"^noise_refiner\.",
+    token_multiple=32,
+    guided_above=0.0,
     guessed=("axes_dims", "axes_lens"),
     # The modulation between norm and layers only multiplies. Queries and keys are normed, so nothing is moved on.
     folds=(
