@@ -29,11 +29,9 @@ from ..sources.diffusers_folder import CONFIG
 from ..sources.source import Source
 from .steps import PRODUCT_RECORD, Made, Step, Work
 
-_LATENT = 8
-"""Pixels a side of a latent value."""
 _TELLING = 1.0
 """Seconds from which on a step's time says something of the next one's."""
-_BESIDE, _AROUND = 26, 9000
+_BESIDE, _AROUND = 15, 8000
 """Small operations beside each layer of the denoiser, and around a picture: scheduler, text encoder, VAE."""
 _VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
 """Of the VAE of nearly all models; for a base on the Hub, whose configuration is not fetched for an estimate."""
@@ -126,7 +124,7 @@ class Forecast:
 
     @cache  # noqa: B019
     def _cost(self, size: int) -> DenoiserCost:
-        return denoiser_cost(self._source.checkpoint, size)
+        return cost_of(self._source, size)
 
     @cached_property
     def _launch(self) -> float:
@@ -154,8 +152,17 @@ def usual_size(source: Source) -> int:
     return GenerationSettings.of(source.architecture, vae_config(source)).size
 
 
-def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
-    """What a picture of `size` pixels a side costs, from the shapes of the layers.
+def cost_of(source: Source, size: int) -> DenoiserCost:
+    """:func:`denoiser_cost` with the VAE of `source`, which says how many pixels a latent value stands for."""
+    match usual_vae(source):
+        case {"block_out_channels": list(channels)}:
+            return denoiser_cost(source.checkpoint, size, 2 ** len(channels))
+    return denoiser_cost(source.checkpoint, size)
+
+
+def denoiser_cost(checkpoint: Checkpoint, size: int, token: int = TOKEN) -> DenoiserCost:
+    """What a picture of `size` pixels a side costs, from the shapes of the layers. token: pixels a side of a token, of
+    2 x 2 latent values.
 
     A weight of a transformer sees every token, of the picture and of the text; one of a UNet every place of its level,
     each half as wide and high as the one above. Embedders and modulation are left out: they see the timestep, once a
@@ -169,7 +176,11 @@ def denoiser_cost(checkpoint: Checkpoint, size: int) -> DenoiserCost:
         layers += len(modules)
         if architecture.is_sensitive(modules[0]):
             continue
-        found = _tokens(architecture, modules[0], size) if levels == 1 else _places(modules[0], size, levels)
+        found = (
+            _tokens(architecture, modules[0], size / token)
+            if levels == 1
+            else _places(modules[0], 2 * size / token, levels)
+        )
         weights, places = weights + info.values, places + info.values * found
         widths[info.values // info.shape[0]] += info.values
         # Queries on keys, then on values. Those of a UNet's second attention are the text's.
@@ -181,10 +192,10 @@ _ATTENDS = r"(?<!attn2)\.to_q$"
 """The module of the queries, one for each attention that a picture's tokens pay to each other."""
 
 
-def _tokens(architecture: Architecture, module: str, size: int) -> float:
-    """Tokens of a picture and of a prompt that a layer of a transformer sees."""
+def _tokens(architecture: Architecture, module: str, side: float) -> float:
+    """Tokens of a picture, `side` tokens wide and high, and of a prompt that a layer of a transformer sees."""
     several = architecture.token_multiple
-    picture, text = (ceil(n / several) * several for n in ((size / TOKEN) ** 2, architecture.text_tokens))
+    picture, text = (ceil(n / several) * several for n in (side**2, architecture.text_tokens))
     if architecture.text_only is not None and re.search(architecture.text_only, module):
         return text
     if architecture.picture_only is not None and re.search(architecture.picture_only, module):
@@ -192,12 +203,12 @@ def _tokens(architecture: Architecture, module: str, size: int) -> float:
     return picture + text
 
 
-def _places(module: str, size: int, levels: int) -> float:
-    """Places of a picture that a layer of a UNet sees."""
+def _places(module: str, side: float, levels: int) -> float:
+    """Places of a picture, `side` latent values wide and high, that a layer of a UNet sees."""
     block = re.match(r"(down|up|mid)_block(?:s\.(\d+))?", module)
     number = int(block[2] or 0) if block else 0
     level = {"down": number, "up": levels - 1 - number, "mid": levels - 1}[block[1]] if block else 0
-    return float((size / _LATENT / 2**level) ** 2)
+    return float((side / 2**level) ** 2)
 
 
 def vae_flops(config: dict[str, object], size: int) -> float:

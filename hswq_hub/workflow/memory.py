@@ -17,7 +17,7 @@ from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files
 from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
-from .forecast import DenoiserCost, denoiser_cost, usual_size, usual_vae
+from .forecast import DenoiserCost, cost_of, usual_size, usual_vae
 
 _IN_A_BLOCK = 4
 """Values a channel that a residual block of the VAE holds at once."""
@@ -91,7 +91,7 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     rounding = settings.recipe.rounding
     if rounding in COMPENSATED:
         moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
-        moments += word * replay_values(denoiser_cost(checkpoint, size)) if knows_outputs(rounding) else 0
+        moments += word * replay_values(cost_of(source, size)) if knows_outputs(rounding) else 0
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
     computing = cpu if calibration.device != "cuda" else _on("GPU", torch.device("cuda"), denoiser, components)
     picture = MAPPED_BYTES + word * picture_values(usual_vae(source), size)

@@ -14,7 +14,7 @@ STAGE = "calibrate"
 STATISTICS = "calibration.safetensors"
 ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", __name__)
 """The code that decides the product."""
-_LAUNCHES = 30
+_LAUNCHES = 15
 """Small operations that the statistics of one layer take in one call."""
 
 
@@ -33,7 +33,7 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
     def work() -> Work:
         steps = settings.samples * settings.steps_of(source.architecture.steps)
         calls = steps * source.architecture.passes(settings.guidance)
-        launches = calls * len(source.checkpoint.layers) * _LAUNCHES
+        launches = calls * sum(map(len, source.checkpoint.modules.values())) * _LAUNCHES
         moved = source.path.stat().st_size
         return Work(calls, settings.device, settings.size, launches=launches, moved=moved)
 

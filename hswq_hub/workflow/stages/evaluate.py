@@ -15,7 +15,7 @@ from ..steps import Step, Work
 STAGE = "evaluate"
 ROOMS = ("hswq_hub.generation", "hswq_hub.evaluation", __name__)
 """The code that decides the product."""
-_EXPANDING = 100
+_EXPANDING = 250
 """Operations in a product that take as long as expanding one FP8 value, which waits for the memory."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from hswq_runtime.checkpoints.configuration import CONFIG, as_text
 from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.formats import Format
 
@@ -104,6 +105,11 @@ def fill_folder(
         shutil.copyfile(Path(source.base) / MODEL_INDEX, target / MODEL_INDEX)
     for component in components:
         shutil.copytree(component, target / component.name, ignore=ignore_foreign)
+    checkpoint = source.checkpoint
+    if components and checkpoint.stated is not None:  # for the original beside it, and for files of other tools
+        place = target / checkpoint.architecture.component / CONFIG
+        place.parent.mkdir()
+        write_atomically(place, (as_text(checkpoint.architecture.model_class, checkpoint.whole_config) + "\n").encode())
     record = dict(facts) | {
         "files": {format.value: _file_facts(step, plans[format]) for format, step in writing.items()},
         "layers": {format.value: plan.as_rows() for format, plan in plans.items()},

@@ -31,7 +31,7 @@ from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
 from ...sources.components import base_identity
 from ...sources.source import Source
-from ..forecast import denoiser_cost, usual_size
+from ..forecast import cost_of, usual_size
 from ..steps import Step, Work
 from .calibrate import STATISTICS
 
@@ -40,6 +40,8 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization",
 """The code that decides the products."""
 _LAUNCHES = 15
 """Small operations for one anti-diagonal, or one column, of a weight that is rounded."""
+_GATHERING = 50
+"""Small operations that the second moments of one weight take in one call."""
 _PLANS, _PLAN, _ERRORS = "plans.json", "plan.json", "errors.json"
 
 
@@ -119,14 +121,15 @@ class Quantization:
             recorded = min(self.calibration.calls, self.calibration.samples * steps)
             replays = recorded * check_memory(checkpoint, rounding, self.memory)
             passes = self.source.architecture.passes(self.calibration.guidance)
-            tokens = denoiser_cost(checkpoint, self.calibration.size or usual_size(self.source)).tokens * passes
+            tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             return Work(
                 calls=replays * passes * replay_cost(rounding),
                 device=self.calibration.device,
                 size=self.calibration.size,
                 flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized),
                 double_flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
-                launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized),
+                launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized)
+                + replays * passes * len(plan.quantized) * _GATHERING,
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
             )

@@ -1,0 +1,76 @@
+"""The parts of the memory that is foretold, each against what was in use."""
+
+import ctypes
+import sys
+
+import diffusers
+import psutil
+import pytest
+import torch
+
+from hswq_hub.common.hardware import PeakMemory
+from hswq_hub.settings import PublishSettings
+from hswq_hub.sources.find import resolve
+from hswq_hub.workflow.forecast import DenoiserCost, denoiser_cost
+from hswq_hub.workflow.memory import memory_of, picture_values, replay_values
+from hswq_hub.workflow.publish import PublishPlan
+from hswq_runtime import Checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+CPU = torch.device("cpu")
+
+
+def growth(call) -> int:
+    """Bytes that are in use at once while `call` runs, beside those before."""
+    call()  # what is allocated once
+    ctypes.CDLL(None).malloc_trim(0)
+    before = psutil.Process().memory_info().rss
+    with PeakMemory(CPU) as peak:
+        call()
+    return peak.bytes - before
+
+
+@pytest.mark.parametrize("channels", [[64, 128], [64, 64, 128]])
+def test_decoding_a_picture(channels):
+    count = len(channels)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=channels, layers_per_block=1, latent_channels=4, norm_num_groups=32,
+        down_block_types=["DownEncoderBlock2D"] * count, up_block_types=["UpDecoderBlock2D"] * count,
+        mid_block_add_attention=False,
+    ).eval().requires_grad_(False)  # fmt: skip
+    side = 384 // 2 ** (count - 1)
+    taken = growth(lambda: vae.decode(torch.zeros(1, 4, side, side)))
+    foretold = 4 * picture_values({"block_out_channels": channels}, 384)
+    assert 0.6 * foretold < taken < 1.2 * foretold
+
+
+def test_replaying_a_call_backwards(tmp_path):
+    config = {"in_channels": 8, "dim": 384, "n_layers": 8, "n_refiner_layers": 1, "n_heads": 8, "n_kv_heads": 8}
+    torch.manual_seed(0)
+    model = diffusers.ZImageTransformer2DModel(**config, cap_feat_dim=32, axes_dims=[12, 18, 18]).eval()
+    model.requires_grad_(False).enable_gradient_checkpointing()
+    x, caption = torch.randn(8, 1, 96, 96), torch.randn(32, 32)
+    start = torch.zeros((), requires_grad=True)
+    call = DenoiserCost(0, 48 * 48 + 64, 384, 0.0, sum(isinstance(m, torch.nn.Linear) for m in model.modules()))
+
+    def replay():
+        (found,) = model([x + start], torch.tensor([0.4]), [caption], return_dict=False)[0]
+        found.sum().backward()
+
+    taken, foretold = growth(replay), 4 * replay_values(call)
+    assert 0.5 * foretold < taken < 1.3 * foretold
+
+
+def test_all_parts_are_in_the_sum(tmp_path):
+    source = resolve("demo")
+    (memory,) = memory_of(source, PublishPlan.of(source, PublishSettings()).settings)
+    assert memory.needed == memory.denoiser + max(memory.components + memory.picture, memory.moments)
+    assert memory.picture > 1 << 29 and memory.moments > 0
+    assert f"{memory.needed / 1e6:.1f} MB" in memory.line
+
+
+def test_a_call_of_a_wide_model_is_its_tokens_and_their_attention(tmp_path):
+    checkpoint = Checkpoint(resolve("demo").path)
+    small, large = denoiser_cost(checkpoint, 256), denoiser_cost(checkpoint, 512)
+    assert large.weights == small.weights and large.layers == small.layers
+    assert 3 < (large.tokens - 40) / (small.tokens - 40) < 5 and large.attention > 8 * small.attention
