@@ -17,8 +17,8 @@ import psutil
 import torch
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_WORTH = 4e7
-"""Operations of one product from which on sharing it gains more than a tenth: `benchmarks/threads.py`."""
+_WORTH = 1e8
+"""Operations of one product from which on it is always worth sharing: `benchmarks/threads.py`."""
 _OFTEN, _STALE, _FIRST = 1.0, 5.0, 0.1
 """Seconds: between two looks at the machine; after which a look is too old; of the first look."""
 

@@ -19,9 +19,9 @@ from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
 from .forecast import DenoiserCost, cost_of, usual_size, usual_vae
 
-_IN_A_BLOCK = 4
-"""Values a channel that a residual block of the VAE holds at once."""
-_LAYERS_A_BLOCK, _ACTIVATIONS = 7, 30
+_IN_A_BLOCK = 8
+"""Values a channel that the last residual block of the VAE holds at once, at the resolution of the picture."""
+_LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 """Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
 
 
@@ -103,7 +103,7 @@ def picture_values(vae: Mapping[str, object], size: int) -> int:
     """Values that are held at once while a picture is decoded: a residual block's, at the resolution of the picture."""
     match vae:
         case {"block_out_channels": list(channels)}:
-            return int(_IN_A_BLOCK * max(channels[:2]) * size**2)
+            return int(_IN_A_BLOCK * channels[0] * size**2)
     return 0
 
 
