@@ -26,7 +26,7 @@ def _is_klein(config: Mapping[str, Any]) -> bool:
 
 
 def _is_9b(config: Mapping[str, Any]) -> bool:
-    return bool(config["num_attention_heads"] >= 32)
+    return bool(config.get("num_attention_heads", 48) >= 32)
 
 
 # https://github.com/black-forest-labs/flux2

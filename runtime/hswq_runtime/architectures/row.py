@@ -85,6 +85,8 @@ class Architecture:
     """Guidance scale above which the denoiser is called with and without the prompt; None: it is given the scale."""
     guessed: tuple[str, ...] = ()
     """Entries of `config` that are those of the published models, since shapes do not tell them."""
+    table_values: Callable[[Config], int] = lambda config: 0
+    """Values of the table of positions that `model_class` computes when it is built."""
     folds: tuple[Fold, ...] = ()
     """Exact moves between diffusers modules, for `--fold`; () if none are known."""
     fits: Callable[[Mapping[str, Any]], bool] = lambda config: True

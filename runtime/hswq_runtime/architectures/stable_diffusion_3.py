@@ -26,6 +26,12 @@ def _sd3_config(shapes: Shapes) -> Config:
     }
 
 
+def _table_values(config: Config) -> int:
+    """Of sines and cosines: for each place of a square, all channels."""
+    side = config.get("pos_embed_max_size") or config.get("sample_size", 0) // config.get("patch_size", 1)
+    return int(side**2 * config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0))
+
+
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium
 SD35_MEDIUM = Architecture(
     name="sd-3.5-medium",
@@ -53,6 +59,7 @@ SD35_MEDIUM = Architecture(
     text_tokens=333,
     text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
     fits=lambda config: bool(config.get("dual_attention_layers")),
+    table_values=_table_values,
 )
 
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-large

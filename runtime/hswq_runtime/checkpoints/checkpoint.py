@@ -17,8 +17,8 @@ from .. import formats
 from ..architectures import ARCHITECTURES, OTHER_COMPONENTS, Architecture, Config, of_class
 from ..errors import FormatError, UnknownArchitectureError
 from ..layers.fp8 import FP8
-from .configuration import CONFIG, Configuration
-from .fit import empty_model, misfits
+from .configuration import CONFIG, Configuration, check_bounds, shortened
+from .fit import NOT_TO_BUILD, empty_model, misfits
 from .header import TensorInfo, recognise_header
 from .mapped import MAPPED_BYTES, MappedFile
 from .mapping import Piece, gather_scale, row_count, trace, untouched
@@ -76,7 +76,7 @@ class Checkpoint:
             return self._family
         found = of_class(self._family.model_class, self.config)
         if found is None:
-            raise FormatError(f"{self.path} looks like none of the models known: {self.config}")
+            raise FormatError(f"{self.path} looks like none of the models known: {shortened(self.config)}")
         return found
 
     def tensor(self, key: str) -> torch.Tensor:
@@ -199,18 +199,18 @@ class Checkpoint:
         return FormatError(f"{self.path} does not fit the configuration in {self.stated.where}: {'; '.join(said)}")
 
     def _build(self, constants: bool) -> torch.nn.Module:
-        counts = [value for name, value in self.config.items() if "layers" in name and isinstance(value, int)]
-        if any(count > len(self.tensors) for count in counts):
-            raise FormatError(f"{self.path} says that it has more layers than it holds tensors: {self.config}")
+        if constants:  # those are computed, so the rest has to be right
+            _ = self._skeleton
         try:
+            check_bounds(self.config, self.denoiser_tensors, self._family.table_values)
             return empty_model(self._family.model_class, self.config, constants=constants)
-        except (AssertionError, ArithmeticError, ValueError, RuntimeError, TypeError) as error:
-            reason = " ".join(str(error).split())
+        except NOT_TO_BUILD as error:
             if self.stated is not None:
+                reason = shortened(" ".join(str(error).split()))
                 raise self._misfit(f"no {self._family.model_class} can have it ({reason})") from error
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
-                f"shapes: {self.config}"
+                f"shapes: {shortened(self.config)}"
             ) from error
 
     @cached_property

@@ -1,15 +1,20 @@
 """What states the configuration of a denoiser. Shapes cannot tell all of it: rotary axes, norms, heads of a UNet."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..architectures import Config
 from ..errors import FormatError
+from .header import TensorInfo
 
 CONFIG = "config.json"
 _CLASS = "_class_name"
+_SAID = 80
+"""Characters of a value that a message shows."""
+_LARGEST, _LISTED = 1 << 16, 64
+"""A number and a length that any configuration may have, whatever the tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Configuration:
         """A phrase for each entry that the tensors tell otherwise: as `told`, but for those that are `guessed`."""
         stated = self.arguments
         return [
-            f"{name} is {stated[name]} there and {value} by the tensors"
+            f"{name} is {shortened(stated[name])} there and {value} by the tensors"
             for name, value in told.items()
             if name in stated and name not in guessed and _listed(stated[name]) != _listed(value)
         ]
@@ -61,9 +66,45 @@ class Configuration:
         return cls(entries, where)
 
 
+def check_bounds(config: Config, tensors: Mapping[str, TensorInfo], table_values: Callable[[Config], int]) -> None:
+    """Check, before anything is built, that a stranger's configuration builds nothing larger than the file's tensors.
+
+    Args:
+        table_values: see :class:`hswq_runtime.architectures.Architecture`.
+
+    Raises:
+        ValueError: a number is out of bounds, or no number.
+    """
+    largest = max((side for info in tensors.values() for side in info.shape), default=0)
+    for name, value in config.items():
+        for number in _numbers(name, value, len(tensors)):
+            limit = len(tensors) if "layers" in name else max(_LARGEST, largest)
+            if not -limit <= number <= limit:  # NaN is not, either
+                raise ValueError(f"{name} is {shortened(number)}, and the file has no such tensors")
+    if table_values(config) > sum(info.values for info in tensors.values()):
+        raise ValueError("its table of positions is larger than the file")
+
+
+def _numbers(name: str, value: object, most: int) -> Iterator[float]:
+    """The numbers in a value of a configuration, those in lists included."""
+    if isinstance(value, (list, tuple)):
+        if len(value) > max(most, _LISTED):
+            raise ValueError(f"{name} has {len(value)} entries")
+        for item in value:
+            yield from _numbers(name, item, most)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
 def as_text(model_class: str, arguments: Config) -> str:
     """The canonical JSON of a configuration, as a file's header has it."""
     return json.dumps({_CLASS: model_class, **arguments}, sort_keys=True, separators=(",", ":"))
+
+
+def shortened(value: object) -> str:
+    """What a stranger wrote, as a sentence can have it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SAID else f"{text[:_SAID]}…"
 
 
 def _listed(value: object) -> object:

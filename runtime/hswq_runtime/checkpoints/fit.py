@@ -8,6 +8,17 @@ import torch
 
 from ..architectures import Config, Shapes
 
+NOT_TO_BUILD = (
+    AssertionError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What diffusers' classes raise for values that they cannot be built with."""
+
 
 def empty_model(model_class: str, config: Config, *, constants: bool) -> torch.nn.Module:
     """The diffusers model on the meta device; entries that its class does not know are ignored with a warning.
@@ -16,7 +27,7 @@ def empty_model(model_class: str, config: Config, *, constants: bool) -> torch.n
         constants: with the buffers that it computes at creation, such as frequencies. Without them it cannot be called.
 
     Raises:
-        AssertionError, ValueError, RuntimeError, TypeError: its class cannot be so configured.
+        one of `NOT_TO_BUILD`: its class cannot be so configured.
     """
     import accelerate
     import diffusers

@@ -49,7 +49,7 @@ def trace(shapes: Shapes, model_class: str, config: Mapping[str, Any], prefix: s
         converted = convert(checkpoint=tagged, config=config)
     except KeyError as error:
         raise FormatError(f"missing {error.args[0]}") from error
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise FormatError(f"diffusers' converter cannot take it apart ({' '.join(str(error).split())})") from error
     return {name: list(_pieces(tags, keys)) for name, tags in converted.items() if tags is not None}
 
