@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,8 @@ class HSWQPipeline:
         """A diffusers pipeline (`ZImagePipeline` for Z-Image) whose denoiser holds FP8 weights.
 
         The denoiser's output is bit-identical to that of the plain model with `weight · scale` in `dtype`. The size of
-        its weights is printed to stderr, and what of its configuration is guessed, if nothing states it: the file's
-        header, the folder or repo that holds it, or the base, in this order.
+        its weights is printed to stderr. A warning says what of its configuration is guessed, if nothing states it: the
+        file's header, the folder or repo that holds it, or the base, in this order.
 
         Args:
             path: a Hub repo id; a published or saved folder; one safetensors file (HSWQ V1, V2, ComfyUI's scaled
@@ -100,6 +101,8 @@ class HSWQPipeline:
         denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
         pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.for_another_repo(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
+        if checkpoint.guess is not None:
+            warnings.warn(checkpoint.guess, stacklevel=2)
         return pipeline
 
     @classmethod
@@ -212,7 +215,5 @@ def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> Non
     print(
         f"{checkpoint.path.name} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16; "
         f"other components from {base}",
-        *([checkpoint.guess] if checkpoint.guess else ()),
-        sep="\n",
         file=sys.stderr,
     )

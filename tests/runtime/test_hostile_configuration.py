@@ -56,8 +56,9 @@ for name in sys.argv[2:]:
     checkpoint = Checkpoint(path)
     own, weights = checkpoint.whole_config, load_file(path)
     opened(path)
-    for entry in own:
-        for value in VALUES:
+    for number, entry in enumerate(own):
+        # A UNet has so many entries that not every value is tried with each.
+        for value in VALUES[number % 4 :: 4] if name in kinds else VALUES:
             hostile = folder / "hostile.safetensors"
             save_file(weights, hostile, metadata={"hswq_config": json.dumps(own | {entry: value})})
             said, seconds, grown = peak(lambda: opened(hostile))

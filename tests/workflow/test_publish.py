@@ -59,10 +59,13 @@ def test_folder_holds_everything_that_would_be_uploaded(folder):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "demo-hswq-v1.safetensors", "demo-hswq-v2.safetensors", "README.md", "metrics.json", "hswq.json", "images",
-        "LICENSE", "model_index.json", "scheduler", "text_encoder", "tokenizer", "vae",
+        "LICENSE", "model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae",
     }  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing is left beside it"
     assert "Apache License" in (folder / "LICENSE").read_text()
+    stated = json.loads((folder / "transformer/config.json").read_text())
+    assert [path.name for path in (folder / "transformer").iterdir()] == ["config.json"]
+    assert stated == json.loads(Checkpoint(folder / "demo-hswq-v1.safetensors").metadata["hswq_config"])
 
 
 def test_record_explains_every_layer(folder):
