@@ -57,7 +57,7 @@ class LayerStatistics:
         others = [d for d in range(inputs.ndim) if d != channel % inputs.ndim]
         absolute = inputs.detach().abs()
         importance = absolute.mean(dim=others, dtype=torch.float64) if others else absolute.double()
-        values = outputs.detach().double()
+        values = outputs.detach().float()
         mean = _total(values) / values.numel()
         square = _total(values.square()) / values.numel()
         if not (torch.isfinite(mean) and torch.isfinite(square) and torch.isfinite(importance).all()):
@@ -88,10 +88,11 @@ class LayerStatistics:
 
 
 def _total(values: torch.Tensor) -> torch.Tensor:
-    """The sum, one dimension after another: so it is the same to the bit with any number of threads."""
-    while values.ndim:
-        values = values.sum(-1)
-    return values
+    """The sum in float64, one dimension after another: so it is the same to the bit with any number of threads."""
+    total = values.sum(-1, dtype=torch.float64)
+    while total.ndim:
+        total = total.sum(-1)
+    return total
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,18 @@ def launch_seconds(device: str) -> float:
     return _timed(run) / many
 
 
+@torch.no_grad()
+def value_seconds(device: str) -> float:
+    """Seconds that a few small operations take for one value, which wait for the memory."""
+    values = torch.ones(_SQUARE, _SQUARE, device=device)
+
+    def run() -> None:
+        values.abs().mean(0, dtype=torch.float64)
+        values.square().sum(-1, dtype=torch.float64)[0].item()
+
+    return _timed(run) / values.numel()
+
+
 def disk_rate(place: Path) -> float:
     """Bytes a second that the disk under `place` takes."""
     data = os.urandom(_BYTES)

@@ -108,6 +108,8 @@ class Forecast:
         )
         if work.flops:
             seconds += work.flops / self._rate(size, 1)
+        if work.values:
+            seconds += work.values * self._value
         if work.double_flops:
             seconds += work.double_flops / trial.double_rate(work.device)
         return max(seconds + work.moved / self._byte_rate, 1e-3)
@@ -129,6 +131,10 @@ class Forecast:
     @cached_property
     def _launch(self) -> float:
         return trial.launch_seconds(self._calibration.device)
+
+    @cached_property
+    def _value(self) -> float:
+        return trial.value_seconds(self._calibration.device)
 
     @cached_property
     def _byte_rate(self) -> float:

@@ -42,7 +42,8 @@ class Work:
 
     calls: of the denoiser on `device`, with `batch` pictures in each, `size` pixels a side (None: the model's own).
     pictures: how many are decoded. flops, double_flops: arithmetic besides, in the dtype of the denoiser and in
-    float64. launches: small operations besides. moved: bytes read and written. kept: bytes of the product.
+    float64. launches: small operations besides; values: that such operations go through. moved: bytes read and
+    written. kept: bytes of the product.
     """
 
     calls: int = 0
@@ -53,6 +54,7 @@ class Work:
     flops: float = 0.0
     double_flops: float = 0.0
     launches: float = 0.0
+    values: float = 0.0
     moved: int = 0
     kept: int = 0
 

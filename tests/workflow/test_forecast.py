@@ -30,6 +30,7 @@ def rates(monkeypatch):
     """A machine that does everything at known rates."""
     monkeypatch.setattr(trial, "block_rate", lambda *_: 1e9)
     monkeypatch.setattr(trial, "launch_seconds", lambda _: 0.0)
+    monkeypatch.setattr(trial, "value_seconds", lambda _: 1e-6)
     monkeypatch.setattr(trial, "double_rate", lambda _: 1e8)
     monkeypatch.setattr(trial, "disk_rate", lambda _: 1e6)
 
@@ -58,6 +59,7 @@ def test_all_that_is_done_counts(source, rates, tmp_path):
     assert forecast._foretold(Work(calls=1, size=128)) > 1.2 * call
     assert forecast._foretold(Work(flops=3e9)) == pytest.approx(3.0)
     assert forecast._foretold(Work(double_flops=3e8)) == pytest.approx(3.0)
+    assert forecast._foretold(Work(values=3e6)) == pytest.approx(3.0)
     assert forecast._foretold(Work(moved=int(5e6))) == pytest.approx(5.0)
     decoded = forecast._foretold(Work(calls=1, pictures=1)) - call
     vae = diffusers.AutoencoderKL.from_pretrained(source.base, subfolder="vae").eval()
@@ -110,4 +112,5 @@ def test_a_step_with_more_pictures_or_calls_is_more_work(source):
 def test_trials_are_positive_and_finite(tmp_path):
     assert 0 < trial.launch_seconds("cpu") < 1e-3
     assert trial.block_rate(192, 64, "cpu", torch.float32) > 1e6
+    assert 0 < trial.value_seconds("cpu") < 1e-5
     assert trial.double_rate("cpu") > 1e6 and trial.disk_rate(tmp_path) > 0

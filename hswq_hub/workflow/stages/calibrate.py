@@ -8,13 +8,14 @@ from ...common.identity import environment_fingerprint
 from ...settings import CalibrationSettings
 from ...sources.components import base_identity
 from ...sources.source import Source
+from ..forecast import cost_of, usual_size
 from ..steps import Step, Work
 
 STAGE = "calibrate"
 STATISTICS = "calibration.safetensors"
 ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", __name__)
 """The code that decides the product."""
-_LAUNCHES = 15
+_LAUNCHES = 10
 """Small operations that the statistics of one layer take in one call."""
 
 
@@ -35,6 +36,11 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         calls = steps * source.architecture.passes(settings.guidance)
         launches = calls * sum(map(len, source.checkpoint.modules.values())) * _LAUNCHES
         moved = source.path.stat().st_size
-        return Work(calls, settings.device, settings.size, launches=launches, moved=moved)
+        seen = [source.checkpoint.tensors[key] for key in source.checkpoint.layers]
+        values = sum(info.shape[0] + info.values // info.shape[0] for info in seen)  # inputs and outputs of a token
+        tokens = cost_of(source, settings.size or usual_size(source)).tokens
+        return Work(
+            calls, settings.device, settings.size, launches=launches, values=calls * tokens * values, moved=moved
+        )
 
     return Step(STAGE, STAGE, place, made_from, make, work=work)

@@ -15,8 +15,6 @@ from ..steps import Step, Work
 STAGE = "evaluate"
 ROOMS = ("hswq_hub.generation", "hswq_hub.evaluation", __name__)
 """The code that decides the product."""
-_EXPANDING = 250
-"""Operations in a product that take as long as expanding one FP8 value, which waits for the memory."""
 
 
 def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], settings: EvaluationSettings) -> Step:
@@ -38,7 +36,7 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
         calls = pictures * (settings.steps or source.architecture.steps) * source.architecture.passes(settings.guidance)
         moved = (1 + len(files)) * source.path.stat().st_size
         weights = sum(source.checkpoint.tensors[key].values for key in source.checkpoint.layers)
-        expanding = calls * len(files) / (1 + len(files)) * weights * _EXPANDING
-        return Work(calls, settings.device, settings.size, pictures=pictures, flops=expanding, moved=moved)
+        expanded = calls * len(files) / (1 + len(files)) * weights
+        return Work(calls, settings.device, settings.size, pictures=pictures, values=expanded, moved=moved)
 
     return Step(STAGE, STAGE, place, made_from, make, tuple(files.values()), work)

@@ -130,6 +130,7 @@ class Quantization:
                 double_flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
                 launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized)
                 + replays * passes * len(plan.quantized) * _GATHERING,
+                values=len(self.formats) * sum(self._rounding_values(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
             )
@@ -150,6 +151,13 @@ class Quantization:
         if knows_outputs(self.recipe.rounding):
             return (ceil(rows / BLOCK) + ceil(n / BLOCK)) * 2 * BLOCK * _LAUNCHES
         return n * (1 + self.recipe.compensation.sweeps) * _LAUNCHES
+
+    def _rounding_values(self, key: str) -> float:
+        """What those operations go through: a row and a column of a block for each of its weights, or the columns
+        after one."""
+        return (
+            self.source.checkpoint.tensors[key].values * BLOCK * (3.0 if knows_outputs(self.recipe.rounding) else 1.0)
+        )
 
     def _rounding_flops(self, key: str) -> float:
         """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
