@@ -8,7 +8,7 @@ corrects the rest, also while a run goes on.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import ceil
@@ -102,17 +102,18 @@ class Forecast:
     def _foretold(self, work: Work) -> float:
         """By the trials alone."""
         size = work.size or self._size
-        seconds = work.calls * self._call(size, work.batch) + work.launches * self._launch
-        seconds += work.pictures * (
-            vae_flops(usual_vae(self._source), size) / self._rate(size, 1) + _AROUND * self._launch
+        flops = work.flops + work.pictures * vae_flops(usual_vae(self._source), size)
+        launches = work.launches + work.pictures * _AROUND
+        parts: tuple[tuple[float, Callable[[], float]], ...] = (
+            (work.calls, lambda: self._call(size, work.batch)),
+            (flops, lambda: 1 / self._rate(size, 1)),
+            (work.double_flops, lambda: 1 / self._double_rate),
+            (launches, lambda: self._launch),
+            (work.values, lambda: self._value),
+            (work.moved, lambda: 1 / self._byte_rate),
         )
-        if work.flops:
-            seconds += work.flops / self._rate(size, 1)
-        if work.values:
-            seconds += work.values * self._value
-        if work.double_flops:
-            seconds += work.double_flops / trial.double_rate(work.device)
-        return max(seconds + work.moved / self._byte_rate, 1e-3)
+        # What there is none of needs no trial.
+        return max(sum(amount * seconds() for amount, seconds in parts if amount), 1e-3)
 
     def _call(self, size: int, batch: int) -> float:
         cost = self._cost(size)
@@ -135,6 +136,10 @@ class Forecast:
     @cached_property
     def _value(self) -> float:
         return trial.value_seconds(self._calibration.device)
+
+    @cached_property
+    def _double_rate(self) -> float:
+        return trial.double_rate(self._calibration.device)
 
     @cached_property
     def _byte_rate(self) -> float:
