@@ -63,6 +63,8 @@ def calibrate(
     quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     original = find(reference, source, chooser()).fetch()
+    if original.checkpoint.guess is not None and Group(pick_device(settings.device)).first:
+        say(f"warning: {original.checkpoint.guess}")
     calibration = calibrate(original, settings)
     if not Group(pick_device(settings.device)).first:
         return
@@ -139,7 +141,10 @@ def evaluate(
     quiet()
     if output is not None:
         check_replaceable(output, ".json", Evaluation.load)
-    evaluation = evaluate(find(reference, source, chooser()).fetch(), label_files(files), settings)
+    original = find(reference, source, chooser()).fetch()
+    if original.checkpoint.guess is not None:
+        say(f"warning: {original.checkpoint.guess}")
+    evaluation = evaluate(original, label_files(files), settings)
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from hswq_runtime.architectures import ARCHITECTURES, base_named
 from hswq_runtime.checkpoints.base import configured, find_base
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.locate import HubOptions
 from hswq_runtime.errors import AlreadyQuantizedError
 from hswq_runtime.formats import FULL_PRECISION, Metadata
 
@@ -104,16 +105,17 @@ class Found:
             yield self._file
 
     @contextmanager
-    def look(self) -> Iterator[Source]:
+    def look(self, *, hub: HubOptions | None = None) -> Iterator[Source]:
         """A source whose file is that of :meth:`header`, with the same checks as in :meth:`fetch`.
 
-        Nothing is hashed: its SHA-256 is the listed or remembered one, else `NOT_LISTED`.
+        Nothing is hashed: its SHA-256 is the listed or remembered one, else `NOT_LISTED`. `hub`: how a base on the Hub
+        is asked for the configuration.
 
         Raises:
             SourceError, FormatError, UnknownArchitectureError, AlreadyQuantizedError: see :func:`resolve`.
         """
         with self.header() as path:
-            yield self._source(path, cache.known_sha256(path) or self._known_sha256() or NOT_LISTED)
+            yield self._source(path, cache.known_sha256(path) or self._known_sha256() or NOT_LISTED, hub)
 
     def _known_sha256(self) -> str | None:
         if self.host is not None and self.listing is not None:
@@ -177,7 +179,7 @@ class Found:
         """Raise if a file with this header cannot be used; called before the rest is downloaded."""
         self._source(path, NOT_LISTED)
 
-    def _source(self, path: Path, sha256: str) -> Source:
+    def _source(self, path: Path, sha256: str, hub: HubOptions | None = None) -> Source:
         checkpoint = Checkpoint(path)
         _require_full_precision(checkpoint)
         settings, listing = self.settings, self.listing
@@ -188,7 +190,7 @@ class Found:
             return Source(
                 name=listing.name,
                 path=path,
-                checkpoint=_checked(checkpoint, base),
+                checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
                 origin=listing.origin,
@@ -208,7 +210,7 @@ class Found:
             return Source(
                 name=str(self.meant) if is_folder else self.meant.path.stem,
                 path=path,
-                checkpoint=_checked(checkpoint, base),
+                checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
                 origin=f"the local {'folder' if is_folder else 'file'} {self.meant}",
@@ -222,7 +224,7 @@ class Found:
         return Source(
             name=path.stem,
             path=path,
-            checkpoint=_checked(checkpoint, base),
+            checkpoint=_checked(checkpoint, base, hub),
             sha256=sha256,
             base=base,
             origin="the demo model that ships with hswq-hub",
@@ -302,9 +304,9 @@ def _require_full_precision(checkpoint: Checkpoint) -> None:
         )
 
 
-def _checked(checkpoint: Checkpoint, base: str) -> Checkpoint:
+def _checked(checkpoint: Checkpoint, base: str, hub: HubOptions | None) -> Checkpoint:
     """The checkpoint with the configuration that its base states, checked: it fits, and can be quantized."""
-    checkpoint = configured(checkpoint, base)
+    checkpoint = configured(checkpoint, base, hub=hub)
     checkpoint.empty_model(constants=False)  # or an error that names what does not fit
     _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint

@@ -3,6 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hswq_runtime.checkpoints.base import configured
+from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.locate import HubOptions
+
 from ..sources.reference import identify
 from ..sources.source import Source
 from .workspace import Workspace, notes
@@ -29,7 +33,10 @@ def recall(reference: str, base: str | None = None) -> Source | None:
             source = Source.from_dict(facts)
         except (KeyError, TypeError):  # another release wrote it, and made its products
             continue
-        return source if base is None else replace(source, base=base)
+        if base in (None, source.base):
+            return source
+        here = HubOptions(local_files_only=True)
+        return replace(source, base=base, checkpoint=configured(Checkpoint(path), base, hub=here))
     return None
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hswq_runtime.checkpoints.locate import HubOptions
+
 from ..hub.destination import Destination
 from ..settings import PublishSettings, SourceSettings
 from ..sources.find import Found, find
@@ -94,7 +96,7 @@ class PublishRequest:
         if known is not None:
             return self.plan_of(known).status_lines()
         if isinstance(meant, DemoRef) or (isinstance(meant, LocalRef) and meant.path.is_file()):
-            with self.find().look() as source:
+            with self.find().look(hub=HubOptions(local_files_only=True)) as source:
                 return self.plan_of(source).status_lines()
         advice = f"`hswq-hub publish {self.reference} --dry-run` says what is to do"
         return [f"nothing was made of {self.reference} here; {advice}"]

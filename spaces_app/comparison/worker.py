@@ -186,6 +186,8 @@ class Worker:
             _check(stop)
             emit(Note(f"Getting {label}", label))
             checkpoints[label] = configured(Checkpoint(model.files[label]()), model.base)
+        if guess := next((checkpoint.guess for checkpoint in checkpoints.values() if checkpoint.guess), None):
+            emit(Note(f"{guess[:1].upper()}{guess[1:]}."))
         shared = self._opened(model)
         if not shared.together:
             shared.together = self._fit(checkpoints.values())
