@@ -29,6 +29,7 @@ class Inspection:
     safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
     recipe and format -> bytes of the file, at least and at most. Both are empty for a file that is quantized already.
     size, steps: of a picture, by default. call: of the denoiser, for such a picture; passes: how many in a step.
+    config: of the denoiser; guess: what of it is guessed, unless the base says otherwise; None: the file states it.
     bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
     configuration.
     """
@@ -52,6 +53,7 @@ class Inspection:
     call: DenoiserCost
     passes: int
     config: dict[str, object]
+    guess: str | None
     bundled: list[str]
     scheduler: dict[str, object]
     metadata: dict[str, str]
@@ -76,7 +78,7 @@ class Inspection:
             *_column("licence", [f"{self.licence}, of the original that this architecture is from"]),
             *_column("sizes", (_size_line(*item) for item in self.sizes.items())),
             *(self._cost_lines(device) if self.sizes else ()),
-            *_column("config", [_settings(self.config)]),
+            *_column("config", [_settings(self.config), *([f"a guess: {self.guess}"] if self.guess else ())]),
             *_column("metadata", (f"{name}: {value[:80]}" for name, value in self.metadata.items())),
         ]
         # A stranger's header is not to write to the terminal what it likes.
@@ -156,6 +158,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         call=denoiser_cost(checkpoint, model.size),
         passes=model.passes(),
         config=checkpoint.config,
+        guess=checkpoint.guess,
         bundled=sorted(checkpoint.bundled),
         scheduler=checkpoint.scheduler,
         metadata=checkpoint.metadata,

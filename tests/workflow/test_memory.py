@@ -41,7 +41,7 @@ def test_decoding_a_picture(channels):
     side = 384 // 2 ** (count - 1)
     taken = growth(lambda: vae.decode(torch.zeros(1, 4, side, side)))
     foretold = 4 * picture_values({"block_out_channels": channels}, 384)
-    assert 0.6 * foretold < taken < 1.2 * foretold
+    assert 0.6 * foretold < taken < 1.5 * foretold
 
 
 def test_replaying_a_call_backwards(tmp_path):
