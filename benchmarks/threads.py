@@ -21,7 +21,7 @@ import torch
 from results import put_section
 
 from hswq_hub.common.hardware import describe, pick_device
-from hswq_hub.generation.generate import typical_weight
+from hswq_hub.generation.generate import product_flops
 
 SECTION = "threads"
 WIDTHS, SIDES = (192, 384, 768, 1536), (16, 32, 64)
@@ -51,7 +51,7 @@ def gains() -> list[tuple[str, ...]]:
             axes_dims=[16, 24, 24],
         ).eval()  # fmt: skip
         for side in SIDES:
-            flops = 2 * typical_weight(model) * (side / 2) ** 2
+            flops = product_flops(model, side, token=2)
             one, several = (call_seconds(model, side, count) for count in (1, every))
             rows.append((f"{width}", f"{side * side // 4}", f"{flops / 1e6:.1f}", f"{one / several:.2f}"))
     torch.set_num_threads(every)

@@ -56,6 +56,7 @@ def calibrate(
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
+    from ..workflow.preflight import warn_of_guess
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
@@ -63,10 +64,11 @@ def calibrate(
     quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     original = find(reference, source, chooser()).fetch()
-    if original.checkpoint.guess is not None and Group(pick_device(settings.device)).first:
-        say(f"warning: {original.checkpoint.guess}")
+    writes = Group(pick_device(settings.device)).first
+    if writes:
+        warn_of_guess(original, say)
     calibration = calibrate(original, settings)
-    if not Group(pick_device(settings.device)).first:
+    if not writes:
         return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
@@ -137,13 +139,13 @@ def evaluate(
     from ..evaluation.evaluate import Evaluation, evaluate, label_files
     from ..evaluation.report import HEADINGS, table
     from ..sources.find import find
+    from ..workflow.preflight import warn_of_guess
 
     quiet()
     if output is not None:
         check_replaceable(output, ".json", Evaluation.load)
     original = find(reference, source, chooser()).fetch()
-    if original.checkpoint.guess is not None:
-        say(f"warning: {original.checkpoint.guess}")
+    warn_of_guess(original, say)
     evaluation = evaluate(original, label_files(files), settings)
     if output is not None:
         evaluation.save(output)

@@ -120,19 +120,21 @@ def open_pipeline(
     return pipeline.to(device)
 
 
-def product_flops(pipeline: "DiffusionPipeline", size: int, pictures: int = 1) -> float:
-    """Operations of a typical product in a call of the denoiser, for pictures of `size` pixels a side."""
+def _threads(pipeline: "DiffusionPipeline", size: int, pictures: int = 1) -> Threads:
+    """What computes pictures of `size` pixels a side."""
     denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
-    if denoiser is None:
-        return 0.0
     token = 2 * getattr(pipeline, "vae_scale_factor", TOKEN // 2)
-    return 2.0 * typical_weight(denoiser) * pictures * (size / token) ** 2
+    return Threads(0.0 if denoiser is None else pictures * product_flops(denoiser, size, token))
 
 
-def typical_weight(model: torch.nn.Module) -> float:
-    """Values of the weight of a Linear or Conv2d layer in which a typical value is."""
-    sizes = [layer.weight.numel() for layer in model.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
-    return sum(n * n for n in sizes) / max(sum(sizes), 1)
+def product_flops(denoiser: torch.nn.Module, size: int, token: int = TOKEN) -> float:
+    """Operations of a typical product in a call of the denoiser, for a picture of `size` pixels a side.
+
+    `token`: pixels a side of a token. A typical product is that of the layer in which a typical weight is.
+    """
+    layers = (layer for layer in denoiser.modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)))
+    sizes = [layer.weight.numel() for layer in layers]
+    return 2.0 * sum(n * n for n in sizes) / max(sum(sizes), 1) * (size / token) ** 2
 
 
 def takes_negative(pipeline: "DiffusionPipeline") -> bool:
@@ -157,7 +159,7 @@ def generate(
         HSWQError: the latents are not finite; the picture would be black.
     """
     final: dict[str, torch.Tensor] = {}
-    threads = Threads(product_flops(pipeline, settings.size))
+    threads = _threads(pipeline, settings.size)
 
     def after_step(
         _pipeline: "DiffusionPipeline", step: int, _timestep: torch.Tensor, state: dict[str, torch.Tensor]
@@ -195,7 +197,7 @@ def final_latents(
 
     `on_step`: called after each denoising step.
     """
-    threads = Threads(product_flops(pipeline, settings.size, len(prompts)))
+    threads = _threads(pipeline, settings.size, len(prompts))
 
     def after_step(*_: object) -> dict[str, torch.Tensor]:
         threads.adapt()

@@ -20,7 +20,7 @@ from ..calibration.calibrate import Calibration
 from ..common.hardware import dtype_named
 from ..common.progress import progress
 from ..common.threads import Threads
-from ..generation.generate import TOKEN, typical_weight
+from ..generation.generate import product_flops
 from ..settings import CALIBRATION_MEMORY, RoundingSettings
 from .fold import moved
 from .gptq import compensated
@@ -61,7 +61,7 @@ def write_compensated(
     if outputs and model._supports_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     size = calibration.made_by.get("generation", {}).get("size", 0)
-    flops = 2.0 * typical_weight(model) * (size / TOKEN) ** 2
+    flops = product_flops(model, size)
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     layers = layers_of(checkpoint, model, next(iter(todo.values())))
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture, recognise_class
+from hswq_runtime.checkpoints.configuration import CONFIG, Configuration
 from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata
@@ -23,7 +24,6 @@ from ..common.targets import check_room
 from .errors import UnsuitableSourceError
 from .http import cache
 
-CONFIG = "config.json"
 WEIGHTS = ".safetensors"
 DENOISERS = frozenset(row.component for row in ARCHITECTURES.values()) | {"transformer", "unet"}
 OTHER_COMPONENTS = (
@@ -137,15 +137,7 @@ def architecture_of(config: Path) -> Architecture:
 
 def _read_config(path: Path) -> str:
     """The configuration as canonical JSON."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path} is not JSON") from error
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} is no configuration of a model")
-    # Other keys with an underscore describe the machine that saved it, such as a path there.
-    kept = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return Configuration.read(path, str(path)).text
 
 
 def _write(path: Path, weights: list[Path], metadata: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hswq_runtime.architectures import ARCHITECTURES, base_named
 from hswq_runtime.checkpoints.base import configured, find_base
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.checkpoints.locate import HubOptions
 from hswq_runtime.errors import AlreadyQuantizedError
 from hswq_runtime.formats import FULL_PRECISION, Metadata
@@ -19,7 +20,6 @@ from ..common.text import plain
 from ..settings import SourceSettings
 from .civitai import Civitai
 from .diffusers_folder import (
-    CONFIG,
     architecture_of,
     find_denoiser,
     join,
@@ -307,7 +307,7 @@ def _require_full_precision(checkpoint: Checkpoint) -> None:
 def _checked(checkpoint: Checkpoint, base: str, hub: HubOptions | None) -> Checkpoint:
     """The checkpoint with the configuration that its base states, checked: it fits, and can be quantized."""
     checkpoint = configured(checkpoint, base, hub=hub)
-    checkpoint.empty_model(constants=False)  # or an error that names what does not fit
+    _ = checkpoint.layers  # or an error that names what does not fit
     _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint
 

@@ -17,13 +17,13 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
+from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 from hswq_runtime.hub_errors import Kind, Refusal, explained
 
 from ..common.layout import LICENCE_FILE
 from ..common.text import plain
 from .diffusers_folder import (
-    CONFIG,
     DENOISERS,
     OTHER_COMPONENTS,
     STEM,

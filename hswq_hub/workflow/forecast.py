@@ -19,13 +19,13 @@ import torch
 
 from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.formats import layer_of
 
 from ..common import trial
 from ..common.threads import Threads
 from ..generation.generate import TOKEN, GenerationSettings
 from ..settings import PublishSettings
-from ..sources.diffusers_folder import CONFIG
 from ..sources.source import Source
 from .steps import PRODUCT_RECORD, Made, Step, Work
 

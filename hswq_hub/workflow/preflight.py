@@ -33,8 +33,7 @@ def preflight(
         HSWQError: the budget or the bound on memory cannot be met.
     """
     check_target(folder)
-    if source.checkpoint.guess is not None:
-        log(f"warning: {source.checkpoint.guess}")
+    warn_of_guess(source, log)
     source.check_components()
     check_fold(source.checkpoint, settings.formats, settings.recipe)
     for format in settings.formats:
@@ -46,6 +45,12 @@ def preflight(
         memory.check()
         if memory.is_tight:
             log(f"warning: this takes {memory.line}")
+
+
+def warn_of_guess(source: Source, log: Log) -> None:
+    """Say what of the model's configuration is guessed, if nothing states it."""
+    if (guess := source.checkpoint.guess) is not None:
+        log(f"warning: {guess}")
 
 
 def arriving_bytes(source: Source) -> dict[Path, int]:

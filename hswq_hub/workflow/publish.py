@@ -192,7 +192,8 @@ class PublishPlan:
             remember(self.workspace, self.source)
             self.workspace.note_need(str(self.folder.resolve()), self.steps)
             forget(step for step in self.steps if step.stage in self.again)
-            make(self.steps, log, self._left)
+            # Who is told nothing waits for no trial of the machine.
+            make(self.steps, log, None if log is silent else self._left)
         uploaded = None if self.destination is None else upload_to(self.folder, self.destination)
         return Published(self.folder, Evaluation.load(self.folder / METRICS), uploaded)
 

@@ -21,6 +21,7 @@ from ..sources.source import Source
 from .estimate import estimate
 from .forecast import Forecast
 from .memory import memory_of
+from .preflight import warn_of_guess
 from .publish import settle
 from .recall import remember
 from .stages.calibrate import STAGE, STATISTICS
@@ -70,8 +71,7 @@ def quantize(
     steps = [todo.statistics, *steps]
     remaining = remaining_steps(steps)
     check_disks(remaining, {folder: sum(step.work().kept for step in writing.values())})
-    if source.checkpoint.guess is not None:
-        log(source.checkpoint.guess)
+    warn_of_guess(source, log)
     log(_estimate(todo, remaining))
     with workspace.locked(log):
         remember(workspace, source)

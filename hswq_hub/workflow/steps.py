@@ -157,7 +157,7 @@ def silent(_: str) -> None:
     """A `Log` that drops every line."""
 
 
-def make(steps: Iterable[Step], log: Log, left: Callable[[Mapping[Step, float]], str] = lambda _: "") -> None:
+def make(steps: Iterable[Step], log: Log, left: Callable[[Mapping[Step, float]], str] | None = None) -> None:
     """Do those of `steps`, listed after their inputs, that are not done yet.
 
     `left`: seconds by step that was done in this run -> what is said of the time that is left.
@@ -176,7 +176,7 @@ def make(steps: Iterable[Step], log: Log, left: Callable[[Mapping[Step, float]],
 
         replace_folder(step.folder, fill)
         taken[step] = time.perf_counter() - start
-        log(f"{step.name}: done in {duration(taken[step])}{left(taken)}")
+        log(f"{step.name}: done in {duration(taken[step])}{'' if left is None else left(taken)}")
 
 
 def remaining_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[Step]:

@@ -1,6 +1,6 @@
 """AuraFlow, and Pony V7, which was trained from it."""
 
-from .row import Architecture, Config, Shapes, count
+from .row import TEXT_STREAM, Architecture, Config, Shapes, count
 
 _HEAD = 256
 """Channels of an attention head in the published models; no tensor's shape shows it."""
@@ -41,7 +41,7 @@ AURA_FLOW = Architecture(
     guidance=3.5,
     size=1024,
     text_tokens=264,
-    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
+    text_only=TEXT_STREAM,
     guessed=("patch_size", "attention_head_dim", "num_attention_heads"),
     variants={
         "purplesmartai/pony-v7-base": {

@@ -1,7 +1,7 @@
 """Chroma: FLUX.1 [schnell] with its modulation layers replaced by one small network."""
 
 from .flux import block_config, head_dim, rotary_axes
-from .row import Architecture, Config, Shapes
+from .row import TEXT_STREAM, Architecture, Config, Shapes
 
 
 def _chroma_config(shapes: Shapes) -> Config:
@@ -39,7 +39,7 @@ CHROMA = Architecture(
     guidance=3.0,
     size=1024,
     text_tokens=512,
-    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
+    text_only=TEXT_STREAM,
     guessed=("axes_dims_rope",),
     civitai_base_models=("Chroma",),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ..errors import FormatError
-from .row import Architecture, Config, Shapes, count
+from .row import TEXT_STREAM, Architecture, Config, Shapes, count
 
 
 def rotary_axes(head: int) -> list[int]:
@@ -71,7 +71,7 @@ FLUX_DEV = Architecture(
     guidance=3.5,
     size=1024,
     text_tokens=512,
-    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
+    text_only=TEXT_STREAM,
     guided_above=None,
     guessed=("axes_dims_rope",),
     fits=lambda config: bool(config.get("guidance_embeds", False)),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from .flux import block_config, head_dim
-from .row import Architecture, Config, Shapes
+from .row import TEXT_STREAM, Architecture, Config, Shapes
 
 
 def _flux2_config(shapes: Shapes) -> Config:
@@ -53,7 +53,7 @@ FLUX2_KLEIN_4B = Architecture(
     guidance=1.0,
     size=1024,
     text_tokens=512,
-    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
+    text_only=TEXT_STREAM,
     guessed=("axes_dims_rope",),
     fits=lambda config: _is_klein(config) and not _is_9b(config),
     civitai_base_models=("Flux.2 Klein 4B",),

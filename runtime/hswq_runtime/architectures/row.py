@@ -11,6 +11,10 @@ Config = dict[str, Any]
 """Keyword arguments of a diffusers class: the entries of its `config.json`, whose values are any JSON."""
 
 
+TEXT_STREAM = r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\."
+"""`text_only` of models whose double blocks have layers of their own for the text."""
+
+
 def count(shapes: Shapes, group: str) -> int:
     """The number of blocks whose keys begin with `<group>.<number>.`."""
     return len({key.split(".")[1] for key in shapes if key.startswith(f"{group}.")})

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from math import isqrt
 
-from .row import Architecture, Config, Shapes, count
+from .row import TEXT_STREAM, Architecture, Config, Shapes, count
 
 
 def _sd3_config(shapes: Shapes) -> Config:
@@ -57,7 +57,7 @@ SD35_MEDIUM = Architecture(
     guidance=4.5,
     size=1024,
     text_tokens=333,
-    text_only=r"\.add_[qkv]_proj$|\.to_add_out$|\.ff_context\.",
+    text_only=TEXT_STREAM,
     fits=lambda config: bool(config.get("dual_attention_layers")),
     table_values=_table_values,
 )

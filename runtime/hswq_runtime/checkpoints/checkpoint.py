@@ -175,9 +175,8 @@ class Checkpoint:
         Raises:
             FormatError: the file does not fit its architecture; the message names everything that is wrong.
         """
-        model = self._build(constants)
-        self.check_fits(model)
-        return model
+        _ = self._skeleton  # checked once; what is computed needs numbers that are right
+        return self._build(constants)
 
     @cached_property
     def _built(self) -> Any:
@@ -199,8 +198,6 @@ class Checkpoint:
         return FormatError(f"{self.path} does not fit the configuration in {self.stated.where}: {'; '.join(said)}")
 
     def _build(self, constants: bool) -> torch.nn.Module:
-        if constants:  # those are computed, so the rest has to be right
-            _ = self._skeleton
         try:
             check_bounds(self.config, self.denoiser_tensors, self._family.table_values)
             return empty_model(self._family.model_class, self.config, constants=constants)

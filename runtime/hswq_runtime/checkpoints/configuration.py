@@ -29,6 +29,12 @@ class Configuration:
         """Keyword arguments of the model's class: the entries whose names do not begin with an underscore."""
         return {name: value for name, value in self.entries.items() if not name.startswith("_")}
 
+    @property
+    def text(self) -> str:
+        """Its canonical JSON, as a file's header has it: without entries that describe where it was saved."""
+        named = {_CLASS: self.entries[_CLASS]} if _CLASS in self.entries else {}
+        return json.dumps(named | self.arguments, sort_keys=True, separators=(",", ":"))
+
     def check_class(self, model_class: str, path: Path) -> None:
         """Check that it is of `model_class`, or says none.
 
@@ -97,8 +103,8 @@ def _numbers(name: str, value: object, most: int) -> Iterator[float]:
 
 
 def as_text(model_class: str, arguments: Config) -> str:
-    """The canonical JSON of a configuration, as a file's header has it."""
-    return json.dumps({_CLASS: model_class, **arguments}, sort_keys=True, separators=(",", ":"))
+    """:attr:`Configuration.text` of a class and its arguments."""
+    return Configuration({_CLASS: model_class, **arguments}, model_class).text
 
 
 def shortened(value: object) -> str:
