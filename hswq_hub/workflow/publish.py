@@ -146,8 +146,10 @@ class PublishPlan:
     def lines(self) -> list[str]:
         """What it would do and what that takes, as people read it on a terminal."""
         parameters = sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
+        guess = self.source.checkpoint.guess
         disks = disk_needs(self.remaining, arriving_bytes(self.source) if self.arriving else {})
         facts = [("model", f"{self.source.architecture.title}, {parameters / 1e6:.1f} million parameters")]
+        facts += [("config", guess)] if guess is not None else []
         facts += [
             ("disk", f"{megabytes(size)} at most, {megabytes(shutil.disk_usage(place).free)} free")
             for place, size in disks.items()

@@ -123,6 +123,15 @@ def test_the_plan_is_said_and_nothing_is_done(here):
     assert set(states(hub("publish", "model.safetensors", "--base", BASE, *QUICK, "--dry-run")).values()) == {"done"}
 
 
+def test_the_plan_says_what_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    guessed = hub("publish", tiny.checkpoint(tmp_path), "--base", BASE, "--dry-run")
+    stated = hub("publish", "demo", "--dry-run")
+    assert guessed.exit_code == stated.exit_code == 0
+    assert "nothing states the configuration of tiny.safetensors" in guessed.stdout
+    assert "nothing states" not in stated.stdout
+
+
 def test_sizes_in_the_plan_are_bounds(here):
     result = hub("publish", "model.safetensors", "--base", BASE, *QUICK, "--dry-run", "--from", "calibrate")
     planned = dict(re.findall(r"^(write v\d|naive) +to do +≤ ([\d.]+) MB", result.stdout, re.MULTILINE))
