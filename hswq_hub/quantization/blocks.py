@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..common.progress import progress
 from ..generation.recording import RecordedCall, map_tensors, tensors_of
+from ..generation.residents import Residents
 
 OUTSIDE = ""
 """Stands for the layers outside of all blocks."""
@@ -57,33 +58,47 @@ class Part:
 
 
 def in_parts(
-    blocks: Mapping[str, nn.Module], layers: Mapping[str, nn.Module], sizes: Mapping[str, int], bound: float
+    blocks: Mapping[str, nn.Module],
+    layers: Mapping[str, nn.Module],
+    sizes: Mapping[str, int],
+    bound: float,
+    room: float | None = None,
 ) -> list[Part]:
     """Parts of `layers` that take at most `bound` bytes, in the order in which they can be replayed backwards: from the
     last block to the first, and then what is outside. A block is in several parts only if it does not fit into one.
 
-    blocks: in the order of their calls. sizes: bytes of each layer, none above the bound.
+    blocks: in the order of their calls. sizes: bytes of each layer, none above the bound. room: how many
+    weights the blocks of a part may have, none of which has more.
     """
-    if sum(sizes.values()) <= bound:
+    weights = {name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()}
+    if sum(sizes.values()) <= bound and (room is None or sum(weights.values()) <= room):
         return [Part(tuple(layers), None)]
     place = {module: name for name, block in blocks.items() for module in block.modules()}
     parts: list[list[str]] = [[]]
-    left = bound
+    most = float("inf") if room is None else room
+    left, of_weights = bound, most
     for block in (*reversed(list(blocks)), OUTSIDE):
         inside = [key for key, module in layers.items() if place.get(module, OUTSIDE) == block]
         whole = sum(sizes[key] for key in inside)
-        if left < whole <= bound:
-            parts, left = [*parts, []], bound
+        if left < whole <= bound or of_weights < weights.get(block, 0):
+            parts, left, of_weights = [*parts, []], bound, most
+        of_weights -= weights.get(block, 0)
         for key in inside:
             if sizes[key] > left:
-                parts, left = [*parts, []], bound
+                parts, left, of_weights = [*parts, []], bound, most - weights.get(block, 0)
             parts[-1].append(key)
             left -= sizes[key]
     return [Part(tuple(p), frozenset(place.get(layers[key], OUTSIDE) for key in p)) for p in parts if p]
 
 
 def replay_passes(
-    model: nn.Module, layers: Mapping[str, nn.Module], sizes: Mapping[str, int], bound: float, *, backwards: bool
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    sizes: Mapping[str, int],
+    bound: float,
+    room: float | None = None,
+    *,
+    backwards: bool,
 ) -> float:
     """What replaying one call in parts costs, in forward passes of `model`, which may be empty.
 
@@ -91,7 +106,7 @@ def replay_passes(
     it takes several parts, one comes first that prepares them. Other arguments: see :func:`in_parts`.
     """
     blocks = blocks_of(model)
-    found, each = in_parts(blocks, layers, sizes, bound), 4.0 if backwards else 1.0
+    found, each = in_parts(blocks, layers, sizes, bound, room), 4.0 if backwards else 1.0
     if len(found) == 1:
         return each
     weights = {name: float(sum(p.numel() for p in block.parameters())) for name, block in blocks.items()}
@@ -174,10 +189,19 @@ class _Notes:
 class BlockReplays:
     """Recorded calls of a model of which parts can be replayed; :meth:`open` makes one."""
 
-    def __init__(self, model: nn.Module, calls: Sequence[RecordedCall], device: torch.device | str, folder: Path):
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Sequence[RecordedCall],
+        device: torch.device | str,
+        folder: Path,
+        room: float | None,
+    ):
         self.device = torch.device(device)
         self._model, self._calls, self._folder = model, calls, folder
         self._blocks = blocks_of(model)
+        self._room = None if room is None else room / next(model.parameters()).itemsize
+        self._weights = None if room is None else Residents(model, self._blocks, self.device, room)
         self._checkpointed = {
             name
             for name, block in self._blocks.items()
@@ -191,11 +215,21 @@ class BlockReplays:
     @classmethod
     @contextmanager
     def open(
-        cls, model: nn.Module, calls: Sequence[RecordedCall], device: torch.device | str, place: Path
+        cls,
+        model: nn.Module,
+        calls: Sequence[RecordedCall],
+        device: torch.device | str,
+        place: Path,
+        room: float | None = None,
     ) -> Iterator["BlockReplays"]:
-        """The replays of `calls`, recorded ones of `model`, which is on `device` and is not trained any more.
+        """The replays of `calls`, recorded ones of `model`, which is not trained any more.
 
-        place: a folder; what has to be on disk is in one inside of it, which is gone in the end.
+        place: a folder; what has to be on disk is in one inside of it, which is gone in the end. room: bytes that the
+        weights of blocks may take on `device`, from which the model comes and to which it goes as it is needed; None:
+        it is there.
+
+        Raises:
+            HSWQError: there is no room for one block.
         """
         model.requires_grad_(False)
         if isinstance(model, ModelMixin) and model._supports_gradient_checkpointing:
@@ -203,7 +237,7 @@ class BlockReplays:
             model.enable_gradient_checkpointing()
             model.gradient_checkpointing = False
         with TemporaryDirectory(dir=place, prefix="blocks-") as folder:
-            replays = cls(model, calls, device, Path(folder))
+            replays = cls(model, calls, device, Path(folder), room)
             for name, block in replays._blocks.items():
                 block.forward = partial(replays._through, name, block.forward)
             try:
@@ -211,6 +245,8 @@ class BlockReplays:
             finally:
                 for block in blocks_of(model).values():
                     del block.forward  # the class has one
+                if replays._weights is not None:
+                    replays._weights.close()
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -224,11 +260,11 @@ class BlockReplays:
     ) -> list[Part]:
         """`layers` in parts that are ready to be replayed one after the other, see :func:`in_parts`. `between` is
         called before each call that this takes."""
-        found = in_parts(self._blocks, layers, sizes, bound)
+        found = in_parts(self._blocks, layers, sizes, bound, self._room)
         if len(found) == 1:
             return found
         self._prepare(between)
-        return in_parts(self._blocks, layers, sizes, bound)
+        return in_parts(self._blocks, layers, sizes, bound, self._room)
 
     def _prepare(self, between: Callable[[], None] = lambda: None) -> None:
         """Send all calls through the model and keep what the blocks are given."""
@@ -281,6 +317,8 @@ class BlockReplays:
 
     def _through(self, name: str, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
         """What a block does when it is called."""
+        if self._weights is not None and (self._part is None or name in self._part.computed):
+            self._weights.bring(name, () if self._part is None else self._part.computed)
         if self._noting is not None:
             self._noting.before(name, (args, kwargs))
             outputs = forward(*args, **kwargs)

@@ -44,6 +44,7 @@ def write_compensated(
     source_sha256: str,
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
+    room: float | None = None,
 ) -> None:
     """Write the file of each plan to the path of its format.
 
@@ -55,13 +56,17 @@ def write_compensated(
         memory: GB that second moments may take at once. With a smaller bound more goes over the disk; what comes out is
             the same.
         device: where to replay and to round.
+        room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
 
     Raises:
+        DeviceError: there is no room for one block.
         HSWQError: one layer's moments do not fit, or there are no recorded calls.
     """
     outputs = knows_outputs(rounding)
     passes_of_rounding(checkpoint, rounding, memory)  # whether it fits, before anything is read
-    model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"]), device=device)
+    model: Any = load_model(
+        checkpoint, dtype_named(calibration.made_by["dtype"]), device=device if room is None else "cpu"
+    )
     size = calibration.made_by.get("generation", {}).get("size", 0)
     flops = product_flops(model, size)
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
@@ -74,7 +79,7 @@ def write_compensated(
         for file in files.values():
             file.copy_kept()
         replays = stack.enter_context(
-            BlockReplays.open(model, calibration.calls, device, next(iter(paths.values())).parent)
+            BlockReplays.open(model, calibration.calls, device, next(iter(paths.values())).parent, room)
         )
         sizes = {key: layer.moment_bytes(outputs) for key, layer in layers.items()}
         with Threads(flops) as threads:
@@ -133,8 +138,9 @@ def knows_outputs(rounding: str) -> bool:
     return rounding == "kfac"
 
 
-def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float) -> float:
-    """What replaying one recorded call costs, in forward passes of the denoiser, see :func:`replay_passes`.
+def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float, room: float | None = None) -> float:
+    """What replaying one recorded call costs, in forward passes of the denoiser, see :func:`replay_passes`; `room` in
+    weights.
 
     Known from shapes alone: no weight is read.
 
@@ -149,7 +155,7 @@ def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float) -> 
             raise HSWQError(
                 f"the second moments of {key} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
             )
-    return replay_passes(model, modules_of(layers), sizes, memory * GB, backwards=outputs)
+    return replay_passes(model, modules_of(layers), sizes, memory * GB, room, backwards=outputs)
 
 
 def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:

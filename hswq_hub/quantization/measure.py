@@ -48,6 +48,7 @@ def measure_errors(
     place: Path,
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
+    room: float | None = None,
 ) -> dict[Format, dict[str, float]]:
     """Mean squared change of the denoiser's output when one weight of `plans` alone is quantized, by format and key.
 
@@ -60,8 +61,10 @@ def measure_errors(
         place: folder for what does not fit into memory.
         memory: GB that differences of weights may take at once.
         device: where to replay.
+        room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
 
     Raises:
+        DeviceError: there is no room for one block.
         HSWQError: nothing was recorded, or of a weight no finite gradient was seen.
     """
     recorded = calibration.calls
@@ -69,13 +72,15 @@ def measure_errors(
         raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
     wanted = min(settings.calls, len(recorded))
     calls = [recorded[i * len(recorded) // wanted] for i in range(wanted)]
-    model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"]), device=device)
+    model: Any = load_model(
+        checkpoint, dtype_named(calibration.made_by["dtype"]), device=device if room is None else "cpu"
+    )
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     keys = list(next(iter(todo.values())))
     layers, sizes = _layers(checkpoint, model, keys, len(plans) * model.dtype.itemsize)
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
     with (
-        BlockReplays.open(model, calls, device, place) as replays,
+        BlockReplays.open(model, calls, device, place, room) as replays,
         Threads(product_flops(model, calibration.made_by.get("generation", {}).get("size", 0))) as threads,
     ):
         for part in replays.parts(layers, sizes, memory * GB, threads.adapt):
@@ -96,12 +101,14 @@ def measure_errors(
     return {format: {key: found[format][key] for key in keys} for format in plans}
 
 
-def passes_of_measuring(checkpoint: Checkpoint, formats: int, memory: float, word: int) -> float:
+def passes_of_measuring(
+    checkpoint: Checkpoint, formats: int, memory: float, word: int, room: float | None = None
+) -> float:
     """What measuring costs for each recorded call, in forward passes of the denoiser; see :func:`replay_passes`. word:
-    bytes of a value in the denoiser's dtype."""
+    bytes of a value in the denoiser's dtype. room: in weights."""
     model = checkpoint.empty_model(constants=False)
     keys = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    return replay_passes(model, *_layers(checkpoint, model, keys, formats * word), memory * GB, backwards=True)
+    return replay_passes(model, *_layers(checkpoint, model, keys, formats * word), memory * GB, room, backwards=True)
 
 
 def _layers(
