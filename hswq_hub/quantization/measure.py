@@ -46,6 +46,7 @@ def measure_errors(
         steps=settings.steps or calibration.steps,
         guidance=calibration.guidance,
         size=calibration.size,
+        negative_prompt=source.negative_prompt(calibration.guidance),
     )
     prompts = [source.prompts.calibration[i % len(source.prompts.calibration)] for i in range(settings.samples)]
     seeds = [calibration.seed + settings.seed_offset + i for i in range(settings.samples)]

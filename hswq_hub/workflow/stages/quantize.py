@@ -177,6 +177,7 @@ class Quantization:
             asdict(self.calibration),
             asdict(settings),
             prompts,
+            self.source.negative_prompt(self.calibration.guidance),
             base_identity(self.source),
         ]
 
