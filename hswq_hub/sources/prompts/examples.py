@@ -20,7 +20,7 @@ _BREAK = re.compile(r"\bBREAK\b")
 _WEIGHT = re.compile(r"(?<!\\):\s*[-+]?\d*\.?\d+\s*(?=[)\]])")
 _BRACKET = re.compile(r"(?<!\\)[()\[\]]")
 _ESCAPE = re.compile(r"\\([()\[\]\\])")
-_GAPS = re.compile(r"\s*,(?:\s*,)+")
+_GAPS = re.compile(r"\s*,(?:\s*,)*")
 
 
 @dataclass(frozen=True)

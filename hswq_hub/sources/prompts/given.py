@@ -86,7 +86,7 @@ def read_prompts(path: Path) -> PromptFile:
                 f"the prompts {path} hold one of {len(prompt)} characters, {plain(prompt, _SHOWN)!r}…; shorten it to "
                 f"{LONGEST_PROMPT} at most"
             )
-    return PromptFile(path.name, prompts)
+    return PromptFile(plain(path.name) or "prompts", prompts)
 
 
 _TOO_MANY = f"more than {MOST_PROMPTS}; leave the most typical ones in the file"
