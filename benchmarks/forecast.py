@@ -40,7 +40,7 @@ WIDE = {
     "axes_lens": [1024, 512, 512],
 }
 FEW = PublishSettings(
-    recipe=replace(recipe(), measurement=ErrorSettings(samples=2, steps=1)),
+    recipe=replace(recipe(), measurement=ErrorSettings(calls=4)),
     calibration=CalibrationSettings(samples=16, calls=16, size=192),
     evaluation=EvaluationSettings(pairs=2, size=192),
 )

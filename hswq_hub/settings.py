@@ -15,6 +15,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUNDINGS = ("kfac", "gptq", "nearest")
 COMPENSATED = ("kfac", "gptq")
 KEEP_BY = ("error", "variance")
+GB = 1e9
 CALIBRATION_MEMORY = 8.0
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
@@ -103,13 +104,9 @@ class RoundingSettings:
 
 @dataclass(frozen=True)
 class ErrorSettings:
-    """How the error that one weight makes is measured: pictures, denoising steps of each (None: as many as calibration
-    pictures are set to, else the model's own), and what is added to their seeds so that their noise is none that the
-    calibration saw."""
+    """How the error that one weight makes is measured: on so many of the recorded calls."""
 
-    samples: int = 4
-    steps: int | None = None
-    seed_offset: int = 500
+    calls: int = 32
 
 
 @dataclass(frozen=True)

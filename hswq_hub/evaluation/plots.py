@@ -65,7 +65,10 @@ def by_sensitivity(plan: Plan) -> tuple[list[tuple[Decision, float]], str]:
     found = ((d, d.error if measured else d.sensitivity) for d in shown)
     ranked = [(d, value) for d, value in found if value is not None]
     ranked.sort(key=lambda pair: pair[1], reverse=True)
-    return ranked, "latent MSE when this layer alone is quantized" if measured else "variance of the layer's output"
+    return (
+        ranked,
+        "squared error of the model's output by this layer alone" if measured else "variance of the layer's output",
+    )
 
 
 def sensitivity(plan: Plan, title: str | None = None) -> "Figure":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ class RecordedCall:
         """Call `denoiser` on `device`; returns all tensors of its output, in order. derivable: with autograd."""
         args, kwargs = _moved(lambda t: t.to(device), self)
         with torch.set_grad_enabled(derivable):
-            return list(_tensors(denoiser(*args, **kwargs)))
+            return list(tensors_of(denoiser(*args, **kwargs)))
 
     def flatten(self) -> tuple[object, list[torch.Tensor]]:
         """A description for JSON, and the tensors that it refers to by number."""
@@ -91,29 +92,31 @@ def _moved(
     function: Callable[[torch.Tensor], torch.Tensor], call: RecordedCall
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Arguments of `call` with `function` applied to each tensor."""
-    args = tuple(_map(function, value) for value in call.args)
-    return args, {name: _map(function, value) for name, value in call.kwargs.items()}
+    args = tuple(map_tensors(function, value) for value in call.args)
+    return args, {name: map_tensors(function, value) for name, value in call.kwargs.items()}
 
 
-def _map(function: Callable[[torch.Tensor], torch.Tensor], value: object) -> object:
-    """`value` with `function` applied to each tensor in its tuples, lists and dictionaries."""
-    if isinstance(value, torch.Tensor):
+def map_tensors(function: Callable[[Any], object], value: object, kind: type = torch.Tensor) -> object:
+    """`value` with `function` applied to each tensor in its tuples, lists and dictionaries. kind: what stands for a
+    tensor there."""
+    if isinstance(value, kind):
         return function(value)
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(function, item) for item in value)
+        return type(value)(map_tensors(function, item, kind) for item in value)
     if isinstance(value, dict):
-        return {name: _map(function, item) for name, item in value.items()}
+        return {name: map_tensors(function, item, kind) for name, item in value.items()}
     return value
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def tensors_of(value: object) -> Iterator[torch.Tensor]:
+    """The tensors in tuples, lists and dictionaries of `value`, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_of(item)
     elif isinstance(value, dict):  # diffusers' outputs are ordered dictionaries as well
-        yield from _tensors(list(value.values()))
+        yield from tensors_of(list(value.values()))
 
 
 def _describe(value: object, tensors: list[torch.Tensor]) -> object:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
+from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 from hswq_runtime.layers.fp8 import FP8
 from hswq_runtime.loading import load_model
@@ -21,11 +23,12 @@ from ..common.hardware import dtype_named
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
-from ..settings import CALIBRATION_MEMORY, RoundingSettings
+from ..settings import CALIBRATION_MEMORY, GB, RoundingSettings
+from .blocks import BlockReplays, replay_passes
 from .fold import moved
 from .gptq import compensated
 from .kfac import compensated_both_ways
-from .moments import GB, Layer, Moments, in_groups, layers_of, second_moments
+from .moments import Layer, Moments, layers_of, modules_of, second_moments
 from .plan import Plan
 from .writer import quantized_file
 
@@ -49,17 +52,16 @@ def write_compensated(
         calibration: of this source, with recorded calls.
         plans: what to round; they quantize the same weights.
         rounding: "gptq" or "kfac", which also replays backwards.
-        memory: GB that second moments may take at once. A smaller bound costs more replays, and changes nothing else.
+        memory: GB that second moments may take at once. With a smaller bound more goes over the disk; what comes out is
+            the same.
         device: where to replay and to round.
 
     Raises:
         HSWQError: one layer's moments do not fit, or there are no recorded calls.
     """
     outputs = knows_outputs(rounding)
-    check_memory(checkpoint, rounding, memory)
+    passes_of_rounding(checkpoint, rounding, memory)  # whether it fits, before anything is read
     model: Any = load_model(checkpoint, dtype_named(calibration.made_by["dtype"]), device=device)
-    if outputs and model._supports_gradient_checkpointing:
-        model.enable_gradient_checkpointing()
     size = calibration.made_by.get("generation", {}).get("size", 0)
     flops = product_flops(model, size)
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
@@ -71,12 +73,19 @@ def write_compensated(
         }
         for file in files.values():
             file.copy_kept()
-        for group in in_groups(layers, memory, outputs=outputs):
+        replays = stack.enter_context(
+            BlockReplays.open(model, calibration.calls, device, next(iter(paths.values())).parent)
+        )
+        sizes = {key: layer.moment_bytes(outputs) for key, layer in layers.items()}
+        with Threads(flops) as threads:
+            parts = replays.parts(modules_of(layers), sizes, memory * GB, threads.adapt)
+        for part in parts:
+            of_part = {key: layers[key] for key in part.layers}
             with Threads(flops) as threads:
                 moments = second_moments(
-                    model, group, calibration.calls, device, settings.tokens, outputs=outputs, between=threads.adapt
+                    replays, of_part, settings.tokens, computed=part.computed, outputs=outputs, between=threads.adapt
                 )
-            for key in progress(group, desc="round", unit="layer"):
+            for key in progress(of_part, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
                 for format, file in files.items():
                     decision = todo[format][key]
@@ -124,27 +133,30 @@ def knows_outputs(rounding: str) -> bool:
     return rounding == "kfac"
 
 
-def replay_cost(rounding: str) -> int:
-    """Cost of one replay at most, in forward calls of the denoiser: a forward pass, a second one for gradient
-    checkpointing, and a backward pass that takes as long as two."""
-    return 4 if knows_outputs(rounding) else 1
-
-
-def check_memory(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
-    """Check that each layer's second moments fit; returns how often the recorded calls are replayed.
+def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float) -> float:
+    """What replaying one recorded call costs, in forward passes of the denoiser, see :func:`replay_passes`.
 
     Known from shapes alone: no weight is read.
 
     Raises:
         HSWQError: one layer's moments alone take more than `memory` GB.
     """
-    return sum(1 for _ in in_groups(_possible_layers(checkpoint), memory, outputs=knows_outputs(rounding)))
+    outputs, model = knows_outputs(rounding), checkpoint.empty_model(constants=False)
+    layers = _possible_layers(checkpoint, model)
+    sizes = {key: layer.moment_bytes(outputs) for key, layer in layers.items()}
+    for key, size in sizes.items():
+        if size > memory * GB:
+            raise HSWQError(
+                f"the second moments of {key} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
+            )
+    return replay_passes(model, modules_of(layers), sizes, memory * GB, backwards=outputs)
 
 
 def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
     """Bytes that compensated rounding needs beside the model: second moments, at most `memory` GB, and the
     workspace."""
-    outputs, layers = knows_outputs(rounding), _possible_layers(checkpoint).values()
+    outputs = knows_outputs(rounding)
+    layers = _possible_layers(checkpoint, checkpoint.empty_model(constants=False)).values()
     moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
     return moments + max(working_bytes(layer, outputs) for layer in layers)
 
@@ -159,6 +171,6 @@ def working_bytes(layer: Layer, outputs: bool) -> int:
     return 8 * (5 * n**2 + 3 * together * n)
 
 
-def _possible_layers(checkpoint: Checkpoint) -> dict[str, Layer]:
+def _possible_layers(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Layer]:
     possible = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    return layers_of(checkpoint, checkpoint.empty_model(constants=False), possible)
+    return layers_of(checkpoint, model, possible)

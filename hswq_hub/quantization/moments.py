@@ -8,12 +8,11 @@ tokens t. Rounding minimises the expected square of that (see `kfac.py`), which 
              then E[ggᵀ] is JᵀJ, J the derivative of the model's output (Hutchinson's estimator)
 
 A layer with n inputs and m outputs has n² + m² of them, which for a model of 6 billion parameters is more than the
-model itself. So layers are processed in groups that fit a bound on memory, and the calls are replayed once for each
-group. Replaying block by block from stored block inputs is not possible: a gradient needs everything after the block.
+model itself. So layers are processed in groups that fit a bound on memory, and only the blocks that these are in are
+replayed, see `blocks.py`.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +24,10 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import layer_of
 
 from ..common.progress import progress
-from ..generation.recording import RecordedCall
 from ..settings import RoundingSettings
+from .blocks import BlockReplays
 
-_WORD, GB = torch.float32.itemsize, 1e9
+_WORD = torch.float32.itemsize
 TOGETHER = 4096
 """Rows of a weight that share second moments of outputs; a larger weight is cut."""
 
@@ -101,6 +100,11 @@ def layers_of(
     return layers
 
 
+def modules_of(layers: Mapping[str, Layer]) -> dict[str, nn.Module]:
+    """Of each layer a module that computes with it; the others are in the same block."""
+    return {name: layer.rows[0].module for name, layer in layers.items()}
+
+
 def _rows_of(checkpoint: Checkpoint, model: nn.Module, key: str, together: int) -> Iterable[Rows]:
     runs = []
     for name in checkpoint.modules[key]:
@@ -167,32 +171,31 @@ def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
 
 
 def second_moments(
-    model: nn.Module,
+    replays: BlockReplays,
     layers: Mapping[str, Layer],
-    calls: Sequence[RecordedCall],
-    device: torch.device | str,
     tokens: int = RoundingSettings().tokens,
     *,
+    computed: Collection[str] | None = None,
     outputs: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
-    """The second moments of each of `layers` (of `model`, by any name), on `device`.
+    """The second moments of each of `layers` (of the model of `replays`, by any name), on the model's device.
 
-    `model` has to be on `device`. At most `tokens` input vectors of one call of a layer are used, and none of a call
-    with non-finite values. outputs: gather those of outputs as well, which takes a backward pass for every replay.
-    between: called before each replay.
+    At most `tokens` input vectors of one call of a layer are used, and none of a call with non-finite values. computed:
+    see :meth:`BlockReplays.replay`. outputs: gather those of outputs as well, which takes a backward pass for every
+    replay. between: called before each replay.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
     """
-    if not calls:
+    if not len(replays):
         raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
-    gather = _Both(layers, device, tokens) if outputs else _Inputs(layers, device, tokens)
+    gather = (_Both if outputs else _Inputs)(layers, replays.device, tokens)
     handles = [module.register_forward_hook(gather.after) for module in gather.modules]
     try:
-        for number, call in enumerate(progress(calls, desc="second moments", unit="call")):
+        for number in progress(range(len(replays)), desc="second moments", unit="call"):
             between()
-            gather.replay(call, model, device, number)
+            replays.replay(number, computed, backwards=outputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -221,9 +224,6 @@ class _Inputs:
 
     def _speakers(self, layer: Layer) -> list[nn.Module]:
         return [layer.rows[0].module]
-
-    def replay(self, call: RecordedCall, model: nn.Module, device: torch.device | str, _number: int) -> None:
-        call.replay(model, device)
 
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         """What the forward hook of a module does; what it returns takes the output's place."""
@@ -263,12 +263,6 @@ class _Both(_Inputs):
     def _speakers(self, layer: Layer) -> list[nn.Module]:
         return list(dict.fromkeys(rows.module for rows in layer.rows))
 
-    def replay(self, call: RecordedCall, model: nn.Module, device: torch.device | str, number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
-        ends = [(t, torch.randn(t.shape, generator=generator)) for t in call.replay(model, device, derivable=True)]
-        if sums := [(end.float() * probe.to(device)).sum() for end, probe in ends if end.requires_grad]:
-            functools.reduce(torch.add, sums).backward()
-
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         x = layer_rows(module, inputs[0].detach(), self._tokens)
         if not x.isfinite().all() or not torch.is_grad_enabled():
@@ -305,26 +299,3 @@ class _Both(_Inputs):
         count = max(self._count[name], 1)
         rows = tuple((rows.group, rows.count) for rows in self._layers[name].rows)
         return Moments(self._sums[name] / count, rows, tuple(total / count for total in self._outputs[name]))
-
-
-def in_groups(layers: Mapping[str, Layer], memory: float, *, outputs: bool = False) -> Iterable[dict[str, Layer]]:
-    """Consecutive groups of `layers` whose second moments take at most `memory` GB.
-
-    Raises:
-        HSWQError: one of them alone takes more.
-    """
-    group: dict[str, Layer] = {}
-    taken = 0
-    for name, layer in layers.items():
-        size = layer.moment_bytes(outputs)
-        if size > memory * GB:
-            raise HSWQError(
-                f"the second moments of {name} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
-            )
-        if taken + size > memory * GB:
-            yield group
-            group, taken = {}, 0
-        group[name] = layer
-        taken += size
-    if group:
-        yield group

@@ -36,7 +36,7 @@ class Decision:
     """What happens to one stored weight.
 
     number_format: KEPT or FP8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance. error:
-    mean squared change of the final latents when this weight alone is quantized. maximum: max|w|. amax: Δ*, the
+    mean squared change of the denoiser's output when this weight alone is quantized. maximum: max|w|. amax: Δ*, the
     clipping range. scale: the factor of the FP8 values, 1.0 in V1; with row_scales the largest of the rows' factors.
     fold: the powers of two that its rows are multiplied by first, whether it is kept or not, see `fold.py`; maximum,
     amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. None: not

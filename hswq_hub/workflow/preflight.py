@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..common.targets import check_target
 from ..common.text import plain
-from ..quantization.compensate import check_memory
+from ..quantization.compensate import passes_of_rounding
 from ..quantization.fold import check_fold
 from ..quantization.keep import check_budget
 from ..settings import COMPENSATED, PublishSettings
@@ -45,7 +45,7 @@ def preflight(
     for format in settings.formats:
         check_budget(source.checkpoint, format, settings.recipe)
     if settings.recipe.rounding in COMPENSATED:
-        check_memory(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
+        passes_of_rounding(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
     check_disks(remaining, arriving_bytes(source) if arriving else {})
     for memory in memory_of(source, settings):
         memory.check()

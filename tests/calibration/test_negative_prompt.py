@@ -8,12 +8,10 @@ from support import tiny_unet
 
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.evaluation.evaluate import evaluate
-from hswq_hub.quantization import measure
-from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
+from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.prompts.prompts import summary
 from hswq_hub.workflow.publish import PublishPlan
-from hswq_runtime.formats import Format
 
 CALIBRATION = CalibrationSettings(samples=1, steps=1)
 NEGATIVE = "ugly, blurry"
@@ -44,17 +42,6 @@ def test_it_is_measured_with(source):
     found = [evaluate(with_negative(source, negative), {}, settings) for negative in (None, NEGATIVE)]
     assert [e.protocol["generation"]["negative_prompt"] for e in found] == [None, NEGATIVE]
     assert (found[0].images["original"][0] != found[1].images["original"][0]).any()
-
-
-def test_the_errors_of_single_weights_are_measured_with_it(source, monkeypatch):
-    used = []
-    monkeypatch.setattr(measure, "final_latents", lambda *arguments: used.append(arguments[3]) or torch.zeros(1))
-    for negative in (None, NEGATIVE):
-        plan = measure.Plan(Format.V1, "", ())
-        measure.measure_errors(
-            with_negative(source, negative), plan, lambda _: pytest.fail("no weight"), CALIBRATION, ErrorSettings(1)
-        )
-    assert [settings.negative_prompt for settings in used] == [None, NEGATIVE]
 
 
 def test_pictures_without_guidance_have_none(source):

@@ -11,10 +11,9 @@ from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.keep import check_budget, keep, settled, size_range
-from hswq_hub.quantization.measure import exchanged, measure_errors
-from hswq_hub.quantization.plan import plan_everything, plan_naive
-from hswq_hub.quantization.writer import codes_of, planned_bytes, write_quantized
-from hswq_hub.settings import CalibrationSettings, ErrorSettings, RoundingSettings, recipe
+from hswq_hub.quantization.plan import plan_everything
+from hswq_hub.quantization.writer import planned_bytes, write_quantized
+from hswq_hub.settings import RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, load_model
 from hswq_runtime.errors import HSWQError
@@ -133,47 +132,6 @@ def test_the_header_says_what_differs_from_the_recipe():
     assert recipe("hswq", rounding="gptq", keep_ratio=0.2).label == "hswq (rounding gptq, keep_ratio 0.2)"
     assert recipe("hswq", search="exact").label == "hswq (search changed)"
     assert recipe(search="none").label == "measured"
-
-
-def test_an_exchanged_weight_reaches_all_modules_behind_it_and_goes_again(source):
-    model = load_model(source, torch.float32)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    key = f"{tiny.PREFIX}layers.0.attention.qkv.weight"
-    values = torch.randn(3 * 96, 96)
-    with exchanged(model, source, key, values):
-        parts = [model.layers[0].attention.get_submodule(f"to_{part}").weight for part in "qkv"]
-        assert torch.equal(torch.cat(parts), values)
-        changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
-        assert len(changed) == 3
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_measured_errors_are_those_of_pictures_made_one_by_one():
-    source = resolve("demo")
-    checkpoint = source.checkpoint
-    settings, calibration = ErrorSettings(samples=2, steps=2, seed_offset=7), CalibrationSettings(seed=3, size=32)
-    plan = plan_of(checkpoint, ["x_embedder", "layers.0.attention.qkv"])
-    errors = measure_errors(source, plan, codes_of(checkpoint, Format.V1), calibration, settings)
-    assert list(errors) == [d.key for d in plan.quantized]
-    for key, error in errors.items():
-        latents = []
-        for quantized in (False, True):
-            model = load_model(checkpoint, torch.float32)
-            if quantized:
-                weight = quantize(checkpoint.tensor(key)).float()
-                rows = iter(weight.split([len(model.get_parameter(n)) for n in checkpoint.modules[key]]))
-                for name in checkpoint.modules[key]:
-                    model.get_parameter(name).data.copy_(next(rows))
-            pipeline = open_pipeline(checkpoint, model, source.base, torch.device("cpu"))
-            generation = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, steps=2, size=32)
-            prompts = source.prompts.calibration
-            latents.append(torch.stack([generate(pipeline, prompts[i], 10 + i, generation).latents for i in range(2)]))
-        assert error == pytest.approx((latents[0] - latents[1]).square().mean().item(), rel=1e-2)
-
-
-def plan_of(checkpoint, layers):
-    plan = plan_naive(checkpoint)
-    return replace(plan, decisions=tuple(d for d in plan.decisions if d.layer in layers))
 
 
 def test_pictures_of_a_batch_are_those_made_alone():

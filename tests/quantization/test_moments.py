@@ -1,6 +1,7 @@
 """Recorded calls, and the second moments that come of replaying them, against sums done in float64."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.recording import RecordedCall, record_calls, spread
-from hswq_hub.quantization.moments import Layer, Rows, in_groups, second_moments
+from hswq_hub.quantization.blocks import BlockReplays
+from hswq_hub.quantization.moments import Layer, Rows, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime.errors import HSWQError
 
@@ -27,9 +29,9 @@ class Only(nn.Module):
 
 def moments_of(layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     model = Only(layer)
-    return second_moments(model, {"layer": whole(layer)}, [RecordedCall((x,), {}) for x in inputs], "cpu")[
-        "layer"
-    ].inputs
+    calls = [RecordedCall((x,), {}) for x in inputs]
+    with BlockReplays.open(model, calls, "cpu", Path()) as replays:
+        return second_moments(replays, {"layer": whole(layer)})["layer"].inputs
 
 
 def whole(module: nn.Module) -> Layer:
@@ -84,17 +86,11 @@ def test_calls_that_are_not_finite_are_left_out():
 
 def test_a_calibration_without_calls_says_so():
     with pytest.raises(HSWQError, match="calibrate"):
-        second_moments(Only(nn.Linear(2, 1)), {}, [], "cpu")
+        moments_of(nn.Linear(2, 1))
 
 
-def test_groups_fit_the_memory_and_hold_everything_in_order():
-    layers = {str(i): whole(nn.Linear(n, 1)) for i, n in enumerate([10, 10, 20, 5, 20])}
-    groups = list(in_groups(layers, memory=2e-6))
-    assert [list(group) for group in groups] == [["0", "1"], ["2", "3"], ["4"]]
-    assert all(sum(layer.moment_bytes(False) for layer in group.values()) <= 2000 for group in groups)
+def test_what_the_moments_take():
     assert whole(nn.Linear(10, 3)).moment_bytes(True) == 4 * (100 + 9 + 10 * RoundingSettings().tokens)
-    with pytest.raises(HSWQError, match=r"of 2 alone .* --calibration-memory"):
-        list(in_groups(layers, memory=1e-6))
 
 
 def test_replay_gives_what_the_call_gave():

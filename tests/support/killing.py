@@ -27,9 +27,9 @@ from hswq_runtime import load_model
 from support import tiny
 
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
-NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
+NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate")
 SETTINGS = PublishSettings(
-    recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(samples=1, steps=1)),
+    recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=4)),
     calibration=CalibrationSettings(samples=1, steps=2),
     evaluation=EvaluationSettings(pairs=1, steps=1),
 )

@@ -90,15 +90,6 @@ def test_what_steps_took_in_this_run_corrects_what_is_left(source, rates, tmp_pa
     assert not forecast.is_measured
 
 
-def test_the_steps_of_the_calibration_s_pictures_are_those_of_measuring(source):
-    """`--steps` says how the pictures are made from which layers are measured."""
-    calls = {}
-    for steps in (2, 4):
-        plan = PublishPlan.of(source, PublishSettings(calibration=CalibrationSettings(steps=steps)))
-        calls[steps] = next(s.work().calls for s in plan.steps if s.name == "measure v1")
-    assert calls[4] == 2 * calls[2]
-
-
 def test_a_step_with_more_pictures_or_calls_is_more_work(source):
     few = CalibrationSettings(samples=4, calls=4)
     plan, small = PublishPlan.of(source), PublishPlan.of(source, PublishSettings(calibration=few))

@@ -55,7 +55,7 @@ def test_publish_measures_and_says_who_reads_what(full, tmp_path):
     settings = PublishSettings(
         formats=(Format.V2,),
         recipe=replace(
-            recipe(rounding="nearest", reader=Reader.COMFYUI, budget=0.6), measurement=ErrorSettings(samples=1, steps=1)
+            recipe(rounding="nearest", reader=Reader.COMFYUI, budget=0.6), measurement=ErrorSettings(calls=4)
         ),
         calibration=CALIBRATION,
         evaluation=EvaluationSettings(pairs=1, steps=2),

@@ -12,7 +12,7 @@ from hswq_hub.common.identity import EVERYWHERE, PACKAGES, code_digest, meaning
 from hswq_hub.workflow.stages import calibrate, evaluate, folder, quantize
 
 SETTINGS = PublishSettings(calibration=CalibrationSettings(samples=1), evaluation=EvaluationSettings(pairs=1))
-ROUNDING = {"search", "round", "measure v1", "measure v2", "write v1", "write v2"}
+ROUNDING = {"search", "round", "measure", "write v1", "write v2"}
 AFTER = {"evaluate", "folder"}
 EVERY = {"calibrate", "naive"} | ROUNDING | AFTER
 

@@ -27,7 +27,7 @@ from hswq_runtime.layers.fp8 import FP8
 pytestmark = pytest.mark.usefixtures("shared_home")
 ROOT = Path(__file__).parents[2]
 QUICK = PublishSettings(
-    recipe=replace(recipe(), measurement=ErrorSettings(samples=1, steps=1)),
+    recipe=replace(recipe(), measurement=ErrorSettings(calls=4)),
     calibration=CalibrationSettings(samples=2, steps=3),
     evaluation=EvaluationSettings(pairs=3, steps=4),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-NAMES = ("calibrate", "search", "round", "measure v1", "write v1", "measure v2", "write v2", "naive", "evaluate")
+NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,9 +1,9 @@
 """The stage `quantize`: the steps from statistics to quantized files, the same for `publish` and for `quantize`.
 
-    statistics ─ search ─ round ─┬─ measure v1 ─ write v1
-                                 └─ measure v2 ─ write v2
+    statistics ─ search ─ round ─ measure ─┬─ write v1
+                                           └─ write v2
 
-`round` is there if rounding is compensated, `measure` if layers are kept by measured error.
+`round` is there if rounding is compensated, `measure` if layers are kept by the error that they make.
 """
 
 import json
@@ -19,17 +19,17 @@ from hswq_runtime.formats import Format, Reader
 from ... import __version__
 from ...calibration.calibrate import Calibration
 from ...common.files import write_atomically
+from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
-from ...quantization.compensate import check_memory, knows_outputs, replay_cost, write_compensated
+from ...quantization.compensate import knows_outputs, passes_of_rounding, write_compensated
 from ...quantization.keep import keep, size_range
 from ...quantization.kfac import BLOCK
-from ...quantization.measure import measure_errors
+from ...quantization.measure import measure_errors, passes_of_measuring
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import Plan, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
-from ...sources.components import base_identity
 from ...sources.source import Source
 from ..forecast import cost_of, usual_size
 from ..steps import Step, Work
@@ -66,15 +66,10 @@ class Quantization:
         """All steps in order, and of each format the one that writes its file."""
         search = self._search()
         before = [search, *([self._round(search)] if self.recipe.rounding in COMPENSATED else [])]
-        steps, writing = list(before), dict[Format, Step]()
-        for format in self.formats:
-            inputs = list(before)
-            if self.recipe.keep_by == "error":
-                inputs.append(self._measure(format, before))
-                steps.append(inputs[-1])
-            writing[format] = self._write(format, inputs)
-            steps.append(writing[format])
-        return steps, writing
+        if self.recipe.keep_by == "error":
+            before.append(self._measure(before))
+        writing = {format: self._write(format, before) for format in self.formats}
+        return [*before, *writing.values()], writing
 
     def _search(self) -> Step:
         """The range of every weight that can be FP8."""
@@ -117,19 +112,18 @@ class Quantization:
         def work() -> Work:
             plan = unread_plan(checkpoint, self.formats[0], self.recipe)
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
-            steps = self.calibration.steps_of(self.source.architecture.steps)
-            recorded = min(self.calibration.calls, self.calibration.samples * steps)
-            replays = recorded * check_memory(checkpoint, rounding, self.memory)
+            recorded = self._recorded
             passes = self.source.architecture.passes(self.calibration.guidance)
+            replays = ceil(recorded * passes * passes_of_rounding(checkpoint, rounding, self.memory))
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             return Work(
-                calls=replays * passes * replay_cost(rounding),
+                calls=replays,
                 device=self.calibration.device,
                 size=self.calibration.size,
                 flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized),
                 double_flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
                 launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized)
-                + replays * passes * len(plan.quantized) * _GATHERING,
+                + recorded * passes * len(plan.quantized) * _GATHERING,
                 values=len(self.formats) * sum(self._rounding_values(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
@@ -169,34 +163,43 @@ class Quantization:
             return rows / together * (n**3 + together**3) + 2.0 * rows * n * (n + together)
         return n**3 + 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
 
-    def _measure(self, format: Format, before: list[Step]) -> Step:
-        """What each weight does to the pictures when it alone is quantized."""
-        settings, prompts = self.recipe.measurement, self.source.prompts.calibration
-        made_from = [
-            self._environment,
-            asdict(self.calibration),
-            asdict(settings),
-            prompts,
-            self.source.negative_prompt(self.calibration.guidance),
-            base_identity(self.source),
-        ]
+    def _measure(self, before: list[Step]) -> Step:
+        """What each weight of each format does to the denoiser's output when it alone is quantized."""
+        settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
 
         def make(folder: Path) -> None:
-            plan = self._plans(before[0])[format]
-            codes = codes_of(self.source.checkpoint, format, _rounded(before, format), self.calibration.device)
-            _write_json(folder / _ERRORS, measure_errors(self.source, plan, codes, self.calibration, settings))
+            device = self.calibration.device
+            errors = measure_errors(
+                checkpoint,
+                self._statistics(),
+                self._plans(before[0]),
+                {v: codes_of(checkpoint, v, _rounded(before, v), device) for v in formats},
+                settings,
+                place=folder,
+                memory=self.memory,
+                device=device,
+            )
+            _write_json(folder / _ERRORS, {format.value: found for format, found in errors.items()})
 
         def work() -> Work:
-            architecture = self.source.architecture
-            weights = len(unread_plan(self.source.checkpoint, format, self.recipe).quantized)
-            passes = (settings.steps or self.calibration.steps or architecture.steps) * architecture.passes(
-                self.calibration.guidance
+            passes = self.source.architecture.passes(self.calibration.guidance)
+            word = dtype_named(self.calibration.dtype).itemsize
+            each = passes_of_measuring(checkpoint, len(formats), self.memory, word)
+            calls = ceil(min(settings.calls, self._recorded) * passes * each)
+            weights = sum(
+                checkpoint.tensors[d.key].values for d in unread_plan(checkpoint, formats[0], self.recipe).quantized
             )
-            calls = passes * (weights + 1)
+            values = min(settings.calls, self._recorded) * len(formats) * weights
             moved = self.source.path.stat().st_size
-            return Work(calls, self.calibration.device, self.calibration.size, settings.samples, moved=moved)
+            return Work(calls, self.calibration.device, self.calibration.size, values=values, moved=moved)
 
-        return self._step(f"measure {format.value}", [made_from, format.value], make, work, before)
+        return self._step("measure", [self._environment, asdict(settings)], make, work, [self.statistics, *before])
+
+    @property
+    def _recorded(self) -> int:
+        """How many calls the statistics hold."""
+        steps = self.calibration.steps_of(self.source.architecture.steps)
+        return min(self.calibration.calls, self.calibration.samples * steps)
 
     def _write(self, format: Format, inputs: list[Step]) -> Step:
         """Choose what is kept, and write the file."""
@@ -207,7 +210,7 @@ class Quantization:
         def make(folder: Path) -> None:
             errors = None
             if self.recipe.keep_by == "error":
-                errors = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
+                errors = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))[format.value]
             plan = keep(self._plans(inputs[0])[format], checkpoint, self.recipe, errors)
             write_quantized(
                 checkpoint,

@@ -1,0 +1,100 @@
+"""Errors of single weights from derivatives, against what the model gives with those weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny
+
+from hswq_hub.calibration.calibrate import Calibration
+from hswq_hub.generation.recording import RecordedCall, record_calls
+from hswq_hub.quantization.measure import measure_errors, passes_of_measuring
+from hswq_hub.quantization.plan import Plan, plan_naive
+from hswq_hub.quantization.writer import codes_of
+from hswq_hub.settings import ErrorSettings
+from hswq_runtime import Checkpoint, Format
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.layers.fp8 import dequantize
+from hswq_runtime.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return Checkpoint(tiny.checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint):
+    """Of three calls."""
+    denoiser = load_model(checkpoint, torch.float32)
+    with record_calls(denoiser, {0, 1, 2}) as calls, torch.no_grad():
+        for seed in (1, 2, 3):
+            denoiser(**tiny.inputs(seed))
+    return Calibration({}, {"dtype": "float32"}, calls)
+
+
+@pytest.fixture(scope="module")
+def plans(checkpoint) -> dict[Format, Plan]:
+    plan = plan_naive(checkpoint)
+    halved = tuple(replace(d, scale=0.5) if d.quantized else d for d in plan.decisions)
+    return {Format.V1: plan, Format.V2: replace(plan, format=Format.V2, decisions=halved)}
+
+
+def measured(checkpoint, calibration, plans, place, *, calls=32, memory=8.0):
+    codes = {format: codes_of(checkpoint, format) for format in plans}
+    return measure_errors(checkpoint, calibration, plans, codes, ErrorSettings(calls), place=place, memory=memory)
+
+
+def test_errors_are_those_of_the_outputs(checkpoint, calibration, plans, tmp_path):
+    """For one call and the same v, (v · change)² has to be what the derivative says, and both formats their own."""
+    call = calibration.calls[0]
+    errors = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path)
+    assert [list(found) for found in errors.values()] == [[d.key for d in plan.quantized] for plan in plans.values()]
+    model = load_model(checkpoint, torch.float32)
+    before = call.replay(model)
+    probe = [torch.randn(end.shape, generator=torch.Generator().manual_seed(0)) for end in before]
+    values = sum(end.numel() for end in before)
+    for format, plan in plans.items():
+        largest = max(errors[format].values())
+        for decision in plan.quantized:
+            weight, scale = codes_of(checkpoint, format)(decision)
+            changed = dequantize(weight, scale if format.scaled else None, torch.float32)
+            change = outputs_with(checkpoint, call, decision.key, changed)
+            expected = sum((v * (b - a)).sum().item() for v, a, b in zip(probe, before, change, strict=True))
+            assert errors[format][decision.key] == pytest.approx(expected**2 / values, rel=0.1, abs=1e-3 * largest), (
+                decision.key
+            )
+
+
+def outputs_with(checkpoint: Checkpoint, call: RecordedCall, key: str, weight: torch.Tensor) -> list[torch.Tensor]:
+    """A hundredth of the way from the original to `weight`, and what comes of it a hundred times as large: what is not
+    linear stays out of it."""
+    model = load_model(checkpoint, torch.float32)
+    before = call.replay(model)
+    middle = checkpoint.tensor(key).float().lerp(weight, 0.01)
+    rows = iter(middle.split([len(model.get_parameter(name)) for name in checkpoint.modules[key]]))
+    for name in checkpoint.modules[key]:
+        model.get_parameter(name).data.copy_(next(rows))
+    return [a + 100 * (b - a) for a, b in zip(before, call.replay(model), strict=True)]
+
+
+def test_parts_change_nothing_and_are_counted(checkpoint, calibration, plans, tmp_path):
+    whole = measured(checkpoint, calibration, plans, tmp_path)
+    parts = measured(checkpoint, calibration, plans, tmp_path, memory=4e-4)
+    for format, errors in whole.items():
+        assert parts[format] == pytest.approx(errors, rel=1e-3)
+    assert passes_of_measuring(checkpoint, 2, 8.0, 4) == 4
+    assert 5 < passes_of_measuring(checkpoint, 2, 4e-4, 4) < 13, "of two blocks that do not fit each is replayed twice"
+
+
+def test_as_many_calls_as_wanted_are_used_evenly_spread(checkpoint, calibration, plans, tmp_path):
+    one, other, *_ = calibration.calls
+    several = replace(calibration, calls=[one, other, one, other])
+    half = measured(checkpoint, several, plans, tmp_path, calls=2)
+    assert half == measured(checkpoint, replace(calibration, calls=[one, one]), plans, tmp_path)
+    assert half != measured(checkpoint, several, plans, tmp_path)
+
+
+def test_without_calls_it_says_what_to_run(checkpoint, calibration, plans, tmp_path):
+    with pytest.raises(HSWQError, match="hswq-hub calibrate"):
+        measured(checkpoint, replace(calibration, calls=[]), plans, tmp_path)
