@@ -5,6 +5,7 @@ that `--help` need not wait for torch.
 """
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from hswq_runtime.formats import Format, Reader
@@ -22,12 +23,23 @@ STAGES = ("calibrate", "quantize", "evaluate", "folder")
 
 
 @dataclass(frozen=True)
+class PromptSettings:
+    """Text files with one prompt a line, to calibrate with and to measure on. None: what the model brings: prompts of
+    its page, or the list that its family's users write like.
+    """
+
+    calibration: Path | None = None
+    evaluation: Path | None = None
+
+
+@dataclass(frozen=True)
 class SourceSettings:
     """How a reference becomes a file.
 
     base: diffusers folder or Hub repo with the other components. licence: Hub licence id, if the host names none.
     civitai_endpoint: where Civitai's API is; None: the site that the reference names. permitted: the user has the
     creator's permission where the listing has objections. verify: read a file that is in a cache again, in full.
+    prompts: what it is calibrated with and measured on.
     """
 
     base: str | None = None
@@ -35,6 +47,7 @@ class SourceSettings:
     civitai_endpoint: str | None = None
     permitted: bool = False
     verify: bool = False
+    prompts: PromptSettings = field(default_factory=PromptSettings)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ..common.progress import progress
 from ..generation.generate import GenerationSettings, final_latents, open_pipeline
 from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
+from ..sources.prompts.prompts import summary
 from ..sources.source import Source
 from .processes import Group
 
@@ -217,7 +218,12 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
     steps = settings.steps_of(architecture.steps)
     generation = GenerationSettings.of(
-        architecture, pipeline.vae.config, steps=steps, guidance=settings.guidance, size=settings.size
+        architecture,
+        pipeline.vae.config,
+        steps=steps,
+        guidance=settings.guidance,
+        size=settings.size,
+        negative_prompt=source.negative_prompt(settings.guidance),
     )
     prompts = source.prompts.calibration
     ours = range(group.number, settings.samples, group.size)
@@ -255,6 +261,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
             "source_sha256": source.sha256,
             "configuration": source.checkpoint.config,
             "generation": asdict(generation),
+            "prompts": summary(prompts),
             "dtype": str(dtype).removeprefix("torch."),
             "hardware": describe(group.device),
             "processes": group.size,

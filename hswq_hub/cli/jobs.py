@@ -91,7 +91,7 @@ def portable(
     """
     from ..jobs.jobs import check_portable, look_up
 
-    check_portable(values["reference"], source.base, values["folder"], values.get("repo"))
+    check_portable(values["reference"], source, values["folder"], values.get("repo"))
     reference, need = look_up(values["reference"], source)
     return reference, [str(command.name), reference, *command_words(command, values, ABOUT_THE_RUN)], need
 

@@ -1,7 +1,7 @@
 """What can be said on the command line, and the settings objects that it makes: each option once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from ..settings import (
     STAGES,
     CalibrationSettings,
     EvaluationSettings,
+    PromptSettings,
     PublishSettings,
     Recipe,
     SourceSettings,
@@ -47,6 +48,14 @@ class Destinations:
 
 def _source(base: str | None, civitai_endpoint: str | None, permitted: bool, verify: bool) -> SourceSettings:
     return SourceSettings(base, None, civitai_endpoint, permitted, verify)
+
+
+def _prompted(source: SourceSettings, prompts: PromptSettings) -> SourceSettings:
+    return replace(source, prompts=prompts)
+
+
+def _prompts(prompts: Path | None, evaluation_prompts: Path | None) -> PromptSettings:
+    return PromptSettings(prompts, evaluation_prompts)
 
 
 def _recipe(
@@ -174,8 +183,24 @@ CALIBRATION_BOUND = click.option(
     help="GB that second moments (kfac, gptq) may take at once.",
 )
 
+PROMPTS = OptionGroup(
+    _prompts,
+    click.option(
+        "--prompts",
+        metavar="FILE",
+        type=NEW_FILE,
+        help="Text file, a prompt a line, to calibrate with.  [default: of the model's page, or a list that fits it]",
+    ),
+    click.option(
+        "--evaluation-prompts",
+        metavar="FILE",
+        type=NEW_FILE,
+        help="The same to measure on; no prompt is in both.  [default: likewise]",
+    ),
+)
 SOURCE = OptionGroup(_source, _BASE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
-LICENSED_SOURCE = OptionGroup(SourceSettings, _BASE, _LICENCE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
+PROMPTED_SOURCE = OptionGroup(_prompted, source=SOURCE, prompts=PROMPTS)
+LICENSED_SOURCE = OptionGroup(SourceSettings, _BASE, _LICENCE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY, prompts=PROMPTS)
 RECIPE = OptionGroup(
     _recipe,
     click.option(
@@ -338,8 +363,8 @@ class Headed(Grouped):
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
         "What to make": tuple(RECIPE.names | FORMATS.names),
-        "Calibration": ("samples", "steps", "seed"),
-        "Measuring": ("pairs", "picture_steps"),
+        "Calibration": ("prompts", "samples", "steps", "seed"),
+        "Measuring": ("evaluation_prompts", "pairs", "picture_steps"),
         "Pictures of both": ("guidance", "size"),
         "Where to": ("folder", *DESTINATIONS.names),
         "This machine": ("device", "dtype", "calibration_memory"),

@@ -18,8 +18,8 @@ from .options import (
     FOLDER,
     FORMATS,
     NEW_FILE,
+    PROMPTED_SOURCE,
     RECIPE,
-    SOURCE,
 )
 from .terminal import chooser, quiet, say
 from .words import command_words
@@ -27,7 +27,7 @@ from .words import command_words
 
 @click.command()
 @click.argument("reference")
-@takes(source=SOURCE, settings=CALIBRATION)
+@takes(source=PROMPTED_SOURCE, settings=CALIBRATION)
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
@@ -56,7 +56,7 @@ def calibrate(
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
-    from ..workflow.preflight import warn_of_guess
+    from ..workflow.preflight import say_prompts, warn_of_guess
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
@@ -67,6 +67,7 @@ def calibrate(
     writes = Group(pick_device(settings.device)).first
     if writes:
         warn_of_guess(original, say)
+        say_prompts(original, say, guidance=settings.guidance, measures=False)
     calibration = calibrate(original, settings)
     if not writes:
         return
@@ -78,7 +79,7 @@ def calibrate(
 
 @click.command()
 @click.argument("reference")
-@takes(source=SOURCE)
+@takes(source=PROMPTED_SOURCE)
 @click.option("--calibration", "statistics", type=EXISTING_FILE, required=True, help="What `calibrate` wrote.")
 @takes(recipe=RECIPE, formats=FORMATS)
 @CALIBRATION_BOUND
@@ -118,7 +119,7 @@ def quantize(
 @click.command()
 @click.argument("reference")
 @click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
-@takes(source=SOURCE, settings=EVALUATION)
+@takes(source=PROMPTED_SOURCE, settings=EVALUATION)
 @click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
 def evaluate(
     reference: str,
@@ -134,18 +135,21 @@ def evaluate(
     \b
     hswq-hub evaluate demo out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
     """
+    from ..common.hardware import pick_device
     from ..common.targets import check_replaceable
     from ..common.text import text_table
     from ..evaluation.evaluate import Evaluation, evaluate, label_files
     from ..evaluation.report import HEADINGS, table
     from ..sources.find import find
-    from ..workflow.preflight import warn_of_guess
+    from ..workflow.preflight import say_prompts, warn_of_guess
 
     quiet()
     if output is not None:
         check_replaceable(output, ".json", Evaluation.load)
     original = find(reference, source, chooser()).fetch()
+    pick_device(settings.device)  # one that is not there is told before anything else
     warn_of_guess(original, say)
+    say_prompts(original, say, guidance=settings.guidance, calibrates=False)
     evaluation = evaluate(original, label_files(files), settings)
     if output is not None:
         evaluation.save(output)

@@ -160,7 +160,12 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
         checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
         pipeline = shared.pipeline_for(checkpoint)
         generation = GenerationSettings.of(
-            architecture, pipeline.vae.config, steps=settings.steps, guidance=settings.guidance, size=settings.size
+            architecture,
+            pipeline.vae.config,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            size=settings.size,
+            negative_prompt=source.negative_prompt(settings.guidance),
         )
         samples[label] = [
             generate(pipeline, prompt, seed, generation)

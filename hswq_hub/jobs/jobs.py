@@ -183,7 +183,7 @@ class Jobs:
         return explained(what, lambda _: JobError, {Kind.NOT_FOUND: unknown, Kind.NO_REPO: unknown})
 
 
-def check_portable(reference: str, base: str | None, folder: Path | None, repo: str | None) -> None:
+def check_portable(reference: str, source: SourceSettings, folder: Path | None, repo: str | None) -> None:
     """Check that a job can read its inputs and that its products outlive it.
 
     Raises:
@@ -193,8 +193,15 @@ def check_portable(reference: str, base: str | None, folder: Path | None, repo: 
     found = parse(reference)
     if isinstance(found, LocalRef):
         raise JobError(f"a job cannot read {found}, which is on this machine; upload it to a Hub repo and name that")
+    base = source.base
     if base is not None and Path(base).exists():
         raise JobError(f"a job cannot read the base {Path(base).name}, which is on this machine; name a Hub repo")
+    for prompts in (source.prompts.calibration, source.prompts.evaluation):
+        if prompts is not None:
+            raise JobError(
+                f"a job cannot read the prompts {prompts.name}, which are on this machine; leave out --prompts and "
+                "--evaluation-prompts, or publish here, without --on"
+            )
     if folder is not None:
         raise JobError("a folder of a job is gone when the job ends; leave out --folder and name a --repo")
     if repo is None:

@@ -25,6 +25,7 @@ from .http.web import LOOPBACK, Web
 from .licence import licence_of_base_model
 from .listing import Listing, Provenance, RemoteFile, safe_name
 from .permissions import Permissions
+from .prompts.pages import civitai_examples
 from .reference import CIVITAI_HOSTS, CivitaiRef
 
 KEYS_PAGE = "https://civitai.com/user/account"
@@ -83,7 +84,7 @@ class Civitai:
         return name
 
     def listing(self, reference: CivitaiRef) -> Listing:
-        """What `reference` leads to; two small requests.
+        """What `reference` leads to; two small requests, and one for prompts that the page has but does not list.
 
         Raises:
             UnknownReferenceError: there is no such model, version or file.
@@ -124,6 +125,8 @@ class Civitai:
                 permissions=Permissions.from_api(model),
             ),
             objections=tuple(_objections(model, version)),
+            families=(base_model,) if base_model else (),
+            examples=civitai_examples(version, self.web.get_json, self.explain),
         )
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str]:

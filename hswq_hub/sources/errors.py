@@ -4,6 +4,7 @@ SourceError                     base of them all
 ├── UnknownReferenceError       it names nothing that can be found
 ├── AmbiguousReferenceError     it names several models
 ├── UnsuitableSourceError       the file cannot be quantized, or must not be opened
+├── PromptsError                a list of prompts cannot be used
 ├── NotPermittedError           its creator does not allow this
 ├── AccessError                 the host refuses; a retry will not help
 └── DownloadError               it did not arrive, or is not what was listed
@@ -26,6 +27,10 @@ class AmbiguousReferenceError(SourceError):
 
 class UnsuitableSourceError(SourceError):
     """The file is quantized already, pickled, or has not passed the host's scans."""
+
+
+class PromptsError(SourceError):
+    """A file of prompts is missing, empty, too long or no text, or leaves nothing for the other list."""
 
 
 class NotPermittedError(SourceError):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from hswq_runtime.errors import AlreadyQuantizedError
 from hswq_runtime.formats import FULL_PRECISION, Metadata
 
 from ..common.text import plain
-from ..settings import SourceSettings
+from ..settings import PromptSettings, SourceSettings
 from .civitai import Civitai
 from .diffusers_folder import (
     architecture_of,
@@ -34,8 +34,12 @@ from .http.header import stand_in
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing
+from .prompts.choose import Offered
+from .prompts.choose import choose as choose_prompts
+from .prompts.given import GivenPrompts
+from .prompts.lists import DEMO_CAPTIONS, style_of
 from .reference import DEMO, CivitaiRef, HubRef, LocalRef, ModelRef, identify, parse
-from .source import NOT_LISTED, Prompts, Source
+from .source import NOT_LISTED, Source
 
 _MODELSPEC_LICENCE = "modelspec.license"
 """Where a safetensors header may say it in words: https://github.com/Stability-AI/ModelSpec."""
@@ -59,13 +63,14 @@ class Components:
 
 @dataclass(frozen=True)
 class Found:
-    """What a reference means. listing: what its host lists; None: it is on this machine."""
+    """What a reference means. listing: what its host lists; None: it is on this machine. given: prompts of the user."""
 
     reference: str
     settings: SourceSettings
     meant: ModelRef
     listing: Listing | None
     host: Civitai | Hub | None
+    given: GivenPrompts = field(default_factory=GivenPrompts)
 
     def check_permitted(self) -> None:
         """Check that the creator allows derivatives, or that the user has the permission.
@@ -187,6 +192,7 @@ class Found:
         if listing is not None:
             named = base_named(checkpoint.architecture, listing.provenance.base_model)
             base = find_base(checkpoint, settings.base or listing.base or named)
+            offered = Offered(style_of(checkpoint.architecture, listing.families), listing.examples)
             return Source(
                 name=listing.name,
                 path=path,
@@ -195,7 +201,8 @@ class Found:
                 base=base,
                 origin=listing.origin,
                 licence=listing.licence or licence,
-                prompts=_general_prompts(),
+                prompts=choose_prompts(offered, self.given),
+                offered=offered,
                 reference=listing.reference,
                 provenance=listing.provenance,
                 licence_text=listing.licence_text,
@@ -207,20 +214,24 @@ class Found:
             if is_folder:
                 given = given or whole_folder(find_denoiser(self.meant.path.resolve()))
             base = find_base(checkpoint, given)
+            name = str(self.meant) if is_folder else self.meant.path.stem
+            offered = Offered(style_of(checkpoint.architecture, [name]))
             return Source(
-                name=str(self.meant) if is_folder else self.meant.path.stem,
+                name=name,
                 path=path,
                 checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
                 origin=f"the local {'folder' if is_folder else 'file'} {self.meant}",
                 licence=licence,
-                prompts=_general_prompts(),
+                prompts=choose_prompts(offered, self.given),
+                offered=offered,
                 reference=str(self.meant),
                 asked=os.path.realpath(self.meant.path),
             )
         data = files("hswq_hub.data") / "demo_model"
         base = find_base(checkpoint, settings.base or str(data / "components"))
+        offered = Offered(DEMO_CAPTIONS)
         return Source(
             name=path.stem,
             path=path,
@@ -229,7 +240,8 @@ class Found:
             base=base,
             origin="the demo model that ships with hswq-hub",
             licence=Licence("apache-2.0"),
-            prompts=Prompts.read(data / "prompts"),
+            prompts=choose_prompts(offered, self.given),
+            offered=offered,
             reference=DEMO,
             asked=DEMO,
         )
@@ -247,13 +259,14 @@ def find(reference: str, settings: SourceSettings | None = None, choose: Choose 
         SourceError: see :func:`resolve`.
     """
     settings, meant = settings or SourceSettings(), parse(reference)
+    given = GivenPrompts.read(settings.prompts)
     if isinstance(meant, CivitaiRef):
         civitai = Civitai.of(meant, settings.civitai_endpoint)
-        return Found(reference, settings, meant, civitai.listing(meant), civitai)
+        return Found(reference, settings, meant, civitai.listing(meant), civitai, given)
     if isinstance(meant, HubRef):
         hub = Hub(choose)
-        return Found(reference, settings, meant, hub.listing(meant), hub)
-    return Found(reference, settings, meant, None, None)
+        return Found(reference, settings, meant, hub.listing(meant), hub, given)
+    return Found(reference, settings, meant, None, None, given)
 
 
 def resolve(
@@ -265,6 +278,8 @@ def resolve(
     permitted: bool = False,
     verify: bool = False,
     choose: Choose | None = None,
+    prompts: Path | None = None,
+    evaluation_prompts: Path | None = None,
 ) -> Source:
     """The source that `reference` names, downloaded if it is not here yet.
 
@@ -280,6 +295,9 @@ def resolve(
         permitted: the user has the creator's permission where the listing has objections.
         verify: read a file that is here already again, in full.
         choose: see :func:`find`.
+        prompts: text file with a prompt a line, to calibrate with. None: those of the model, see
+            :mod:`hswq_hub.sources.prompts.choose`.
+        evaluation_prompts: the same to measure on.
 
     Raises:
         SourceError: there is no usable file; its subclasses in :mod:`hswq_hub.sources.errors` say why.
@@ -288,7 +306,8 @@ def resolve(
         UnknownArchitectureError: its keys match no known architecture.
         AlreadyQuantizedError: it is not full precision.
     """
-    settings = SourceSettings(base, licence, civitai_endpoint, permitted, verify)
+    given = PromptSettings(prompts, evaluation_prompts)
+    settings = SourceSettings(base, licence, civitai_endpoint, permitted, verify, given)
     return find(reference, settings, choose).fetch()
 
 
@@ -310,10 +329,6 @@ def _checked(checkpoint: Checkpoint, base: str, hub: HubOptions | None) -> Check
     _ = checkpoint.layers  # or an error that names what does not fit
     _ = checkpoint.scheduler  # one that is not supported is refused here, before anything costs time
     return checkpoint
-
-
-def _general_prompts() -> Prompts:
-    return Prompts.read(files("hswq_hub.data") / "prompts")
 
 
 def _base_of(base_model: str | None) -> str | None:

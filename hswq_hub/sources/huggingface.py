@@ -50,6 +50,8 @@ from .http.ranges import fetch_header
 from .http.web import Web
 from .licence import licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, safe_name
+from .prompts.examples import Examples
+from .prompts.pages import widget_examples
 from .reference import HubRef
 
 Choose = Callable[[str, list[str]], int]
@@ -103,6 +105,8 @@ class Hub:
             licence_text=text,
             objections=objections,
             base=reference.repo if MODEL_INDEX in in_repo else None,
+            families=_families(info),
+            examples=Examples() if NSFW_TAG in (info.tags or ()) else widget_examples(getattr(card, "widget", None)),
             provenance=Provenance(
                 url=f"{_SITE}/{reference.repo}",
                 title=reference.repo,
@@ -248,6 +252,13 @@ class Hub:
 def _place(listing: Listing) -> tuple[str, str]:
     """Repo and commit of a listing that :class:`Hub` made."""
     return str(listing.provenance.repo), str(listing.version)
+
+
+def _families(info: ModelInfo) -> tuple[str, ...]:
+    """Base models, tags and name of a repo, each without the owner that is no part of the name."""
+    bases = getattr(info.card_data, "base_model", None)
+    named = [base for base in (bases if isinstance(bases, list) else [bases]) if isinstance(base, str)]
+    return tuple(name.rpartition("/")[2] for name in (*named, *(info.tags or ()), info.id))
 
 
 def _files(info: ModelInfo) -> dict[str, Any]:

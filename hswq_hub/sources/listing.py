@@ -1,11 +1,12 @@
 """What a host lists of a model, known before a byte of it is fetched."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import NotPermittedError
 from .licence import Licence
 from .permissions import Permissions
+from .prompts.examples import Examples
 
 NAME_LENGTH = 100
 NSFW_TAG = "not-for-all-audiences"
@@ -66,6 +67,10 @@ class Listing:
     """Hub repo of the other components, if the model's own repo has them."""
     objections: tuple[str, ...] = ()
     """Why it may not be quantized and published, each as a clause."""
+    families: tuple[str, ...] = ()
+    """What its host calls it and what it was made from, the clearest first: see `prompts.lists.style_of`."""
+    examples: Examples = field(default_factory=Examples)
+    """The prompts of the pictures that its page shows."""
 
     @property
     def size(self) -> int | None:

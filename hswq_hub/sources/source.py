@@ -1,7 +1,6 @@
 """A source: a full-precision checkpoint on this disk, and what is known of its origin."""
 
-from dataclasses import asdict, dataclass, field, fields
-from importlib.resources.abc import Traversable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,12 @@ from hswq_runtime.checkpoints.configuration import Configuration
 from .licence import Licence
 from .listing import Provenance
 from .permissions import Permissions
+from .prompts.choose import Offered, choose
+from .prompts.given import GivenPrompts
+from .prompts.prompts import Prompts
 
 NOT_LISTED = "0" * 64
 """Stands for a SHA-256 that is not known yet; no file has this one."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Calibration prompts and evaluation prompts; no prompt is in both."""
-
-    calibration: tuple[str, ...]
-    evaluation: tuple[str, ...]
-
-    @classmethod
-    def read(cls, folder: Path | Traversable) -> "Prompts":
-        """`calibration.txt` and `evaluation.txt` of a folder, one prompt a line, empty lines left out."""
-        return cls(*(_lines(folder / f"{name}.txt") for name in ("calibration", "evaluation")))
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,8 @@ class Source:
     """The licence text that comes with it, whether or not a licence is stated."""
     asked: str = ""
     """What was asked for, as :func:`hswq_hub.sources.reference.identify` spells it."""
+    offered: Offered = field(default_factory=Offered)
+    """The prompts that the model brings."""
 
     @property
     def architecture(self) -> Architecture:
@@ -67,10 +58,25 @@ class Source:
         """The Hub repo of the other components; None if they come from a folder of this machine."""
         return None if Path(self.base).is_dir() else self.base
 
+    def with_prompts(self, given: GivenPrompts) -> "Source":
+        """The same with the prompts that a user gave, or those of the model.
+
+        Raises:
+            PromptsError: see :func:`hswq_hub.sources.prompts.choose.choose`.
+        """
+        return replace(self, prompts=choose(self.offered, given))
+
+    def negative_prompt(self, guidance: float | None = None) -> str | None:
+        """The negative prompt for pictures with this guidance scale (None: the default one): that of the model's page;
+        None if there is none, or if the model takes none at that scale.
+        """
+        takes = self.architecture.takes_negative_prompt and self.architecture.passes(guidance) > 1
+        return self.prompts.negative if takes else None
+
     def as_dict(self) -> dict[str, Any]:
         """All fields as JSON values, of the checkpoint the configuration that its base states."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("checkpoint", "sha256", "path")}
-        facts |= {name: asdict(facts[name]) for name in ("prompts", "provenance")}
+        facts |= {name: asdict(facts[name]) for name in ("prompts", "provenance", "offered")}
         facts["licence"] = self.licence and asdict(self.licence)
         facts["stated"] = self.checkpoint.stated and asdict(self.checkpoint.stated)
         return facts | {"path": str(self.path), "digest": self.sha256}
@@ -96,7 +102,8 @@ class Source:
                 "checkpoint": Checkpoint(path, stated=stated and Configuration(**stated)),
                 "sha256": facts["digest"],
                 "licence": licence and Licence(**licence),
-                "prompts": Prompts(*(tuple(facts["prompts"][name]) for name in ("calibration", "evaluation"))),
+                "prompts": Prompts.from_dict(facts["prompts"]),
+                "offered": Offered.from_dict(facts["offered"]),
                 "provenance": Provenance(**provenance),
             }
         )
@@ -119,7 +126,3 @@ class Source:
         self.check_components()
         if self.hub_base is not None:
             fetch_base(self.checkpoint, self.hub_base)
-
-
-def _lines(file: Path | Traversable) -> tuple[str, ...]:
-    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.targets import check_target
+from ..common.text import plain
 from ..quantization.compensate import passes_of_rounding
 from ..quantization.fold import check_fold
 from ..quantization.keep import check_budget
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.http import cache
+from ..sources.prompts.prompts import Share
 from ..sources.source import Source
 from .memory import memory_of
 from .steps import Log, Step, check_disks, silent
+
+_SHOWN = 80
+"""Characters of a negative prompt that are shown."""
 
 
 def preflight(
@@ -24,7 +29,8 @@ def preflight(
 ) -> None:
     """Check that `remaining` steps can be done: the target, the components, the recipe's limits, the disks, the memory.
 
-    `arriving`: the source's file is still to be fetched. `log`: is warned of what may be too little.
+    `arriving`: the source's file is still to be fetched. `log`: is warned of what may be too little, and told which
+    prompts are used.
 
     Raises:
         TargetError: the folder holds something else or cannot be made, or a disk has no room.
@@ -45,12 +51,39 @@ def preflight(
         memory.check()
         if memory.is_tight:
             log(f"warning: this takes {memory.line}")
+    say_prompts(source, log, guidance=settings.calibration.guidance)
 
 
 def warn_of_guess(source: Source, log: Log) -> None:
     """Say what of the model's configuration is guessed, if nothing states it."""
     if (guess := source.checkpoint.guess) is not None:
         log(f"warning: {guess}")
+
+
+def say_prompts(
+    source: Source, log: Log, *, guidance: float | None = None, calibrates: bool = True, measures: bool = True
+) -> None:
+    """Say what calibrates and what is measured on, where it is from, and what was left out."""
+    for name, value in prompt_rows(source, guidance, calibrates=calibrates, measures=measures):
+        log(f"{name}: {value}")
+
+
+def prompt_rows(
+    source: Source, guidance: float | None, *, calibrates: bool = True, measures: bool = True
+) -> list[tuple[str, str]]:
+    """A name and what it is: the prompts that calibrate, those to measure on, the negative one, what was left out."""
+    prompts, rows = source.prompts, list[tuple[str, str]]()
+    if calibrates:
+        rows.append(("prompts", _shares(prompts.calibration_from, prompts.calibration)))
+    if measures:
+        rows.append(("measured on", _shares(prompts.evaluation_from, prompts.evaluation)))
+    if (negative := source.negative_prompt(guidance)) is not None:
+        rows.append(("negative", f"{plain(negative, _SHOWN)!r}, the most common one of {source.offered.examples.page}"))
+    return [*rows, *(("left out", note) for note in prompts.notes)]
+
+
+def _shares(shares: Sequence[Share], prompts: Sequence[str]) -> str:
+    return ", ".join(map(str, shares)) or f"{len(prompts)}"
 
 
 def arriving_bytes(source: Source) -> dict[Path, int]:

@@ -26,7 +26,7 @@ from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
 from .forecast import Forecast
 from .memory import memory_of
-from .preflight import arriving_bytes, preflight
+from .preflight import arriving_bytes, preflight, prompt_rows
 from .recall import remember
 from .stages.calibrate import calibration_step
 from .stages.evaluate import evaluation_step
@@ -106,7 +106,7 @@ class PublishPlan:
         return cls(source, target, folder is None, settings, steps, workspace, again, destination, arriving)
 
     def check(self, log: Log = silent) -> None:
-        """Raise what is known to prevent it; `log` is warned of what may be too little.
+        """Raise what is known to prevent it; `log` is warned of what may be too little, and told the prompts.
 
         Raises:
             TargetError: the folder holds something else or cannot be made, or a disk has no room.
@@ -150,6 +150,7 @@ class PublishPlan:
         disks = disk_needs(self.remaining, arriving_bytes(self.source) if self.arriving else {})
         facts = [("model", f"{self.source.architecture.title}, {parameters / 1e6:.1f} million parameters")]
         facts += [("config", guess)] if guess is not None else []
+        facts += prompt_rows(self.source, self.settings.calibration.guidance)
         facts += [
             ("disk", f"{megabytes(size)} at most, {megabytes(shutil.disk_usage(place).free)} free")
             for place, size in disks.items()
@@ -177,6 +178,7 @@ class PublishPlan:
         rows = [("source", "here", megabytes(file.stat().st_size), "", "", _short(file)), *map(_status_row, self.steps)]
         left = [step.name for step in self.steps if step.state is not State.DONE]
         lines = [text_table(STATUS_HEADINGS, rows, left=("state", "product")), ""]
+        lines += [f"{name}: {value}" for name, value in prompt_rows(self.source, self.settings.calibration.guidance)]
         lines.append(f"work is kept in {_short(self.workspace.folder)}/")
         if others := self.workspace.products_besides(self.steps):
             size = megabytes(sum(product.bytes for product in others))

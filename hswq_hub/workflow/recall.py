@@ -7,6 +7,8 @@ from hswq_runtime.checkpoints.base import configured
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.locate import HubOptions
 
+from ..settings import SourceSettings
+from ..sources.prompts.given import GivenPrompts
 from ..sources.reference import identify
 from ..sources.source import Source
 from .workspace import Workspace, notes
@@ -18,19 +20,23 @@ def remember(workspace: Workspace, source: Source) -> None:
     workspace.write_note({"source": source.as_dict(), "size": size, "mtime_ns": mtime_ns})
 
 
-def recall(reference: str, base: str | None = None) -> Source | None:
+def recall(reference: str, settings: SourceSettings | None = None) -> Source | None:
     """The source that `reference` led to when it was worked on last; None if it never was or its file has changed.
 
-    `base`: as of :func:`hswq_hub.sources.find.resolve`; None: the one it had then.
+    Of `settings` the base counts (None: the one it had then), and the prompts.
+
+    Raises:
+        PromptsError: the prompts cannot be used.
     """
-    asked = identify(reference)
+    settings, asked = settings or SourceSettings(), identify(reference)
+    base, given = settings.base, GivenPrompts.read(settings.prompts)
     for note in notes():
         try:
             facts, then = note["source"], (note["size"], note["mtime_ns"])
             path = Path(facts["path"])
             if facts["asked"] != asked or not path.is_file() or _state(path) != then:
                 continue
-            source = Source.from_dict(facts)
+            source = Source.from_dict(facts).with_prompts(given)
         except (KeyError, TypeError):  # another release wrote it, and made its products
             continue
         if base in (None, source.base):

@@ -92,7 +92,7 @@ class PublishRequest:
             HSWQError: the reference means nothing, or a file of this machine is no model.
         """
         meant = parse(self.reference)
-        known = None if isinstance(meant, DemoRef) else recall(self.reference, self.source.base)
+        known = None if isinstance(meant, DemoRef) else recall(self.reference, self.source)
         if known is not None:
             return self.plan_of(known).status_lines()
         if isinstance(meant, DemoRef) or (isinstance(meant, LocalRef) and meant.path.is_file()):

@@ -13,7 +13,7 @@ import hswq_hub
 from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, calibrate, monitor
 from hswq_hub.settings import CalibrationSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.sources.source import Prompts
+from hswq_hub.sources.prompts.prompts import Prompts
 from hswq_runtime.errors import FormatError
 
 
@@ -96,16 +96,16 @@ def test_other_files_are_no_calibration(tmp_path):
 PROMPTS = Path(hswq_hub.__file__).parent / "data"
 
 
-@pytest.mark.parametrize("folder", [PROMPTS / "prompts", PROMPTS / "demo_model" / "prompts"], ids=["general", "demo"])
+@pytest.mark.parametrize("folder", ["prompts/general", "demo_model/prompts"])
 def test_what_calibrates_is_not_what_measures(folder):
-    prompts = Prompts.read(folder)
+    prompts = Prompts.read(PROMPTS / folder)
     assert [len({*prompts.calibration}), len({*prompts.evaluation})] == [128, 16]
     assert not {*prompts.calibration} & {*prompts.evaluation}
 
 
 def test_no_general_prompt_resembles_one_that_measures():
     """Captions of the demo model resemble each other, as the pictures do that they describe."""
-    prompts = Prompts.read(PROMPTS / "prompts")
+    prompts = Prompts.read(PROMPTS / "prompts/general")
     for one, other in product(prompts.calibration, prompts.evaluation):
         mine, theirs = ({*re.findall(r"\w{4,}", prompt.lower())} for prompt in (one, other))
         assert len(mine & theirs) <= len(theirs) / 2, f"{one!r} is close to {other!r}"

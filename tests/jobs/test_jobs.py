@@ -13,6 +13,7 @@ from hswq_hub.cli.publish import publish
 from hswq_hub.jobs import jobs
 from hswq_hub.jobs.jobs import JobError, Jobs, Need, check_portable, requirement, seconds_of
 from hswq_hub.jobs.settings import JobSettings
+from hswq_hub.settings import SourceSettings
 
 CIVITAI_TOKEN = "civitai-secret-0123"
 PACKAGE = "hswq-hub==9.9"
@@ -156,6 +157,8 @@ def test_memory_of_one_gpu_of_several_counts(hub):
         (("model.safetensors",), "cannot read model.safetensors, which is on this machine"),
         (("demo", "--base", "here"), "cannot read the base here"),
         (("demo", "--folder", "out"), "leave out --folder"),
+        (("demo", "--prompts", "my.txt"), "cannot read the prompts my.txt"),
+        (("demo", "--evaluation-prompts", "my.txt"), "or publish here, without --on"),
     ],
 )
 def test_what_is_on_this_machine_is_refused(hub, run, tmp_path, words, said):
@@ -168,7 +171,7 @@ def test_what_is_on_this_machine_is_refused(hub, run, tmp_path, words, said):
 
 def test_without_a_repo_nothing_would_be_left():
     with pytest.raises(JobError, match="--repo OWNER/NAME"):
-        check_portable("demo", None, None, None)
+        check_portable("demo", SourceSettings(), None, None)
 
 
 @pytest.mark.parametrize(

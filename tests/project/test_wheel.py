@@ -53,6 +53,12 @@ def command(environment):
     return run
 
 
+def test_every_list_of_prompts_is_in_it(wheel):
+    data = ROOT / "hswq_hub/data"
+    lists = {str(path.relative_to(ROOT)) for path in data.rglob("prompts/**/*.txt")}
+    assert len(lists) == 8 and lists <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_nothing_with_a_generic_name_is_installed(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hswq_hub", "hswq_runtime", "spaces_app"}

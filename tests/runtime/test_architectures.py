@@ -1,5 +1,6 @@
 """Every architecture, from its original layout to a picture: an architecture is one entry of `originals.ORIGINALS`."""
 
+from inspect import signature
 from math import prod
 from pathlib import Path
 
@@ -183,6 +184,12 @@ def table() -> list[str]:
             defaults = (str(model.steps), f"{model.guidance:g}", str(model.size))
             rows.append((model.title, f"`{model.base_repo}`", model.licence_name or model.licence, *defaults, tested))
     return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_the_row_says_whether_its_pipeline_takes_a_negative_prompt(row):
+    call = signature(getattr(diffusers, row.pipeline_class).__call__)
+    assert row.takes_negative_prompt == ("negative_prompt" in call.parameters)
 
 
 def test_the_readme_lists_every_architecture():

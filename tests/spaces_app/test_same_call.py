@@ -17,7 +17,7 @@ from hswq_hub.cards.card import Card
 from hswq_hub.evaluation.evaluate import Evaluation, evaluate
 from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.sources.source import Prompts
+from hswq_hub.sources.prompts.prompts import Prompts
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
@@ -69,6 +69,7 @@ def evaluated(model) -> tuple[dict, dict]:
         checkpoint=resolve("demo").checkpoint,
         base=model.base_repo,
         prompts=Prompts((), (PROMPT,)),
+        negative_prompt=lambda guidance: None,
         check_components=lambda: None,
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -66,7 +66,10 @@ class Seen:
 
 
 class CivitaiServer:
-    """Two origins; a context manager. `content` is what the one file of the one model holds."""
+    """Two origins; a context manager. `content` is what the one file of the one model holds.
+
+    gallery: what it answers to who asks for the pictures made with the version; a server of old has no such endpoint.
+    """
 
     def __init__(self, content: bytes, name: str = "tiny.safetensors"):
         self.content = content
@@ -74,6 +77,7 @@ class CivitaiServer:
         self.state = "ok"
         self.faults: list[Fault] = []
         self.me: tuple[int, object] | None = None
+        self.gallery: tuple[int, object] = (404, {"error": "Not found"})
         self.known_hashes: set[str] = set()
         self.api_failures: list[tuple[int, dict]] = []
         self.chunk, self.pause = 1 << 16, 0.0
@@ -190,6 +194,9 @@ class Api(_Handler):
                 return (200, civitai.version) if digest.lower() in known else (404, {"error": "Model not found"})
             case ["model-versions", id]:
                 return (200, civitai.version) if id == str(VERSION) else (404, {"error": "Model not found"})
+            case ["images"]:
+                asked = parse_qs(urlsplit(self.path).query)
+                return civitai.gallery if asked.get("modelVersionId") == [str(VERSION)] else (200, {"items": []})
             case ["me"]:
                 if civitai.me is not None:
                     return civitai.me

@@ -25,6 +25,7 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         environment_fingerprint(settings.device, *ROOMS),
         asdict(settings),
         source.prompts.calibration,
+        source.negative_prompt(settings.guidance),
         base_identity(source),
     ]
 

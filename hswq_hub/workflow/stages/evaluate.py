@@ -23,6 +23,7 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
         environment_fingerprint(settings.device, *ROOMS),
         asdict(settings),
         source.prompts.evaluation,
+        source.negative_prompt(settings.guidance),
         base_identity(source),
         [*files],
     ]

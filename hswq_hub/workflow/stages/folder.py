@@ -82,6 +82,7 @@ def _facts_of(source: Source, repo: str, recipe: Recipe) -> dict[str, object]:
         "bundled": sorted(source.checkpoint.bundled),
         **licence_facts(source.licence),
         "source": source_facts(source),
+        "prompts": source.prompts.facts(),
         "recipe": asdict(recipe),
     }
 

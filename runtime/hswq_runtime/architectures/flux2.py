@@ -57,6 +57,7 @@ FLUX2_KLEIN_4B = Architecture(
     guessed=("axes_dims_rope",),
     fits=lambda config: _is_klein(config) and not _is_9b(config),
     civitai_base_models=("Flux.2 Klein 4B",),
+    takes_negative_prompt=False,
     variants={
         "black-forest-labs/FLUX.2-klein-base-4B": {
             "title": "FLUX.2 [klein] 4B Base",

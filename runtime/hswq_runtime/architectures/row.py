@@ -117,6 +117,10 @@ class Architecture:
     """Name and URL of a licence that has no id on the Hub ("other")."""
     civitai_base_models: tuple[str, ...] = ()
     """What Civitai lists as the base model of checkpoints that were trained from this one."""
+    prompt_styles: Mapping[str, str] = field(default_factory=dict)
+    """Families of fine-tunes whose users write prompts otherwise: what hosts call the family -> name of the way."""
+    takes_negative_prompt: bool = True
+    """Whether `pipeline_class` has an argument `negative_prompt`."""
     variants: Mapping[str, VariantFacts] = field(default_factory=dict)
     """Models with the same keys and shapes: Hub repo of their components -> the facts that differ."""
 

@@ -155,6 +155,7 @@ SDXL = Architecture(
         _VAE: "first_stage_model.",
     },
     scheduler=_scheduler,
+    prompt_styles={"illustrious": "tags", "noobai": "tags", "pony": "pony"},
 )
 
 SD_15 = Architecture(
