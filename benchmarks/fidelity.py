@@ -3,8 +3,11 @@
     python benchmarks/fidelity.py make demo --seed 1 --work build/fidelity/demo       for each seed
     python benchmarks/fidelity.py measure demo --seed 1 --work build/fidelity/demo
     python benchmarks/fidelity.py make build/second/demo.safetensors --base build/second/components \\
-        --prompts build/second/prompts --budget 0.59 --seed 1 --work build/fidelity/second    another model, likewise
-    python benchmarks/fidelity.py report build/fidelity/demo build/fidelity/second    -> RESULTS.md, fidelity.png
+        --prompts build/second/prompts --seed 1 --work build/fidelity/second          another model, likewise
+    python benchmarks/fidelity.py make build/demo_unet/demo-sdxl.safetensors --base build/demo_unet/base \\
+        --prompts hswq_hub/data/demo_model/prompts --guidance 3 --steps 12 --samples 64 --seed 1 \\
+        --work build/fidelity/sdxl                                                    a UNet
+    python benchmarks/fidelity.py report build/fidelity/*     -> RESULTS.md, fidelity.png
 
 A seed decides the calibration's noise and, apart from it, that of the evaluation. What is measured on are captions
 that are drawn anew for each seed and are in no list of prompts: no setting was chosen by them. Files of ours are
@@ -12,7 +15,8 @@ written and loaded as users get them. INT8 and the other tools' formats are simu
 their weights stand for, in float32, and its size is counted by their layout. Tools that are not installed are left out,
 with a sentence. A run that was stopped goes on where it was.
 
-The models have to understand the captions of tools/demo_pictures.py: see tools/train_demo_model.py.
+The models have to understand the captions of tools/demo_pictures.py: see tools/train_demo_model.py and
+tools/train_demo_unet.py.
 """
 
 import argparse
@@ -34,7 +38,7 @@ from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.common.files import write_atomically
 from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import keep
+from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
@@ -47,10 +51,10 @@ sys.path.insert(0, str(HERE.parent / "tools"))
 import demo_pictures
 
 
-def make(source: Source, seed: int, samples: int, budget: float | None, work: Path, goals: bool) -> None:
+def make(source: Source, settings: CalibrationSettings, work: Path, goals: bool) -> None:
     """The files of one seed, in `work`/files-N; with `goals` only those that the goals compare, in half the time."""
-    settings = CalibrationSettings(samples=samples, seed=10_000 * seed)
-    variants = _Variants(source, work / f"files-{seed}", settings, recipe(budget=budget))
+    default = settled(recipe(), source.checkpoint, list(Format))
+    variants = _Variants(source, work / f"files-{_seed(settings.seed)}", settings, default)
     variants.published()
     variants.compensated()
     variants.others({REFERENCE: int8_row})
@@ -62,22 +66,30 @@ def make(source: Source, seed: int, samples: int, budget: float | None, work: Pa
         variants.others(dict(peers()))
 
 
-def measure(source: Source, seed: int, pairs: int, work: Path) -> None:
+def _seed(first: int) -> int:
+    """The number of a run, from the seed of its first picture."""
+    return first // 10_000
+
+
+def measure(source: Source, seed: int, settings: EvaluationSettings, work: Path) -> None:
     """What :func:`make` made against the original; leaves `work`/seed-N.json."""
     folder = work / f"files-{seed}"
     state = json.loads((folder / "state.json").read_text())
     files = {label: folder / entry["file"] for label, entry in state["variants"].items()}
-    source = replace(source, prompts=Prompts(source.prompts.calibration, fresh_captions(source.prompts, pairs, seed)))
-    evaluation = evaluate(source, files, EvaluationSettings(pairs=pairs, seed=1000 + 10_000 * seed))
+    captions = fresh_captions(source.prompts, settings.pairs, seed)
+    source = replace(source, prompts=Prompts(source.prompts.calibration, captions))
+    evaluation = evaluate(source, files, settings)
     rows = []
     for v in evaluation.variants:
         made = state["variants"].get(v.label, {"bytes": v.file_bytes, "seconds": None})
         figures = {"latent_mse": v.latent_mse_mean, "ssim_mean": v.ssim_mean, "ssim_worst": v.ssim_worst}
         rows.append({"label": v.label, "bytes": made["bytes"], "seconds": made["seconds"], **figures})
-    width = source.checkpoint.config["dim"]
+    config = source.checkpoint.config
+    width = config.get("dim", config.get("block_out_channels"))
     facts = {"protocol": evaluation.protocol, "source": source.path.name, "sha256": source.sha256, "width": width}
-    settings = {name: state[name] for name in ("samples", "budget")}
-    text = json.dumps({"seed": seed, **settings, **facts, "rows": rows}, indent=2)
+    facts["architecture"] = source.architecture.title
+    made_with = {name: state[name] for name in ("samples", "budget", "steps")}
+    text = json.dumps({"seed": seed, **made_with, **facts, "rows": rows}, indent=2)
     (work / f"seed-{seed}.json").write_text(text)
 
 
@@ -102,7 +114,14 @@ class _Variants:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.json"
         how = json.loads(json.dumps([asdict(settings), asdict(default)]))
-        self._state = {"samples": settings.samples, "budget": default.budget, "how": how, "variants": {}}
+        steps = settings.steps_of(source.architecture.steps)
+        self._state = {
+            "samples": settings.samples,
+            "steps": steps,
+            "budget": default.budget,
+            "how": how,
+            "variants": {},
+        }
         if self._path.exists():
             self._state = json.loads(self._path.read_text())
             if self._state["how"] != how:
@@ -171,8 +190,9 @@ class _Variants:
         if self._has(label):
             return
         codes = codes_of(self.checkpoint, plan.format, rounded)
-        errors, more = _timed(measure_errors, self.source, plan, codes, self.settings, how.measurement)
-        self._write(label, keep(plan, self.checkpoint, how, errors), rounded, spent + more)
+        arguments = self.checkpoint, self.calibration, {plan.format: plan}, {plan.format: codes}, how.measurement
+        errors, more = _timed(measure_errors, *arguments, place=self.folder)
+        self._write(label, keep(plan, self.checkpoint, how, errors[plan.format]), rounded, spent + more)
 
     def _compensated(self, name: str, how: Recipe, versions: list[Format]):
         """Plans with nothing kept, the files with their weights rounded, and the seconds that took."""
@@ -241,9 +261,10 @@ def main() -> None:
         command.add_argument("--prompts", type=Path, help="folder with calibration.txt and evaluation.txt")
         command.add_argument("--work", type=Path, required=True)
         command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--steps", type=int, help="of a picture that is measured on")
+        command.add_argument("--guidance", type=float)
         if name == "make":
             command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
-            command.add_argument("--budget", type=float, help="of the default recipe, where its own cannot be met")
             command.add_argument("--goals", action="store_true", help="only what the goals compare")
         else:
             command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
@@ -255,9 +276,13 @@ def main() -> None:
     if arguments.prompts:
         source = replace(source, prompts=Prompts.read(arguments.prompts))
     if arguments.command == "make":
-        make(source, arguments.seed, arguments.samples, arguments.budget, arguments.work, arguments.goals)
+        settings = CalibrationSettings(arguments.samples, seed=10_000 * arguments.seed, guidance=arguments.guidance)
+        make(source, settings, arguments.work, arguments.goals)
     else:
-        measure(source, arguments.seed, arguments.pairs, arguments.work)
+        settings = EvaluationSettings(
+            arguments.pairs, arguments.steps, 1000 + 10_000 * arguments.seed, guidance=arguments.guidance
+        )
+        measure(source, arguments.seed, settings, arguments.work)
 
 
 if __name__ == "__main__":
