@@ -4,8 +4,9 @@ The published file copies its FP8 weights from this one, but for those that are 
 the original model's inputs, so layers are rounded independently, in any order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,45 +93,81 @@ def write_compensated(
                 )
             for key in progress(of_part, desc="round", unit="layer"):
                 weight = checkpoint.tensor(key).to(device)
-                for format, file in files.items():
-                    decision = todo[format][key]
-                    scale = decision.scale_tensor(weight)
-                    # A fold scales inputs and outputs of each module by a power of two, and moments matter only up to
-                    # a positive factor.
-                    folded = moved(weight, decision.fold)
-                    with Threads(2.0 * weight.numel(), steady=True):
-                        codes = compensated_layer(folded, moments[key], scale if format.scaled else None, settings)
-                    file.put_weight(decision, codes, scale)
+                decisions = {format: todo[format][key] for format in files}
+                scales = {format: decision.scale_tensor(weight) for format, decision in decisions.items()}
+                # A fold scales inputs and outputs of each module by a power of two, and moments matter only up to a
+                # positive factor.
+                wanted = [
+                    (moved(weight, decision.fold), scales[format] if format.scaled else None)
+                    for format, decision in decisions.items()
+                ]
+                with Threads(2.0 * weight.numel(), steady=True):
+                    found = compensated_layer(wanted, moments[key], settings)
+                for (format, file), codes in zip(files.items(), found, strict=True):
+                    file.put_weight(decisions[format], codes, scales[format])
                 del moments[key]
 
 
 def compensated_layer(
-    weight: torch.Tensor, moments: Moments, scale: torch.Tensor | None, settings: RoundingSettings
-) -> torch.Tensor:
-    """FP8 codes for a stored weight [out, n] or [out, in / groups, kH, kW]; n is the number of inputs of one row.
+    wanted: Sequence[tuple[torch.Tensor, torch.Tensor | None]], moments: Moments, settings: RoundingSettings
+) -> list[torch.Tensor]:
+    """FP8 codes for each of `wanted`: forms of one stored weight [out, n] or [out, in / groups, kH, kW], and the scale
+    of each; n is the number of inputs of one row.
 
     moments: of its layer; if they include outputs, rounding uses both. scale: None, one value, or one for each row in a
-    shape that broadcasts against `weight`.
+    shape that broadcasts against the weight.
     """
-    values = weight.reshape(len(weight), -1)
-    scale = None if scale is None else scale.reshape(-1, 1).expand(len(values), 1)
-    parts, start = [], 0
+    found: list[list[torch.Tensor]] = [[] for _ in wanted]
+    start = 0
     for place, (group, count) in enumerate(moments.rows):
         rows = slice(start, start := start + count)
-        given = values[rows], moments.inputs[group]
-        of_rows = None if scale is None else scale[rows]
-        if moments.outputs is None:
-            codes = compensated(*given, of_rows, damping=settings.damping, sweeps=settings.sweeps)
-        else:
-            codes = compensated_both_ways(
-                *given,
-                moments.outputs[place],
-                of_rows,
-                damping=settings.damping,
-                output_damping=settings.output_damping,
-            )
-        parts.append(codes.view(torch.uint8))
-    return torch.cat(parts).view(FP8).reshape(weight.shape)
+        outputs = None if moments.outputs is None else moments.outputs[place]
+        parts = [_rows(weight, scale, rows) for weight, scale in wanted]
+        for codes, part in zip(found, _rounded(parts, moments.inputs[group], outputs, settings), strict=True):
+            codes.append(part.view(torch.uint8))
+    return [torch.cat(codes).view(FP8).reshape(weight.shape) for codes, (weight, _) in zip(found, wanted, strict=True)]
+
+
+def _rows(weight: torch.Tensor, scale: torch.Tensor | None, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Some rows of a weight, [rows, n], and of its scale, [1, 1] or [rows, 1]."""
+    part = weight.reshape(len(weight), -1)[rows]
+    if scale is None:
+        return part, None
+    column = scale.reshape(-1, 1)
+    return part, column if len(column) == 1 else column[rows]
+
+
+def _rounded(
+    parts: list[tuple[torch.Tensor, torch.Tensor | None]],
+    inputs: torch.Tensor,
+    outputs: torch.Tensor | None,
+    settings: RoundingSettings,
+) -> list[torch.Tensor]:
+    """Codes of each of `parts`. Those without scales of their own for each row have the moments' factors in common."""
+    if outputs is None:
+        return [
+            compensated(weight, inputs, scale, damping=settings.damping, sweeps=settings.sweeps)
+            for weight, scale in parts
+        ]
+    both_ways = partial(
+        compensated_both_ways,
+        inputs=inputs,
+        outputs=outputs,
+        damping=settings.damping,
+        output_damping=settings.output_damping,
+    )
+    codes: dict[int, torch.Tensor] = {}
+    alike = [i for i, (_, scale) in enumerate(parts) if scale is None or scale.numel() == 1]
+    if alike:
+        codes |= dict(zip(alike, both_ways(torch.stack([_unscaled(*parts[i]) for i in alike])), strict=True))
+    for i, (weight, scale) in enumerate(parts):
+        if i not in codes:
+            codes[i] = both_ways(weight.unsqueeze(0), row_scale=scale)[0]
+    return [codes[i] for i in range(len(parts))]
+
+
+def _unscaled(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return weight.double() if scale is None else weight.double() / scale.double()
 
 
 def knows_outputs(rounding: str) -> bool:

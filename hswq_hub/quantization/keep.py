@@ -142,13 +142,16 @@ def _what_fits(ranked: list[str], cost: Mapping[str, int], room: int) -> set[str
 
 
 def _room(plan: Plan, checkpoint: Checkpoint, recipe: Recipe) -> _Room:
-    """The denoiser may take `budget` times its size in 16 bits, header included; `least_room` is there anyway."""
+    """The denoiser's tensors may take `budget` times their size in 16 bits; `least_room` is there anyway.
+
+    Scales, marks and the header do not count. A real model has next to none of them; of a small one they would take
+    from V2 what V1 may keep, and V2 would be the worse file.
+    """
     if recipe.budget is None:
         raise HSWQError(f"the recipe {recipe.name} has a keep ratio, and no budget")
     denoiser = checkpoint.denoiser_tensors
-    others = sum(info.nbytes for key, info in checkpoint.tensors.items() if key not in denoiser)
     whole = _BYTES_16_BIT * sum(info.values for info in denoiser.values())
-    smallest = planned_bytes(checkpoint, plan) - others
+    smallest = sum(info.nbytes for info in denoiser.values()) - sum(_cost(plan, checkpoint).values())
     room = int(recipe.budget * whole) - smallest
     if recipe.least_room is not None:
         least = int(recipe.least_room * sum(_cost(plan, checkpoint).values()))
@@ -156,7 +159,7 @@ def _room(plan: Plan, checkpoint: Checkpoint, recipe: Recipe) -> _Room:
             return _Room(least, ceil((smallest + least) / whole * _DIGITS) / _DIGITS)
     if room < 0:
         raise HSWQError(
-            f"the budget {recipe.budget:g} cannot be met: with nothing kept the file takes {smallest / whole:.4f}; "
+            f"the budget {recipe.budget:g} cannot be met: with nothing kept the weights take {smallest / whole:.4f}; "
             "raise --budget"
         )
     return _Room(room, recipe.budget)

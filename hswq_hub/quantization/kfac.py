@@ -30,39 +30,45 @@ BLOCK = 64
 
 
 def compensated_both_ways(
-    weight: torch.Tensor,
+    weights: torch.Tensor,
     inputs: torch.Tensor,
     outputs: torch.Tensor,
-    scale: torch.Tensor | None = None,
+    row_scale: torch.Tensor | None = None,
     *,
     damping: float = 0.003,
     output_damping: float = 0.1,
     block: int = BLOCK,
 ) -> torch.Tensor:
-    """FP8 codes [out, n] for `weight` [out, n], on its device.
+    """FP8 codes [k, out, n] for `weights` [k, out, n], on their device: one weight with k different scales, say.
 
-    inputs, outputs: H [n, n] and G [out, out], each up to a positive factor. scale: None (1), [1] or [out, 1].
-    damping, output_damping: multiples of the mean of the diagonal of H and of G that are added to it. block:
-    rows and columns of a block; it changes the speed alone.
+    inputs, outputs: H [n, n] and G [out, out], each up to a positive factor. row_scale: [out, 1], by which what is
+    stored for a row is multiplied by readers; one that all rows share changes nothing, divide by it. damping,
+    output_damping: multiples of the mean of the diagonal of H and of G that are added to it. block: rows and columns of
+    a block; it changes the speed alone.
+
+    The factors are those of float64. So is all else on a CPU; on a GPU, whose float64 may be slow, it is float32, which
+    the sums do not need more than, as nothing is divided by anything small.
     """
-    w = weight.to(torch.float64)
+    w = weights.to(torch.float64)
     h, g = inputs.to(w.device, torch.float64), outputs.to(w.device, torch.float64)
     h, g = damped(h, damping), damped(g, output_damping)
-    if scale is not None:  # codes for w / scale: what they lose counts scale times as much
-        scale = scale.to(torch.float64).reshape(-1, 1)
+    if row_scale is not None:  # codes for w / scale: what they lose counts scale times as much
+        scale = row_scale.to(torch.float64).reshape(-1, 1)
         w, g = w / scale, g * scale * scale.T
     columns = h.diagonal().argsort(descending=True, stable=True)
     rows = g.diagonal().argsort(descending=True, stable=True)
     r, s = upper_factor(h[columns.unsqueeze(1), columns]), upper_factor(g[rows.unsqueeze(1), rows])
-    codes = _feedback(w[rows][:, columns], r, s / s.diagonal(), block)
+    dtype = torch.float64 if w.device.type == "cpu" else torch.float32
+    sorted_, r, s = (t.to(dtype) for t in (w[:, rows][:, :, columns], r, s / s.diagonal()))
+    codes = _feedback(sorted_, r, s, block)
     result = torch.empty_like(codes)
-    result.view(torch.uint8)[rows.unsqueeze(1), columns] = codes.view(torch.uint8)
+    result.view(torch.uint8)[:, rows.unsqueeze(1), columns] = codes.view(torch.uint8)
     return result
 
 
 def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, size: int) -> torch.Tensor:
-    """Codes of `w` [out, n]. s: the factor with each column divided by its diagonal. All float64."""
-    out, n = w.shape
+    """Codes of `w` [k, out, n]. s: the factor with each column divided by its diagonal."""
+    count, out, n = w.shape
     codes = torch.empty(w.shape, dtype=FP8, device=w.device)
     lost, carried = torch.zeros_like(w), torch.zeros_like(w)  # D, and D R
     height, width = -(-out // size), -(-n // size)
@@ -71,31 +77,31 @@ def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, size: int) -> t
         corners = [(place * size, (diagonal - place) * size) for place in places]
         blocks = [(slice(i, min(i + size, out)), slice(j, min(j + size, n))) for i, j in corners]
         found = _blocks(
-            _stacked([w[i, j] for i, j in blocks], size),
-            _stacked([r[j, j] for _, j in blocks], size, diagonal=1.0),
-            _stacked([s[i, i] for i, _ in blocks], size, diagonal=1.0),
-            _stacked([lost[i, : j.start] @ r[: j.start, j] for i, j in blocks], size),
-            _stacked([s[: i.start, i].T @ carried[: i.start, j] for i, j in blocks], size),
+            _stacked([w[:, i, j] for i, j in blocks], size),
+            _stacked([r[j, j].expand(count, -1, -1) for _, j in blocks], size, diagonal=1.0),
+            _stacked([s[i, i].expand(count, -1, -1) for i, _ in blocks], size, diagonal=1.0),
+            _stacked([lost[:, i, : j.start] @ r[: j.start, j] for i, j in blocks], size),
+            _stacked([s[: i.start, i].T @ carried[:, : i.start, j] for i, j in blocks], size),
         )
-        for (i, j), *parts in zip(blocks, *found, strict=True):
+        for (i, j), *parts in zip(blocks, *(part.split(count) for part in found), strict=True):
             for target, part in zip((codes, lost, carried), parts, strict=True):
-                target[i, j] = part[: i.stop - i.start, : j.stop - j.start]
+                target[:, i, j] = part[:, : i.stop - i.start, : j.stop - j.start]
     return codes
 
 
 def _stacked(parts: list[torch.Tensor], size: int, diagonal: float = 0.0) -> torch.Tensor:
-    """[len(parts), size, size]: what is missing at the edges is 0, on the diagonal `diagonal`."""
-    stacked = parts[0].new_zeros(len(parts), size, size)
-    stacked.diagonal(dim1=1, dim2=2).fill_(diagonal)
+    """[k · len(parts), size, size] of parts [k, ...]: what is missing at the edges is 0, on the diagonal `diagonal`."""
+    stacked = parts[0].new_zeros(len(parts), len(parts[0]), size, size)
+    stacked.diagonal(dim1=2, dim2=3).fill_(diagonal)
     for target, part in zip(stacked, parts, strict=True):
-        target[: part.shape[0], : part.shape[1]] = part
-    return stacked
+        target[:, : part.shape[1], : part.shape[2]] = part
+    return stacked.flatten(0, 1)
 
 
 def _blocks(
     w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, left: torch.Tensor, above: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, D and D R of blocks [k, b, b] that do not depend on each other.
+    """Codes, D and D R of blocks [any number, b, b] that do not depend on each other.
 
     left: Σ D_ik R_kj over the columns before the block. above: Σ S_li (D R)_lj / S_ii over the rows before it. With the
     columns the other way round, what is done at once lies on a diagonal.
@@ -109,7 +115,7 @@ def _blocks(
         rows, columns = slice(max(0, -offset), min(b, b - offset)), slice(max(0, offset), min(b, b + offset))
         weights, before, step = _diagonal(w, offset), _diagonal(left, offset), steps[:, columns]
         code = saturating_cast(weights - (before + _diagonal(above, -offset)) / step)
-        d = code.to(torch.float64) - weights
+        d = code.to(weights.dtype) - weights
         a = before + d * step
         for target, values in ((codes, code), (lost, d), (carried, a)):
             _diagonal(target, offset).copy_(values)

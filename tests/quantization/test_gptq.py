@@ -109,7 +109,7 @@ def test_groups_of_a_convolution_are_rounded_by_their_own_inputs(kind):
     scale = scale_of(weight, kind)
     shaped = None if scale is None else scale.reshape(-1, 1, 1, 1)
     moments = Moments(torch.stack([moment, other]), ((0, 4), (1, 4)))
-    found = compensated_layer(convolution, moments, shaped, RoundingSettings(damping=0.01, sweeps=1))
+    found = compensated_layer([(convolution, shaped)], moments, RoundingSettings(damping=0.01, sweeps=1))[0]
     assert found.shape == convolution.shape
     for rows, h in ((slice(0, 4), moment), (slice(4, 8), other)):
         part = scale[rows] if kind == "rows" else scale

@@ -102,11 +102,11 @@ def test_the_file_is_within_the_budget_and_uses_it(source, plan, budget, tmp_pat
     nearest = keep(plan_nearest(source, plan), source, recipe(rounding="nearest", budget=budget), errors)
     write_quantized(source, nearest, path, source_sha256="0" * 64)
     whole = 2 * sum(info.values for info in source.denoiser_tensors.values())
-    metadata = 400
+    marks = 300 * (1 + len(source.layers))  # header, scales and what ComfyUI asks for do not count
     assert kept(chosen) == kept(nearest) and "x_embedder" in kept(chosen)
-    assert path.stat().st_size <= budget * whole + metadata
+    assert path.stat().st_size <= budget * whole + marks
     left = [source.tensors[d.key].values for d in chosen.quantized]
-    assert not left or path.stat().st_size + min(left) > budget * whole - 400
+    assert not left or path.stat().st_size + min(left) > budget * whole - marks
 
 
 def plan_nearest(source, plan):
@@ -114,7 +114,7 @@ def plan_nearest(source, plan):
 
 
 def test_an_impossible_budget_says_what_is_possible(source, plan):
-    with pytest.raises(HSWQError, match=r"budget 0\.4 cannot be met: .* takes 0\.7\d+; raise --budget"):
+    with pytest.raises(HSWQError, match=r"budget 0\.4 cannot be met: .* take 0\.7\d+; raise --budget"):
         keep(plan, source, recipe(budget=0.4), errors_of(plan, {}))
     with pytest.raises(HSWQError, match="budget 0\\.4 cannot be met"):
         check_budget(source, Format.V1, recipe(budget=0.4))
@@ -174,3 +174,12 @@ def test_row_scales_are_stored_a_row(source, calibration, tmp_path):
         assert torch.equal(scale, weight.abs().amax(dim=1, keepdim=True) / 448)
         assert torch.equal(stored.tensor(decision.key).float(), quantize(weight, scale).float())
     assert json.dumps(plans[Format.V2].as_rows())
+
+
+def test_scales_take_no_layer_from_v2(source, plan):
+    """In a model as small as this they weigh as much as some layers do."""
+    errors = errors_of(plan, {d.key: 1.0 for d in plan.quantized})
+    wanted = recipe(rounding="nearest", budget=0.8)
+    v2 = replace(plan, format=Format.V2)
+    assert planned_bytes(source, v2) > planned_bytes(source, plan)
+    assert kept(keep(v2, source, wanted, errors)) == kept(keep(plan, source, wanted, errors))

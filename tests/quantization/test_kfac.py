@@ -14,13 +14,21 @@ from hswq_hub.common.hardware import PeakMemory
 from hswq_hub.generation.recording import RecordedCall
 from hswq_hub.quantization.blocks import BlockReplays
 from hswq_hub.quantization.compensate import compensated_layer, working_bytes
-from hswq_hub.quantization.gptq import compensated
-from hswq_hub.quantization.kfac import compensated_both_ways
+from hswq_hub.quantization.gptq import compensated, damped, upper_factor
+from hswq_hub.quantization.kfac import BLOCK, _feedback, compensated_both_ways
 from hswq_hub.quantization.moments import Layer, Moments, Rows, layers_of, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.layers.fp8 import dequantize, quantize
+
+
+def both_ways(weight, inputs, outputs, scale=None, **changes):
+    """One weight with a scale of any kind."""
+    if scale is not None and scale.numel() > 1:
+        return compensated_both_ways(weight.unsqueeze(0), inputs, outputs, scale, **changes)[0]
+    stored = weight if scale is None else weight.double() / scale.double()
+    return compensated_both_ways(stored.unsqueeze(0), inputs, outputs, **changes)[0]
 
 
 def outputs_of(seed: int, rows: int = 24) -> torch.Tensor:
@@ -37,14 +45,14 @@ def error(weight, codes, scale, inputs, outputs):
 def test_the_second_row_makes_up_for_the_first():
     """Two outputs that only count as their sum: to nearest 17.4 becomes 18 twice; known together, 18 and then 16."""
     weight, together = torch.tensor([[17.4], [17.4]]), torch.ones(2, 2)
-    found = compensated_both_ways(weight, torch.ones(1, 1), together, damping=1e-9, output_damping=1e-9)
+    found = both_ways(weight, torch.ones(1, 1), together, damping=1e-9, output_damping=1e-9)
     assert found.float().tolist() == [[18.0], [16.0]]
     assert compensated(weight, torch.ones(1, 1)).float().tolist() == [[18.0], [18.0]]
 
 
 def test_rows_with_the_larger_second_moment_go_first():
     weight, g = torch.tensor([[17.4], [17.4]]), torch.tensor([[1.0], [3.0]])
-    found = compensated_both_ways(weight, torch.ones(1, 1), g @ g.T, damping=1e-9, output_damping=1e-9)
+    found = both_ways(weight, torch.ones(1, 1), g @ g.T, damping=1e-9, output_damping=1e-9)
     assert found.float().tolist() == [[16.0], [18.0]]
 
 
@@ -54,7 +62,7 @@ def test_the_model_s_output_is_much_closer_than_with_gptq(kind, seed):
     (weight, inputs), outputs = case(seed), outputs_of(seed)
     scale = scale_of(weight, kind)
     one_way = error(weight, compensated(weight, inputs, scale, sweeps=3), scale, inputs, outputs)
-    found = compensated_both_ways(weight, inputs, outputs, scale)
+    found = both_ways(weight, inputs, outputs, scale)
     assert error(weight, found, scale, inputs, outputs) < 0.75 * one_way
 
 
@@ -62,7 +70,7 @@ def test_the_model_s_output_is_much_closer_than_with_gptq(kind, seed):
 def test_outputs_that_count_alike_leave_gptq(kind):
     weight, inputs = case(4)
     scale = scale_of(weight, kind)
-    found = compensated_both_ways(weight, inputs, torch.eye(24), scale, damping=0.01)
+    found = both_ways(weight, inputs, torch.eye(24), scale, damping=0.01)
     assert torch.equal(found.float(), compensated(weight, inputs, scale, damping=0.01).float())
 
 
@@ -81,7 +89,7 @@ def test_it_is_element_by_element_what_the_formula_says():
             own = (s.T @ d @ r)[i, j]  # d[i, j] is still zero
             codes[i, j] = quantize(w[i, j] - own / (s[i, i] * r[j, j])).double()
             d[i, j] = codes[i, j] - w[i, j]
-    found = compensated_both_ways(weight, inputs, outputs, damping=0.01, output_damping=0.02)
+    found = both_ways(weight, inputs, outputs, damping=0.01, output_damping=0.02)
     assert torch.equal(found.double()[rows][:, columns], codes)
 
 
@@ -90,18 +98,18 @@ def test_it_is_element_by_element_what_the_formula_says():
 def test_blocks_change_nothing(block, kind):
     (weight, inputs), outputs = case(0), outputs_of(0)
     scale = scale_of(weight, kind)
-    whole = compensated_both_ways(weight, inputs, outputs, scale)
-    assert torch.equal(compensated_both_ways(weight, inputs, outputs, scale, block=block).float(), whole.float())
+    whole = both_ways(weight, inputs, outputs, scale)
+    assert torch.equal(both_ways(weight, inputs, outputs, scale, block=block).float(), whole.float())
 
 
 def test_what_nobody_sees_is_rounded_to_nearest():
     weight, _ = case(0)
-    found = compensated_both_ways(weight, torch.zeros(40, 40), torch.zeros(24, 24))
+    found = both_ways(weight, torch.zeros(40, 40), torch.zeros(24, 24))
     assert torch.equal(found.float(), quantize(weight).float())
 
 
 def test_what_is_beyond_the_grid_saturates():
-    found = compensated_both_ways(torch.tensor([[1e4, -1e4]]), torch.eye(2), torch.eye(1))
+    found = both_ways(torch.tensor([[1e4, -1e4]]), torch.eye(2), torch.eye(1))
     assert found.float().tolist() == [[448.0, -448.0]]
 
 
@@ -112,11 +120,36 @@ def test_parts_of_a_weight_are_rounded_by_their_own_moments(kind):
     scale = scale_of(weight, kind)
     moments = Moments(torch.stack([inputs, other]), ((0, 5), (1, 3), (1, 2)), outputs)
     shaped = None if scale is None else scale.reshape(-1, 1, 1, 1)
-    found = compensated_layer(weight.reshape(10, 4, 3, 3), moments, shaped, RoundingSettings())
+    found = compensated_layer([(weight.reshape(10, 4, 3, 3), shaped)], moments, RoundingSettings())[0]
     for rows, h, g in ((slice(0, 5), inputs, 0), (slice(5, 8), other, 1), (slice(8, 10), other, 2)):
         part = scale[rows] if kind == "rows" else scale
-        expected = compensated_both_ways(weight[rows], h, outputs[g], part)
+        expected = both_ways(weight[rows], h, outputs[g], part)
         assert torch.equal(found.reshape(10, -1)[rows].float(), expected.float())
+
+
+def test_several_forms_of_a_weight_are_rounded_as_each_alone():
+    weight, inputs = case(3, rows=10)
+    outputs = outputs_of(3, rows=10)
+    moments = Moments(inputs.unsqueeze(0), ((0, 10),), (outputs,))
+    wanted = [(weight, None), (weight, scale_of(weight, "v2")), (2 * weight, None), (weight, scale_of(weight, "rows"))]
+    together = compensated_layer(wanted, moments, RoundingSettings())
+    for form, codes in zip(wanted, together, strict=True):
+        assert torch.equal(codes.float(), compensated_layer([form], moments, RoundingSettings())[0].float())
+    assert not torch.equal(together[0].float(), together[2].float())
+
+
+def test_what_a_gpu_computes_in_float32_is_as_close():
+    (weight, inputs), outputs = case(5, rows=96, n=160), outputs_of(5, rows=96)
+    exact = error(weight, both_ways(weight, inputs, outputs), None, inputs, outputs)
+    h, g = damped(inputs.double(), 0.003), damped(outputs.double(), 0.1)
+    columns, rows = h.diagonal().argsort(descending=True), g.diagonal().argsort(descending=True)
+    r, s = upper_factor(h[columns][:, columns]), upper_factor(g[rows][:, rows])
+    single = (weight[rows][:, columns].unsqueeze(0), r, s / s.diagonal())
+    codes = _feedback(*(t.float() for t in single), BLOCK)[0].float()
+    d = torch.empty_like(weight)
+    d[rows.unsqueeze(1), columns] = codes - weight[rows][:, columns]
+    found = ((outputs.double() @ d.double() @ inputs.double()) * d).sum().item()
+    assert found == pytest.approx(exact, rel=0.02)
 
 
 class Chain(nn.Module):
@@ -194,7 +227,7 @@ def test_an_output_that_nothing_sees_has_moments_of_zero_and_is_rounded_to_neare
     first, second, unused = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(3, 5)
     found = moments_of(Chain(first, second, unused), {"first": first, "unused": unused}, [torch.randn(1, 5, 3)])
     assert not found["unused"].inputs.any() and found["first"].inputs.any()
-    codes = compensated_layer(unused.weight.detach(), found["unused"], None, RoundingSettings())
+    codes = compensated_layer([(unused.weight.detach(), None)], found["unused"], RoundingSettings())[0]
     assert torch.equal(codes.float(), quantize(unused.weight.detach()).float())
 
 
@@ -255,7 +288,7 @@ def test_what_rounding_works_with_is_what_was_foretold(outputs):
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and not used again unseen
     before = psutil.Process().memory_info().rss
     with PeakMemory(torch.device("cpu")) as peak:
-        compensated_layer(module.weight, moments, None, RoundingSettings(sweeps=1))
+        compensated_layer([(module.weight, None)], moments, RoundingSettings(sweeps=1))
     foretold = working_bytes(layer, outputs)
     assert 0.3 * foretold < peak.bytes - before < 1.3 * foretold
 
@@ -280,6 +313,6 @@ def test_cuda_finds_the_same_moments(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_is_as_good():
     (weight, inputs), outputs = case(0), outputs_of(0)
-    cpu = error(weight, compensated_both_ways(weight, inputs, outputs), None, inputs, outputs)
-    found = compensated_both_ways(weight.cuda(), inputs.cuda(), outputs.cuda())
+    cpu = error(weight, both_ways(weight, inputs, outputs), None, inputs, outputs)
+    found = both_ways(weight.cuda(), inputs.cuda(), outputs.cuda())
     assert error(weight, found.cpu(), None, inputs, outputs) == pytest.approx(cpu, rel=0.1)
