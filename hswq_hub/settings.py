@@ -56,7 +56,8 @@ class CalibrationSettings:
 
     `calls`: of the denoiser's calls, how many are recorded to be replayed later. `steps` None: the model's own, 25 at
     most; the published method takes 32 pictures of 25 steps. `guidance` (scale) and `size` (pixels a side) None: the
-    model's.
+    model's. `whole`: every picture is finished, as statistics of all steps want it; otherwise it ends with the last of
+    its calls that is recorded, which is all that compensated rounding uses.
     """
 
     samples: int = 128
@@ -67,6 +68,7 @@ class CalibrationSettings:
     size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    whole: bool = True
 
     def steps_of(self, own: int) -> int:
         """Denoising steps of a picture, for a model whose pictures are made in `own`."""
@@ -133,6 +135,11 @@ class Recipe:
     reader: Reader = Reader.HSWQ
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)
+
+    @property
+    def wants_statistics(self) -> bool:
+        """Whether anything is decided by the statistics of layers, and not by recorded calls alone."""
+        return self.keep_by == "variance" or self.search is not None
 
     @property
     def label(self) -> str:

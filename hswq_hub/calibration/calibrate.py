@@ -202,7 +202,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
 
     Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
-    that were launched together share the samples, and each returns the whole.
+    that were launched together share the samples, and each returns all of it.
 
     Raises:
         DeviceError: CUDA asked for and absent.
@@ -216,7 +216,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     architecture = source.architecture
     denoiser = load_model(source.checkpoint, dtype, device=group.device)
     pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
-    steps = settings.steps_of(architecture.steps)
+    steps, ends = settings.steps_of(architecture.steps), steps_made(settings, architecture.steps)
     generation = GenerationSettings.of(
         architecture,
         pipeline.vae.config,
@@ -226,7 +226,7 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         negative_prompt=source.negative_prompt(settings.guidance),
     )
     prompts = source.prompts.calibration
-    ours = range(group.number, settings.samples, group.size)
+    ours = [i for i in range(group.number, settings.samples, group.size) if ends[i]]
     wanted = spread(settings.calls, settings.samples, generation.steps)
     done = 0
 
@@ -238,16 +238,24 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         nonlocal done
         done += 1
         bar.update()
+        if done == ends[i] < steps:
+            raise _Ended
 
     with (
         record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
-        progress(total=len(ours) * generation.steps, desc="calibrate", unit="step") as bar,
+        progress(total=sum(ends[i] for i in ours), desc="calibrate", unit="step") as bar,
     ):
         for i in ours:
             done = 0
             prompt = prompts[i % len(prompts)]
-            if not final_latents(pipeline, [prompt], [settings.seed + i], generation, on_step).isfinite().all():
+            try:
+                latents = final_latents(pipeline, [prompt], [settings.seed + i], generation, on_step)
+                finite = bool(latents.isfinite().all())
+            except _Ended:
+                pipeline.maybe_free_model_hooks()  # as at the end of a picture
+                finite = calls[-1].is_finite
+            if not finite:
                 raise HSWQError(f"the picture of {prompt!r} came out as NaN or infinity; try --dtype float32")
     numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
@@ -269,6 +277,22 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
         },
         calls=[recorded[number] for number in sorted(recorded)],
     )
+
+
+class _Ended(Exception):
+    """Of a picture there is all that is wanted."""
+
+
+def steps_made(settings: CalibrationSettings, own: int) -> list[int]:
+    """How many denoising steps each picture gets, for a model whose pictures are made in `own`."""
+    steps = settings.steps_of(own)
+    if settings.whole:
+        return [steps] * settings.samples
+    ends = [0] * settings.samples
+    for number in spread(settings.calls, settings.samples, steps):
+        sample, step = divmod(number, steps)
+        ends[sample] = max(ends[sample], step + 1)
+    return ends
 
 
 def merged(parts: list[LayerStatistics]) -> LayerStatistics:

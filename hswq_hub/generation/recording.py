@@ -33,6 +33,11 @@ class RecordedCall:
         with torch.set_grad_enabled(derivable):
             return list(tensors_of(denoiser(*args, **kwargs)))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its tensors are."""
+        return all(bool(tensor.isfinite().all()) for tensor in tensors_of([self.args, self.kwargs]))
+
     def flatten(self) -> tuple[object, list[torch.Tensor]]:
         """A description for JSON, and the tensors that it refers to by number."""
         tensors: list[torch.Tensor] = []

@@ -10,11 +10,12 @@ from hswq_runtime.architectures import base_named
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format, Metadata
 
+from ..calibration.calibrate import steps_made
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.text import megabytes, roughly
 from ..common.trial import block_rate
 from ..quantization.keep import keep_ratio, settled, size_range
-from ..settings import CALIBRATION_MEMORY, RECIPES, CalibrationSettings, Recipe, SourceSettings
+from ..settings import CALIBRATION_MEMORY, DEFAULT_RECIPE, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing
 from .forecast import DenoiserCost, denoiser_cost
@@ -90,10 +91,13 @@ class Inspection:
     def _cost_lines(self, name: str) -> list[str]:
         """What quantizing takes on a device: memory for the denoiser, time for the calibration."""
         device = pick_device(name)
-        dtype, calibration = pick_dtype("auto", device), CalibrationSettings()
-        steps = calibration.steps_of(self.steps)
+        dtype, calibration = (
+            pick_dtype("auto", device),
+            CalibrationSettings(whole=RECIPES[DEFAULT_RECIPE].wants_statistics),
+        )
+        steps = sum(steps_made(calibration, self.steps))
         rate = block_rate(self.call.width, round(self.call.tokens), device.type, dtype)
-        seconds = calibration.samples * steps * self.passes * self.call.flops / rate
+        seconds = steps * self.passes * self.call.flops / rate
         return [
             *_column(
                 "memory",
@@ -107,7 +111,7 @@ class Inspection:
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {calibration.samples} pictures of {self.size} pixels a side "
-                    f"in {steps} steps each, before any rounding, on {describe(device)}, an estimate from a short trial"
+                    f"in {steps} steps, before any rounding, on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]

@@ -227,6 +227,7 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     """The settings with everything that was left open decided, as it will be recorded."""
     recipe = settled(settings.recipe, source.checkpoint, settings.formats)
     calibration, evaluation = _on_device(settings.calibration), _on_device(settings.evaluation)
+    calibration = replace(calibration, whole=recipe.wants_statistics)
     return replace(settings, recipe=recipe, calibration=calibration, evaluation=evaluation)
 
 

@@ -103,7 +103,13 @@ def _quantization(
             f"the calibration was made with another configuration of {source.path.name} than that of {here}; give the "
             "same --base, or run `hswq-hub calibrate` again"
         )
-    settings = replace(CalibrationSettings(**made_by["settings"]), device=pick_device(device).type)
+    made_with = CalibrationSettings(**made_by["settings"])
+    if how.wants_statistics and not made_with.whole:
+        raise FormatError(
+            f"the recipe {how.label} needs statistics of whole pictures, and these end with the last recorded call; "
+            "run `hswq-hub calibrate`"
+        )
+    settings = replace(made_with, device=pick_device(device).type)
 
     def take(product: Path) -> None:
         calibration.save(product / STATISTICS)

@@ -1,6 +1,7 @@
 """The dual monitor against cases computed by hand."""
 
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from support import tiny_unet
 from torch import nn
 
 import hswq_hub
-from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, calibrate, monitor
+from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, calibrate, monitor, steps_made
+from hswq_hub.generation.recording import RecordedCall
 from hswq_hub.settings import CalibrationSettings
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.prompts.prompts import Prompts
-from hswq_runtime.errors import FormatError
+from hswq_runtime.errors import FormatError, HSWQError
 
 
 def watch(module: nn.Module, *inputs: torch.Tensor) -> LayerStatistics:
@@ -117,3 +119,24 @@ def test_recorded_calls_are_those_that_were_chosen_whatever_the_scheduler_adds(t
     calls = calibrate(resolve(str(path), str(base)), CalibrationSettings(samples=2, steps=2)).calls
     times = [int(call.args[1]) for call in calls]
     assert len(times) == 4 and times[:2] == times[2:]
+
+
+def test_pictures_that_end_early_record_the_same_calls():
+    """All that compensated rounding uses is there at half of the steps; statistics of all steps are not."""
+    whole = CalibrationSettings(samples=6, steps=4, calls=5, size=32)
+    short = replace(whole, whole=False)
+    made = steps_made(short, 9)
+    assert steps_made(whole, 9) == [4] * 6 and sum(made) < 20 and 0 in made, "of one picture nothing is recorded"
+    found = [calibrate(resolve("demo"), settings) for settings in (whole, short)]
+    assert [len(one.calls) for one in found] == [5, 5]
+    for ours, theirs in zip(found[0].calls, found[1].calls, strict=True):
+        pairs = zip(ours.flatten()[1], theirs.flatten()[1], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    calls = [next(iter(one.layers.values())).calls for one in found]
+    assert calls == [24, sum(made)]
+
+
+def test_a_picture_that_ends_early_and_is_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(RecordedCall, "is_finite", False)
+    with pytest.raises(HSWQError, match="came out as NaN or infinity; try --dtype float32"):
+        calibrate(resolve("demo"), CalibrationSettings(samples=1, steps=4, calls=1, size=32, whole=False))

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from ...calibration.calibrate import calibrate
+from ...calibration.calibrate import calibrate, steps_made
 from ...common.identity import environment_fingerprint
 from ...settings import CalibrationSettings
 from ...sources.components import base_identity
@@ -33,7 +33,7 @@ def calibration_step(place: Path, source: Source, settings: CalibrationSettings)
         calibrate(source, settings).save(product / STATISTICS)
 
     def work() -> Work:
-        steps = settings.samples * settings.steps_of(source.architecture.steps)
+        steps = sum(steps_made(settings, source.architecture.steps))
         calls = steps * source.architecture.passes(settings.guidance)
         launches = calls * sum(map(len, source.checkpoint.modules.values())) * _LAUNCHES
         moved = source.path.stat().st_size
