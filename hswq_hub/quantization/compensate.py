@@ -4,9 +4,9 @@ The published file copies its FP8 weights from this one, but for those that are 
 the original model's inputs, so layers are rounded independently, in any order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ from ..settings import CALIBRATION_MEMORY, GB, RoundingSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
 from .gptq import compensated
-from .kfac import compensated_both_ways
+from .kfac import BLOCK, Problem, compensated_both_ways
 from .moments import Layer, Moments, layers_of, modules_of, second_moments
-from .plan import Plan
+from .plan import Decision, Plan
 from .writer import quantized_file
 
 
@@ -91,41 +91,82 @@ def write_compensated(
                 moments = second_moments(
                     replays, of_part, settings.tokens, computed=part.computed, outputs=outputs, between=threads.adapt
                 )
-            for key in progress(of_part, desc="round", unit="layer"):
-                weight = checkpoint.tensor(key).to(device)
-                decisions = {format: todo[format][key] for format in files}
-                scales = {format: decision.scale_tensor(weight) for format, decision in decisions.items()}
-                # A fold scales inputs and outputs of each module by a power of two, and moments matter only up to a
-                # positive factor.
-                wanted = [
-                    (moved(weight, decision.fold), scales[format] if format.scaled else None)
-                    for format, decision in decisions.items()
-                ]
-                with Threads(2.0 * weight.numel(), steady=True):
-                    found = compensated_layer(wanted, moments[key], settings)
-                for (format, file), codes in zip(files.items(), found, strict=True):
-                    file.put_weight(decisions[format], codes, scales[format])
-                del moments[key]
+            with progress(total=len(of_part), desc="round", unit="layer") as bar:
+                for keys in _together(of_part, outputs):
+                    weights = {key: checkpoint.tensor(key).to(device) for key in keys}
+                    wanted = [_wanted(weights[key], {f: todo[f][key] for f in files}, moments.pop(key)) for key in keys]
+                    with Threads(2.0 * max(weight.numel() for weight in weights.values()), steady=True):
+                        found = compensated_layers(wanted, settings)
+                    for key, codes in zip(keys, found, strict=True):
+                        for (format, file), made in zip(files.items(), codes, strict=True):
+                            file.put_weight(todo[format][key], made, todo[format][key].scale_tensor(weights[key]))
+                    bar.update(len(keys))
 
 
-def compensated_layer(
-    wanted: Sequence[tuple[torch.Tensor, torch.Tensor | None]], moments: Moments, settings: RoundingSettings
-) -> list[torch.Tensor]:
-    """FP8 codes for each of `wanted`: forms of one stored weight [out, n] or [out, in / groups, kH, kW], and the scale
-    of each; n is the number of inputs of one row.
+@dataclass(frozen=True)
+class Wanted:
+    """A stored weight [out, n] or [out, in / groups, kH, kW] that is rounded; n is the number of inputs of one row.
 
-    moments: of its layer; if they include outputs, rounding uses both. scale: None, one value, or one for each row in a
-    shape that broadcasts against the weight.
+    forms: what it is for each file, and the scale there: None, one value, or one for each row in a shape that
+    broadcasts against the weight. moments: of its layer; if they include outputs, rounding uses both.
     """
-    found: list[list[torch.Tensor]] = [[] for _ in wanted]
-    start = 0
-    for place, (group, count) in enumerate(moments.rows):
-        rows = slice(start, start := start + count)
-        outputs = None if moments.outputs is None else moments.outputs[place]
-        parts = [_rows(weight, scale, rows) for weight, scale in wanted]
-        for codes, part in zip(found, _rounded(parts, moments.inputs[group], outputs, settings), strict=True):
-            codes.append(part.view(torch.uint8))
-    return [torch.cat(codes).view(FP8).reshape(weight.shape) for codes, (weight, _) in zip(found, wanted, strict=True)]
+
+    forms: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    moments: Moments
+
+
+def _wanted(weight: torch.Tensor, decisions: Mapping[Format, Decision], moments: Moments) -> Wanted:
+    # A fold scales inputs and outputs of each module by a power of two; moments matter only up to a positive factor.
+    forms = [
+        (moved(weight, decision.fold), decision.scale_tensor(weight) if format.scaled else None)
+        for format, decision in decisions.items()
+    ]
+    return Wanted(forms, moments)
+
+
+def _together(layers: Mapping[str, Layer], outputs: bool) -> Iterator[list[str]]:
+    """Consecutive layers that take no more to work with than the one that takes most."""
+    sizes = {key: working_bytes(layer, outputs) for key, layer in layers.items()}
+    batch: list[str] = []
+    for key in layers:
+        if batch and sum(sizes[other] for other in batch) + sizes[key] > max(sizes.values()):
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
+
+
+def compensated_layers(wanted: Sequence[Wanted], settings: RoundingSettings) -> list[list[torch.Tensor]]:
+    """FP8 codes for each form of each of `wanted`."""
+    found: list[list[list[torch.Tensor]]] = [[[] for _ in weight.forms] for weight in wanted]
+    problems: list[Problem] = []
+    places: list[list[list[torch.Tensor]]] = []
+    for weight, codes in zip(wanted, found, strict=True):
+        start = 0
+        for place, (group, count) in enumerate(weight.moments.rows):
+            rows = slice(start, start := start + count)
+            parts, inputs = [_rows(*form, rows) for form in weight.forms], weight.moments.inputs[group]
+            if weight.moments.outputs is None:
+                for target, (values, scale) in zip(codes, parts, strict=True):
+                    made = compensated(values, inputs, scale, damping=settings.damping, sweeps=settings.sweeps)
+                    target.append(made)
+                continue
+            for forms in _alike(parts):
+                problems.append(_problem([parts[i] for i in forms], inputs, weight.moments.outputs[place]))
+                places.append([codes[i] for i in forms])
+    rounded = compensated_both_ways(problems, damping=settings.damping, output_damping=settings.output_damping)
+    for targets, made in zip(places, rounded, strict=True):
+        for target, one in zip(targets, made, strict=True):
+            target.append(one)
+    return [
+        [_joined(parts).reshape(form.shape) for parts, (form, _) in zip(codes, weight.forms, strict=True)]
+        for weight, codes in zip(wanted, found, strict=True)
+    ]
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(FP8)
 
 
 def _rows(weight: torch.Tensor, scale: torch.Tensor | None, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -137,37 +178,21 @@ def _rows(weight: torch.Tensor, scale: torch.Tensor | None, rows: slice) -> tupl
     return part, column if len(column) == 1 else column[rows]
 
 
-def _rounded(
-    parts: list[tuple[torch.Tensor, torch.Tensor | None]],
-    inputs: torch.Tensor,
-    outputs: torch.Tensor | None,
-    settings: RoundingSettings,
-) -> list[torch.Tensor]:
-    """Codes of each of `parts`. Those without scales of their own for each row have the moments' factors in common."""
-    if outputs is None:
-        return [
-            compensated(weight, inputs, scale, damping=settings.damping, sweeps=settings.sweeps)
-            for weight, scale in parts
-        ]
-    both_ways = partial(
-        compensated_both_ways,
-        inputs=inputs,
-        outputs=outputs,
-        damping=settings.damping,
-        output_damping=settings.output_damping,
-    )
-    codes: dict[int, torch.Tensor] = {}
-    alike = [i for i, (_, scale) in enumerate(parts) if scale is None or scale.numel() == 1]
-    if alike:
-        codes |= dict(zip(alike, both_ways(torch.stack([_unscaled(*parts[i]) for i in alike])), strict=True))
-    for i, (weight, scale) in enumerate(parts):
-        if i not in codes:
-            codes[i] = both_ways(weight.unsqueeze(0), row_scale=scale)[0]
-    return [codes[i] for i in range(len(parts))]
+def _alike(parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> list[list[int]]:
+    """Which of `parts` have the moments' factors in common: those without scales of their own for each row."""
+    shared = [i for i, (_, scale) in enumerate(parts) if scale is None or scale.numel() == 1]
+    return [shared] * bool(shared) + [[i] for i in range(len(parts)) if i not in shared]
 
 
-def _unscaled(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return weight.double() if scale is None else weight.double() / scale.double()
+def _problem(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inputs: torch.Tensor, outputs: torch.Tensor
+) -> Problem:
+    """Of parts that are alike."""
+    (weight, scale), *_ = parts
+    if scale is not None and scale.numel() > 1:
+        return Problem(weight.unsqueeze(0), inputs, outputs, scale)
+    stored = [weight.double() if scale is None else weight.double() / scale.double() for weight, scale in parts]
+    return Problem(torch.stack(stored), inputs, outputs)
 
 
 def knows_outputs(rounding: str) -> bool:
@@ -193,6 +218,20 @@ def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float, roo
                 f"the second moments of {key} alone take {size / GB:.2g} GB; raise --calibration-memory to that"
             )
     return replay_passes(model, modules_of(layers), sizes, memory * GB, room, backwards=outputs)
+
+
+def steps_of_rounding(checkpoint: Checkpoint, rounding: str) -> int:
+    """Small steps that rounding takes one after the other: an anti-diagonal of what is rounded together, or, without
+    outputs, a column."""
+    outputs, model = knows_outputs(rounding), checkpoint.empty_model(constants=False)
+    layers = _possible_layers(checkpoint, model)
+    if not outputs:
+        return sum(layer.inputs_shape[1] for layer in layers.values())
+    each = {
+        key: max(2 * (rows.count + layer.inputs_shape[1]) + 4 * BLOCK for rows in layer.rows)
+        for key, layer in layers.items()
+    }
+    return sum(max(each[key] for key in keys) for keys in _together(layers, outputs))
 
 
 def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:

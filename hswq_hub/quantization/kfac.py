@@ -20,6 +20,9 @@ element depends on those above and to the left of it, so all elements of an anti
 blocks likewise, and the contributions of earlier blocks are matrix products.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from hswq_runtime.layers.fp8 import FP8, saturating_cast
@@ -29,73 +32,116 @@ from .gptq import damped, upper_factor
 BLOCK = 64
 
 
-def compensated_both_ways(
-    weights: torch.Tensor,
-    inputs: torch.Tensor,
-    outputs: torch.Tensor,
-    row_scale: torch.Tensor | None = None,
-    *,
-    damping: float = 0.003,
-    output_damping: float = 0.1,
-    block: int = BLOCK,
-) -> torch.Tensor:
-    """FP8 codes [k, out, n] for `weights` [k, out, n], on their device: one weight with k different scales, say.
+@dataclass(frozen=True)
+class Problem:
+    """What is rounded by one pair of moments.
 
-    inputs, outputs: H [n, n] and G [out, out], each up to a positive factor. row_scale: [out, 1], by which what is
-    stored for a row is multiplied by readers; one that all rows share changes nothing, divide by it. damping,
-    output_damping: multiples of the mean of the diagonal of H and of G that are added to it. block: rows and columns of
-    a block; it changes the speed alone.
+    weights: [k, out, n], one weight with k different scales, say. inputs, outputs: H [n, n] and G [out, out], each up
+    to a positive factor. row_scale: [out, 1], by which readers multiply what is stored for a row; a scale that all rows
+    share changes nothing, the weights are divided by it.
+    """
+
+    weights: torch.Tensor
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    row_scale: torch.Tensor | None = None
+
+
+def compensated_both_ways(
+    problems: Sequence[Problem], *, damping: float = 0.003, output_damping: float = 0.1, block: int = BLOCK
+) -> list[torch.Tensor]:
+    """FP8 codes [k, out, n] for the weights of each of `problems`, on their device.
+
+    What is rounded at once are the anti-diagonals of all of them: most of the time goes into starting small operations,
+    which are as many as the largest problem needs. damping, output_damping: multiples of the mean of the diagonal of H
+    and of G that are added to it. block: rows and columns of a block; it changes the speed alone.
 
     The factors are those of float64. So is all else on a CPU; on a GPU, whose float64 may be slow, it is float32, which
     the sums do not need more than, as nothing is divided by anything small.
     """
-    w = weights.to(torch.float64)
-    h, g = inputs.to(w.device, torch.float64), outputs.to(w.device, torch.float64)
+    sorted_ = [_sorted(problem, damping, output_damping) for problem in problems]
+    found = _feedback([(one.weights, one.r, one.s) for one in sorted_], block)
+    results = []
+    for one, codes in zip(sorted_, found, strict=True):
+        result = torch.empty_like(codes)
+        result.view(torch.uint8)[:, one.rows.unsqueeze(1), one.columns] = codes.view(torch.uint8)
+        results.append(result)
+    return results
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """A problem in the order in which it is rounded: the places of its rows and columns, and the triangular factors; of
+    `s` each column is divided by its diagonal."""
+
+    weights: torch.Tensor
+    r: torch.Tensor
+    s: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+def _sorted(problem: Problem, damping: float, output_damping: float) -> _Sorted:
+    w = problem.weights.to(torch.float64)
+    h, g = problem.inputs.to(w.device, torch.float64), problem.outputs.to(w.device, torch.float64)
     h, g = damped(h, damping), damped(g, output_damping)
-    if row_scale is not None:  # codes for w / scale: what they lose counts scale times as much
-        scale = row_scale.to(torch.float64).reshape(-1, 1)
+    if problem.row_scale is not None:  # codes for w / scale: what they lose counts scale times as much
+        scale = problem.row_scale.to(torch.float64).reshape(-1, 1)
         w, g = w / scale, g * scale * scale.T
     columns = h.diagonal().argsort(descending=True, stable=True)
     rows = g.diagonal().argsort(descending=True, stable=True)
     r, s = upper_factor(h[columns.unsqueeze(1), columns]), upper_factor(g[rows.unsqueeze(1), rows])
     dtype = torch.float64 if w.device.type == "cpu" else torch.float32
-    sorted_, r, s = (t.to(dtype) for t in (w[:, rows][:, :, columns], r, s / s.diagonal()))
-    codes = _feedback(sorted_, r, s, block)
-    result = torch.empty_like(codes)
-    result.view(torch.uint8)[:, rows.unsqueeze(1), columns] = codes.view(torch.uint8)
-    return result
+    return _Sorted(w[:, rows][:, :, columns].to(dtype), r.to(dtype), (s / s.diagonal()).to(dtype), rows, columns)
 
 
-def _feedback(w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, size: int) -> torch.Tensor:
-    """Codes of `w` [k, out, n]. s: the factor with each column divided by its diagonal."""
-    count, out, n = w.shape
-    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
-    lost, carried = torch.zeros_like(w), torch.zeros_like(w)  # D, and D R
-    height, width = -(-out // size), -(-n // size)
-    for diagonal in range(height + width - 1):
+class _State:
+    """Of one problem: what is rounded so far, D, and D R."""
+
+    def __init__(self, w: torch.Tensor, r: torch.Tensor, s: torch.Tensor):
+        self.w, self.r, self.s = w, r, s
+        self.codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+        self.lost, self.carried = torch.zeros_like(w), torch.zeros_like(w)
+
+    def diagonals(self, size: int) -> int:
+        _, out, n = self.w.shape
+        return -(-out // size) + -(-n // size) - 1
+
+    def blocks(self, diagonal: int, size: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of each block on a diagonal of blocks."""
+        _, out, n = self.w.shape
+        height, width = -(-out // size), -(-n // size)
         places = range(max(0, diagonal - width + 1), min(height, diagonal + 1))
         corners = [(place * size, (diagonal - place) * size) for place in places]
-        blocks = [(slice(i, min(i + size, out)), slice(j, min(j + size, n))) for i, j in corners]
+        return [(slice(i, min(i + size, out)), slice(j, min(j + size, n))) for i, j in corners]
+
+
+def _feedback(problems: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], size: int) -> list[torch.Tensor]:
+    """Codes of each w [k, out, n], given with its r and s, see `_Sorted`."""
+    states = [_State(*problem) for problem in problems]
+    for diagonal in range(max((state.diagonals(size) for state in states), default=0)):
+        under_way = [(state, i, j) for state in states for i, j in state.blocks(diagonal, size)]
         found = _blocks(
-            _stacked([w[:, i, j] for i, j in blocks], size),
-            _stacked([r[j, j].expand(count, -1, -1) for _, j in blocks], size, diagonal=1.0),
-            _stacked([s[i, i].expand(count, -1, -1) for i, _ in blocks], size, diagonal=1.0),
-            _stacked([lost[:, i, : j.start] @ r[: j.start, j] for i, j in blocks], size),
-            _stacked([s[: i.start, i].T @ carried[:, : i.start, j] for i, j in blocks], size),
+            _stacked([p.w[:, i, j] for p, i, j in under_way], size),
+            _stacked([p.r[j, j].expand(len(p.w), -1, -1) for p, _, j in under_way], size, diagonal=1.0),
+            _stacked([p.s[i, i].expand(len(p.w), -1, -1) for p, i, _ in under_way], size, diagonal=1.0),
+            _stacked([p.lost[:, i, : j.start] @ p.r[: j.start, j] for p, i, j in under_way], size),
+            _stacked([p.s[: i.start, i].T @ p.carried[:, : i.start, j] for p, i, j in under_way], size),
         )
-        for (i, j), *parts in zip(blocks, *(part.split(count) for part in found), strict=True):
-            for target, part in zip((codes, lost, carried), parts, strict=True):
+        counts = [len(p.w) for p, _, _ in under_way]
+        for (p, i, j), *parts in zip(under_way, *(part.split(counts) for part in found), strict=True):
+            for target, part in zip((p.codes, p.lost, p.carried), parts, strict=True):
                 target[:, i, j] = part[:, : i.stop - i.start, : j.stop - j.start]
-    return codes
+    return [state.codes for state in states]
 
 
 def _stacked(parts: list[torch.Tensor], size: int, diagonal: float = 0.0) -> torch.Tensor:
-    """[k · len(parts), size, size] of parts [k, ...]: what is missing at the edges is 0, on the diagonal `diagonal`."""
-    stacked = parts[0].new_zeros(len(parts), len(parts[0]), size, size)
-    stacked.diagonal(dim1=2, dim2=3).fill_(diagonal)
-    for target, part in zip(stacked, parts, strict=True):
+    """[any number, size, size] of parts [k, ...]: what is missing at the edges is 0, on the diagonal `diagonal`."""
+    stacked = parts[0].new_zeros(sum(map(len, parts)), size, size)
+    stacked.diagonal(dim1=1, dim2=2).fill_(diagonal)
+    for target, part in zip(stacked.split([len(part) for part in parts]), parts, strict=True):
         target[:, : part.shape[1], : part.shape[2]] = part
-    return stacked.flatten(0, 1)
+    return stacked
 
 
 def _blocks(

@@ -13,9 +13,9 @@ from torch import nn
 from hswq_hub.common.hardware import PeakMemory
 from hswq_hub.generation.recording import RecordedCall
 from hswq_hub.quantization.blocks import BlockReplays
-from hswq_hub.quantization.compensate import compensated_layer, working_bytes
+from hswq_hub.quantization.compensate import Wanted, compensated_layers, working_bytes
 from hswq_hub.quantization.gptq import compensated, damped, upper_factor
-from hswq_hub.quantization.kfac import BLOCK, _feedback, compensated_both_ways
+from hswq_hub.quantization.kfac import BLOCK, Problem, _feedback, compensated_both_ways
 from hswq_hub.quantization.moments import Layer, Moments, Rows, layers_of, second_moments
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime import Checkpoint, load_model
@@ -26,9 +26,15 @@ from hswq_runtime.layers.fp8 import dequantize, quantize
 def both_ways(weight, inputs, outputs, scale=None, **changes):
     """One weight with a scale of any kind."""
     if scale is not None and scale.numel() > 1:
-        return compensated_both_ways(weight.unsqueeze(0), inputs, outputs, scale, **changes)[0]
-    stored = weight if scale is None else weight.double() / scale.double()
-    return compensated_both_ways(stored.unsqueeze(0), inputs, outputs, **changes)[0]
+        problem = Problem(weight.unsqueeze(0), inputs, outputs, scale)
+    else:
+        problem = Problem((weight if scale is None else weight.double() / scale.double()).unsqueeze(0), inputs, outputs)
+    return compensated_both_ways([problem], **changes)[0][0]
+
+
+def rounded(moments, *forms):
+    """Codes of each form of one weight."""
+    return compensated_layers([Wanted(forms, moments)], RoundingSettings(sweeps=1))[0]
 
 
 def outputs_of(seed: int, rows: int = 24) -> torch.Tensor:
@@ -120,7 +126,7 @@ def test_parts_of_a_weight_are_rounded_by_their_own_moments(kind):
     scale = scale_of(weight, kind)
     moments = Moments(torch.stack([inputs, other]), ((0, 5), (1, 3), (1, 2)), outputs)
     shaped = None if scale is None else scale.reshape(-1, 1, 1, 1)
-    found = compensated_layer([(weight.reshape(10, 4, 3, 3), shaped)], moments, RoundingSettings())[0]
+    found = rounded(moments, (weight.reshape(10, 4, 3, 3), shaped))[0]
     for rows, h, g in ((slice(0, 5), inputs, 0), (slice(5, 8), other, 1), (slice(8, 10), other, 2)):
         part = scale[rows] if kind == "rows" else scale
         expected = both_ways(weight[rows], h, outputs[g], part)
@@ -132,9 +138,9 @@ def test_several_forms_of_a_weight_are_rounded_as_each_alone():
     outputs = outputs_of(3, rows=10)
     moments = Moments(inputs.unsqueeze(0), ((0, 10),), (outputs,))
     wanted = [(weight, None), (weight, scale_of(weight, "v2")), (2 * weight, None), (weight, scale_of(weight, "rows"))]
-    together = compensated_layer(wanted, moments, RoundingSettings())
+    together = rounded(moments, *wanted)
     for form, codes in zip(wanted, together, strict=True):
-        assert torch.equal(codes.float(), compensated_layer([form], moments, RoundingSettings())[0].float())
+        assert torch.equal(codes.float(), rounded(moments, form)[0].float())
     assert not torch.equal(together[0].float(), together[2].float())
 
 
@@ -145,11 +151,23 @@ def test_what_a_gpu_computes_in_float32_is_as_close():
     columns, rows = h.diagonal().argsort(descending=True), g.diagonal().argsort(descending=True)
     r, s = upper_factor(h[columns][:, columns]), upper_factor(g[rows][:, rows])
     single = (weight[rows][:, columns].unsqueeze(0), r, s / s.diagonal())
-    codes = _feedback(*(t.float() for t in single), BLOCK)[0].float()
+    codes = _feedback([tuple(t.float() for t in single)], BLOCK)[0][0].float()
     d = torch.empty_like(weight)
     d[rows.unsqueeze(1), columns] = codes - weight[rows][:, columns]
     found = ((outputs.double() @ d.double() @ inputs.double()) * d).sum().item()
     assert found == pytest.approx(exact, rel=0.02)
+
+
+def test_layers_of_any_sizes_are_rounded_together_as_each_alone():
+    wanted = []
+    for seed, (rows, n) in enumerate([(10, 40), (130, 70), (64, 64), (3, 200)]):
+        weight, inputs = case(seed, rows=rows, n=n)
+        moments = Moments(inputs.unsqueeze(0), ((0, rows),), (outputs_of(seed, rows=rows),))
+        wanted.append(Wanted([(weight, None), (weight, scale_of(weight, "v2"))], moments))
+    together = compensated_layers(wanted, RoundingSettings())
+    for one, codes in zip(wanted, together, strict=True):
+        alone = compensated_layers([one], RoundingSettings())[0]
+        assert all(torch.equal(a.float(), b.float()) for a, b in zip(codes, alone, strict=True))
 
 
 class Chain(nn.Module):
@@ -227,7 +245,7 @@ def test_an_output_that_nothing_sees_has_moments_of_zero_and_is_rounded_to_neare
     first, second, unused = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(3, 5)
     found = moments_of(Chain(first, second, unused), {"first": first, "unused": unused}, [torch.randn(1, 5, 3)])
     assert not found["unused"].inputs.any() and found["first"].inputs.any()
-    codes = compensated_layer([(unused.weight.detach(), None)], found["unused"], RoundingSettings())[0]
+    codes = rounded(found["unused"], (unused.weight.detach(), None))[0]
     assert torch.equal(codes.float(), quantize(unused.weight.detach()).float())
 
 
@@ -288,7 +306,7 @@ def test_what_rounding_works_with_is_what_was_foretold(outputs):
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and not used again unseen
     before = psutil.Process().memory_info().rss
     with PeakMemory(torch.device("cpu")) as peak:
-        compensated_layer([(module.weight, None)], moments, RoundingSettings(sweeps=1))
+        rounded(moments, (module.weight, None))
     foretold = working_bytes(layer, outputs)
     assert 0.3 * foretold < peak.bytes - before < 1.3 * foretold
 

@@ -21,7 +21,12 @@ from ...calibration.calibrate import Calibration
 from ...common.files import write_atomically
 from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
-from ...quantization.compensate import knows_outputs, passes_of_rounding, write_compensated
+from ...quantization.compensate import (
+    knows_outputs,
+    passes_of_rounding,
+    steps_of_rounding,
+    write_compensated,
+)
 from ...quantization.keep import keep, size_range
 from ...quantization.kfac import BLOCK
 from ...quantization.measure import measure_errors, passes_of_measuring
@@ -40,6 +45,8 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization",
 """The code that decides the products."""
 _LAUNCHES = 15
 """Small operations for one anti-diagonal, or one column, of a weight that is rounded."""
+_SINGLE = 8
+"""How many times longer a GPU takes for a product in float32 than in bfloat16; from 2 to 15, by the GPU."""
 _GATHERING = 50
 """Small operations that the second moments of one weight take in one call."""
 _PLANS, _PLAN, _ERRORS = "plans.json", "plan.json", "errors.json"
@@ -116,14 +123,18 @@ class Quantization:
             passes = self.source.architecture.passes(self.calibration.guidance)
             replays = ceil(recorded * passes * passes_of_rounding(checkpoint, rounding, self.memory))
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
+            feedback, on_cpu = (
+                self._feedback_flops(plan),
+                self.calibration.device == "cpu" or not knows_outputs(rounding),
+            )
             return Work(
                 calls=replays,
                 device=self.calibration.device,
                 size=self.calibration.size,
-                flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized),
-                double_flops=len(self.formats) * sum(self._rounding_flops(d.key) for d in plan.quantized),
-                launches=len(self.formats) * sum(self._rounding_launches(d.key) for d in plan.quantized)
-                + recorded * passes * len(plan.quantized) * _GATHERING,
+                flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized)
+                + (0.0 if on_cpu else _SINGLE * feedback),
+                double_flops=sum(self._factor_flops(d.key) for d in plan.quantized) + (feedback if on_cpu else 0.0),
+                launches=self._rounding_launches() + recorded * passes * len(plan.quantized) * _GATHERING,
                 values=len(self.formats) * sum(self._rounding_values(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept,
                 kept=kept,
@@ -138,13 +149,12 @@ class Quantization:
         of_outputs = rows * min(rows, TOGETHER) if knows_outputs(self.recipe.rounding) else 0
         return 2.0 * (n**2 + of_outputs)
 
-    def _rounding_launches(self, key: str) -> float:
-        """Small operations one after the other: for each anti-diagonal of each diagonal of blocks, or each column."""
-        info = self.source.checkpoint.tensors[key]
-        rows, n = info.shape[0], info.values // info.shape[0]
+    def _rounding_launches(self) -> float:
+        """Small operations of rounding, one after the other."""
+        steps = steps_of_rounding(self.source.checkpoint, self.recipe.rounding) * _LAUNCHES
         if knows_outputs(self.recipe.rounding):
-            return (ceil(rows / BLOCK) + ceil(n / BLOCK)) * 2 * BLOCK * _LAUNCHES
-        return n * (1 + self.recipe.compensation.sweeps) * _LAUNCHES
+            return steps
+        return len(self.formats) * (1 + self.recipe.compensation.sweeps) * steps
 
     def _rounding_values(self, key: str) -> float:
         """What those operations go through: a row and a column of a block for each of its weights, or the columns
@@ -153,15 +163,28 @@ class Quantization:
             self.source.checkpoint.tensors[key].values * BLOCK * (3.0 if knows_outputs(self.recipe.rounding) else 1.0)
         )
 
-    def _rounding_flops(self, key: str) -> float:
-        """Of one weight [rows, n]: the triangular factor n³, and 2·n² a row for feedback and for each sweep; with the
-        outputs' a second factor and feedback."""
+    def _factor_flops(self, key: str) -> float:
+        """Of the triangular factors for one weight [rows, n], n³ / 3 each and as much for the copies; of gptq's twice.
+        With the outputs' the formats share them."""
         info = self.source.checkpoint.tensors[key]
         rows, n = info.shape[0], info.values // info.shape[0]
         if knows_outputs(self.recipe.rounding):
             together = min(rows, TOGETHER)
-            return rows / together * (n**3 + together**3) + 2.0 * rows * n * (n + together)
-        return n**3 + 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
+            return 2.0 / 3 * rows / together * (n**3 + together**3)
+        return len(self.formats) * float(n**3)
+
+    def _feedback_flops(self, plan: Plan) -> float:
+        """Of all weights [rows, n] in all formats: 2·n² a row for feedback and for each sweep; with the outputs' half of
+        2·(n + rows)·n, as factors are triangular."""
+        total = 0.0
+        for decision in plan.quantized:
+            info = self.source.checkpoint.tensors[decision.key]
+            rows, n = info.shape[0], info.values // info.shape[0]
+            if knows_outputs(self.recipe.rounding):
+                total += rows * n * (n + min(rows, TOGETHER))
+            else:
+                total += 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
+        return len(self.formats) * total
 
     def _measure(self, before: list[Step]) -> Step:
         """What each weight of each format does to the denoiser's output when it alone is quantized."""
