@@ -94,7 +94,7 @@ def test_a_step_with_more_pictures_or_calls_is_more_work(source):
     few = CalibrationSettings(samples=4, calls=4)
     plan, small = PublishPlan.of(source), PublishPlan.of(source, PublishSettings(calibration=few))
     works = [{s.name: s.work() for s in one.steps} for one in (plan, small)]
-    assert works[0]["calibrate"].calls == 32 * works[1]["calibrate"].calls
+    assert works[0]["calibrate"].calls == pytest.approx(32 * works[1]["calibrate"].calls, rel=0.2)
     assert works[0]["round"].flops == 32 * works[1]["round"].flops
     assert works[0]["round"].double_flops == works[1]["round"].double_flops
     assert replace(works[0]["evaluate"], calls=0) == replace(works[1]["evaluate"], calls=0)

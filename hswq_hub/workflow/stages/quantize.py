@@ -123,10 +123,8 @@ class Quantization:
             passes = self.source.architecture.passes(self.calibration.guidance)
             replays = ceil(recorded * passes * passes_of_rounding(checkpoint, rounding, self.memory))
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
-            feedback, on_cpu = (
-                self._feedback_flops(plan),
-                self.calibration.device == "cpu" or not knows_outputs(rounding),
-            )
+            feedback = self._feedback_flops(plan)
+            on_cpu = self.calibration.device == "cpu" or not knows_outputs(rounding)  # where it is float64
             return Work(
                 calls=replays,
                 device=self.calibration.device,
@@ -174,8 +172,8 @@ class Quantization:
         return len(self.formats) * float(n**3)
 
     def _feedback_flops(self, plan: Plan) -> float:
-        """Of all weights [rows, n] in all formats: 2·n² a row for feedback and for each sweep; with the outputs' half of
-        2·(n + rows)·n, as factors are triangular."""
+        """Of all weights [rows, n] in all formats: 2·n² a row for feedback and for each sweep; with the outputs' half
+        of 2·(n + rows)·n, as factors are triangular."""
         total = 0.0
         for decision in plan.quantized:
             info = self.source.checkpoint.tensors[decision.key]
