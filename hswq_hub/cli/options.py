@@ -9,6 +9,7 @@ import click
 
 from hswq_runtime.formats import Format, Reader
 
+from ..common.speed.gpus import GPUS
 from ..hub.settings import UploadSettings
 from ..jobs.settings import JobSettings
 from ..settings import (
@@ -162,6 +163,11 @@ _GUIDANCE = click.option(
 _SIZE = click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]")
 _PAIRS = click.option(
     "--pairs", type=click.IntRange(1), default=_EVALUATION.pairs, show_default=True, help="Pictures to measure on."
+)
+ON_GPU = click.option(
+    "--on-gpu",
+    type=click.Choice(list(GPUS), case_sensitive=False),
+    help="With --dry-run: what it would take on this GPU, by its published figures, instead of this machine.",
 )
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 NAMESPACE = click.option("--namespace", help="Organisation whose jobs they are.  [default: your account]")
@@ -321,7 +327,7 @@ JOB = OptionGroup(
     click.option("--package", metavar="REQUIREMENT", help="What the job installs.  [default: this version]"),
     NAMESPACE,
 )
-ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run"}
+ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run", "on_gpu"}
 """Options that neither a job's own command line nor an entry of a list can have."""
 UNPUBLISHED = {
     *("folder", "civitai_endpoint", "verify", "calibration_memory"),
@@ -344,5 +350,5 @@ class Headed(Grouped):
         "Where to": ("folder", *DESTINATIONS.names),
         "This machine": ("device", "dtype", "calibration_memory"),
         "Another machine": tuple(JOB.names),
-        "This run": (*AGAIN.names, "dry_run", "yes"),
+        "This run": (*AGAIN.names, "dry_run", "on_gpu", "yes"),
     }

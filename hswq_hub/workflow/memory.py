@@ -1,6 +1,5 @@
 """How much memory a run needs at once, from headers and shapes; and how much there is."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from hswq_runtime.checkpoints.mapped import MAPPED_BYTES
 from hswq_runtime.errors import DeviceError
 
 from ..common.hardware import dtype_named, free_memory, total_memory
+from ..common.speed.gpus import Gpu
 from ..common.text import megabytes
+from ..generation.cost import DenoiserCost, picture_values
 from ..quantization.compensate import knows_outputs, rounding_bytes
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files
 from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
-from .forecast import DenoiserCost, cost_of, usual_size, usual_vae
+from .forecast import cost_of, usual_size, usual_vae
 
-_IN_A_BLOCK = 8
-"""Values a channel that the last residual block of the VAE holds at once, at the resolution of the picture."""
 _LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 """Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
 
@@ -79,9 +78,9 @@ class Memory:
             )
 
 
-def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
+def memory_of(source: Source, settings: PublishSettings, gpu: Gpu | None = None) -> list[Memory]:
     """What is needed of the device that `settings`, settled ones, name; with CUDA, of the machine as well, since every
-    model is read there before it moves."""
+    model is read there before it moves. gpu: instead of this one alone, with nothing else on it."""
     checkpoint, calibration = source.checkpoint, settings.calibration
     word = dtype_named(calibration.dtype).itemsize
     denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
@@ -92,19 +91,13 @@ def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
     if rounding in COMPENSATED:
         moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
         moments += word * replay_values(cost_of(source, size)) if knows_outputs(rounding) else 0
+    picture = MAPPED_BYTES + word * picture_values(usual_vae(source), size)
+    if gpu is not None:
+        return [Memory(gpu.name, denoiser, components, picture, moments, gpu.memory_bytes, gpu.memory_bytes)]
     cpu = _on("machine", torch.device("cpu"), denoiser, components)
     computing = cpu if calibration.device != "cuda" else _on("GPU", torch.device("cuda"), denoiser, components)
-    picture = MAPPED_BYTES + word * picture_values(usual_vae(source), size)
     computing = replace(computing, moments=moments, picture=picture)
     return [computing] if calibration.device != "cuda" else [computing, replace(cpu, picture=MAPPED_BYTES)]
-
-
-def picture_values(vae: Mapping[str, object], size: int) -> int:
-    """Values that are held at once while a picture is decoded: a residual block's, at the resolution of the picture."""
-    match vae:
-        case {"block_out_channels": list(channels)}:
-            return int(_IN_A_BLOCK * channels[0] * size**2)
-    return 0
 
 
 def replay_values(call: DenoiserCost) -> int:

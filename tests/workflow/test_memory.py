@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
+from hswq_hub.generation.cost import DenoiserCost, denoiser_cost, picture_values
 from hswq_hub.settings import PublishSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.workflow.forecast import DenoiserCost, denoiser_cost
-from hswq_hub.workflow.memory import memory_of, picture_values, replay_values
+from hswq_hub.workflow.memory import memory_of, replay_values
 from hswq_hub.workflow.publish import PublishPlan
 from hswq_runtime import Checkpoint
 
