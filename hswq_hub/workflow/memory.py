@@ -114,5 +114,5 @@ def _values(path: Path) -> int:
     """How many values a safetensors file holds; 0 for any other file."""
     if path.suffix != WEIGHTS:
         return 0
-    with safe_open(str(path), framework="pt") as file:
+    with safe_open(str(path), framework="numpy") as file:
         return sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.offset_keys())
