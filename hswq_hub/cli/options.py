@@ -93,6 +93,7 @@ def _publish(
     recipe: Recipe,
     calibration: CalibrationSettings,
     calibration_memory: float,
+    device_memory: float | None,
     pairs: int,
     picture_steps: int | None,
 ) -> PublishSettings:
@@ -104,7 +105,7 @@ def _publish(
         device=calibration.device,
         dtype=calibration.dtype,
     )
-    return PublishSettings(formats, recipe, calibration, evaluation, calibration_memory)
+    return PublishSettings(formats, recipe, calibration, evaluation, calibration_memory, device_memory)
 
 
 def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
@@ -178,6 +179,12 @@ CALIBRATION_BOUND = click.option(
     default=CALIBRATION_MEMORY,
     show_default=True,
     help="GB that second moments (kfac, gptq) may take at once.",
+)
+DEVICE_BOUND = click.option(
+    "--device-memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GB",
+    help="What pictures may take of the device; the rest of the model waits here.  [default: most of what is free]",
 )
 
 SOURCE = OptionGroup(_source, _BASE, CIVITAI_ENDPOINT, _PERMITTED, _VERIFY)
@@ -281,6 +288,7 @@ EVALUATION = OptionGroup(
 PUBLISH = OptionGroup(
     _publish,
     CALIBRATION_BOUND,
+    DEVICE_BOUND,
     _PAIRS,
     click.option(
         "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
@@ -330,7 +338,7 @@ JOB = OptionGroup(
 ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run", "on_gpu"}
 """Options that neither a job's own command line nor an entry of a list can have."""
 UNPUBLISHED = {
-    *("folder", "civitai_endpoint", "verify", "calibration_memory"),
+    *("folder", "civitai_endpoint", "verify", "calibration_memory", "device_memory"),
     *AGAIN.names,
     *DESTINATIONS.names,
     *ABOUT_THE_RUN,
@@ -348,7 +356,7 @@ class Headed(Grouped):
         "Measuring": ("pairs", "picture_steps"),
         "Pictures of both": ("guidance", "size"),
         "Where to": ("folder", *DESTINATIONS.names),
-        "This machine": ("device", "dtype", "calibration_memory"),
+        "This machine": ("device", "dtype", "device_memory", "calibration_memory"),
         "Another machine": tuple(JOB.names),
         "This run": (*AGAIN.names, "dry_run", "on_gpu", "yes"),
     }

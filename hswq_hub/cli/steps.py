@@ -13,6 +13,7 @@ from .options import (
     CALIBRATION,
     CALIBRATION_BOUND,
     DEVICE,
+    DEVICE_BOUND,
     EVALUATION,
     EXISTING_FILE,
     FOLDER,
@@ -28,6 +29,7 @@ from .words import command_words
 @click.command()
 @click.argument("reference")
 @takes(source=SOURCE, settings=CALIBRATION)
+@DEVICE_BOUND
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
@@ -42,6 +44,7 @@ def calibrate(
     reference: str,
     source: SourceSettings,
     settings: CalibrationSettings,
+    device_memory: float | None,
     output: Path,
     num_processes: int | None,
 ) -> None:
@@ -67,7 +70,7 @@ def calibrate(
     writes = Group(pick_device(settings.device)).first
     if writes:
         warn_of_guess(original, say)
-    calibration = calibrate(original, settings)
+    calibration = calibrate(original, settings, device_memory)
     if not writes:
         return
     calibration.save(output)
@@ -119,12 +122,14 @@ def quantize(
 @click.argument("reference")
 @click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
 @takes(source=SOURCE, settings=EVALUATION)
+@DEVICE_BOUND
 @click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
 def evaluate(
     reference: str,
     files: tuple[Path, ...],
     source: SourceSettings,
     settings: EvaluationSettings,
+    device_memory: float | None,
     output: Path | None,
 ) -> None:
     """Measure quantized files against their original.
@@ -146,7 +151,7 @@ def evaluate(
         check_replaceable(output, ".json", Evaluation.load)
     original = find(reference, source, chooser()).fetch()
     warn_of_guess(original, say)
-    evaluation = evaluate(original, label_files(files), settings)
+    evaluation = evaluate(original, label_files(files), settings, device_memory)
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))

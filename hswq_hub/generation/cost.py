@@ -10,8 +10,10 @@ from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import layer_of
 
-from .generate import TOKEN
-
+TOKEN = 16
+"""Pixels a side of a transformer's token, of 2 x 2 latent pixels, with the VAE of nearly all models."""
+_HELD_IN_A_CALL = 8
+"""What a call holds at once, in sizes of its widest layer: counted in `tests/generation/test_placement.py`."""
 _IN_A_BLOCK = 8
 """Values a channel that the last residual block of the VAE holds at once, at the resolution of the picture."""
 
@@ -22,6 +24,7 @@ class DenoiserCost:
 
     weights: how many it multiplies with. tokens: how many each weight is applied to, in the mean. width: the most
     common number of input channels, counted by weights. attention: operations of the attention. layers: how many.
+    widest: values that the layer with the most of them takes and gives.
     """
 
     weights: int
@@ -29,6 +32,7 @@ class DenoiserCost:
     width: int
     attention: float
     layers: int
+    widest: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -46,7 +50,7 @@ def denoiser_cost(checkpoint: Checkpoint, size: int, token: int = TOKEN) -> Deno
     """
     levels = 1 + max((int(n) for n in re.findall(r"down_blocks\.(\d+)", " ".join(checkpoint.parameters))), default=0)
     architecture = checkpoint.architecture
-    weights, places, attention, layers, widths = 0, 0.0, 0.0, 0, Counter[int]()
+    weights, places, attention, layers, widths, widest = 0, 0.0, 0.0, 0, Counter[int](), 0.0
     for key in checkpoint.layers:
         info, modules = checkpoint.tensors[key], [layer_of(name) for name in checkpoint.modules[key]]
         layers += len(modules)
@@ -59,9 +63,10 @@ def denoiser_cost(checkpoint: Checkpoint, size: int, token: int = TOKEN) -> Deno
         )
         weights, places = weights + info.values, places + info.values * found
         widths[info.values // info.shape[0]] += info.values
+        widest = max(widest, found * sum(info.shape[:2]))
         # Queries on keys, then on values. Those of a UNet's second attention are the text's.
         attention += 4.0 * found**2 * info.shape[1] * any(re.search(_ATTENDS, name) for name in modules)
-    return DenoiserCost(weights, places / weights, widths.most_common(1)[0][0], attention, layers)
+    return DenoiserCost(weights, places / weights, widths.most_common(1)[0][0], attention, layers, widest)
 
 
 _ATTENDS = r"(?<!attn2)\.to_q$"
@@ -103,6 +108,12 @@ def pixels_a_token(vae: Mapping[str, object]) -> int:
         case {"block_out_channels": list(channels)}:
             return int(2 ** len(channels))
     return TOKEN
+
+
+def call_values(call: DenoiserCost) -> int:
+    """Values that are held at once in a call of the denoiser without gradients, its layers' statistics included: some
+    times what its widest layer takes and gives."""
+    return int(_HELD_IN_A_CALL * call.widest)
 
 
 def picture_values(vae: Mapping[str, object], size: int) -> int:

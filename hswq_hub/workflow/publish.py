@@ -19,6 +19,7 @@ from ..common.speed.rates import GpuRates
 from ..common.targets import check_same_source
 from ..common.text import duration, megabytes, roughly, text_table
 from ..evaluation.evaluate import Evaluation
+from ..generation.placement import USABLE
 from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
 from ..hub.upload import Uploaded, upload_to
@@ -245,7 +246,8 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
 def _for_gpu(settings: PublishSettings, gpu: Gpu) -> PublishSettings:
     """The settings for a GPU that is not here, computing in bfloat16 unless they say otherwise."""
     calibration, evaluation = _in_16_bits(settings.calibration), _in_16_bits(settings.evaluation)
-    return replace(settings, calibration=calibration, evaluation=evaluation)
+    memory = USABLE * gpu.memory if settings.device_memory is None else settings.device_memory
+    return replace(settings, calibration=calibration, evaluation=evaluation, device_memory=memory)
 
 
 def _in_16_bits(part: Part) -> Part:
@@ -258,7 +260,7 @@ def _on_device(part: Part) -> Part:
 
 
 def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:
-    calibration = calibration_step(place, source, settings.calibration)
+    calibration = calibration_step(place, source, settings.calibration, settings.device_memory)
     quantizing, writing = Quantization(
         place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
     ).steps()
@@ -271,7 +273,7 @@ def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings,
         device=settings.calibration.device,
     )
     labelled = {NAIVE: naive, **{format.label: step for format, step in writing.items()}}
-    measured = evaluation_step(place, source, labelled, settings.evaluation)
+    measured = evaluation_step(place, source, labelled, settings.evaluation, settings.device_memory)
     filled = folder_step(place, source, folder, settings.recipe, command, calibration, writing, measured)
     return [calibration, *quantizing, naive, measured, filled]
 
