@@ -212,3 +212,6 @@ class PublishSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     calibration_memory: float = CALIBRATION_MEMORY
     """Bound on second moments that are held at once, in GB. It decides how often the recorded calls are replayed."""
+    device_memory: float | None = None
+    """GB of the device that a pipeline may take while it makes pictures; None: most of what is free. It decides how
+    much of the model is there at once."""

@@ -28,6 +28,7 @@ from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
 from ..generation.generate import GenerationSettings, final_latents, open_pipeline
+from ..generation.placement import usable_memory
 from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
 from ..sources.prompts.prompts import summary
@@ -198,14 +199,17 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
             handle.remove()
 
 
-def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Calibration:
+def calibrate(
+    source: Source, settings: CalibrationSettings | None = None, device_memory: float | None = None
+) -> Calibration:
     """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
 
     Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
-    that were launched together share the samples, and each returns all of it.
+    that were launched together share the samples, and each returns all of it. `device_memory`: GB of the device that
+    the model may take; None: most of what is free.
 
     Raises:
-        DeviceError: CUDA asked for and absent.
+        DeviceError: CUDA asked for and absent, or not even a block of the model fits into its memory.
         ComponentError: the base lacks a component.
         HSWQError: a layer was never called with finite values, so nothing is known of it.
     """
@@ -214,8 +218,9 @@ def calibrate(source: Source, settings: CalibrationSettings | None = None) -> Ca
     dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
     architecture = source.architecture
-    denoiser = load_model(source.checkpoint, dtype, device=group.device)
-    pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device)
+    memory = usable_memory(group.device, device_memory)
+    denoiser = load_model(source.checkpoint, dtype)
+    pipeline = open_pipeline(source.checkpoint, denoiser, source.base, group.device, settings.size, memory)
     steps, ends = settings.steps_of(architecture.steps), steps_made(settings, architecture.steps)
     generation = GenerationSettings.of(
         architecture,

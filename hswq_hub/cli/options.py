@@ -9,6 +9,7 @@ import click
 
 from hswq_runtime.formats import Format, Reader
 
+from ..common.speed.gpus import GPUS
 from ..hub.settings import UploadSettings
 from ..jobs.settings import JobSettings
 from ..settings import (
@@ -101,6 +102,7 @@ def _publish(
     recipe: Recipe,
     calibration: CalibrationSettings,
     calibration_memory: float,
+    device_memory: float | None,
     pairs: int,
     picture_steps: int | None,
 ) -> PublishSettings:
@@ -112,7 +114,7 @@ def _publish(
         device=calibration.device,
         dtype=calibration.dtype,
     )
-    return PublishSettings(formats, recipe, calibration, evaluation, calibration_memory)
+    return PublishSettings(formats, recipe, calibration, evaluation, calibration_memory, device_memory)
 
 
 def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
@@ -172,6 +174,11 @@ _SIZE = click.option("--size", type=click.IntRange(16), help="Pixels a side of a
 _PAIRS = click.option(
     "--pairs", type=click.IntRange(1), default=_EVALUATION.pairs, show_default=True, help="Pictures to measure on."
 )
+ON_GPU = click.option(
+    "--on-gpu",
+    type=click.Choice(list(GPUS), case_sensitive=False),
+    help="With --dry-run: what it would take on this GPU, by its published figures, instead of this machine.",
+)
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 NAMESPACE = click.option("--namespace", help="Organisation whose jobs they are.  [default: your account]")
 PUBLISHED_FOLDER = click.option("--folder", type=FOLDER, help="Where to.  [default: hswq-published/NAME-hswq]")
@@ -181,6 +188,12 @@ CALIBRATION_BOUND = click.option(
     default=CALIBRATION_MEMORY,
     show_default=True,
     help="GB that second moments (kfac, gptq) may take at once.",
+)
+DEVICE_BOUND = click.option(
+    "--device-memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GB",
+    help="What pictures may take of the device; the rest of the model waits here.  [default: most of what is free]",
 )
 
 PROMPTS = OptionGroup(
@@ -300,6 +313,7 @@ EVALUATION = OptionGroup(
 PUBLISH = OptionGroup(
     _publish,
     CALIBRATION_BOUND,
+    DEVICE_BOUND,
     _PAIRS,
     click.option(
         "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
@@ -346,10 +360,10 @@ JOB = OptionGroup(
     click.option("--package", metavar="REQUIREMENT", help="What the job installs.  [default: this version]"),
     NAMESPACE,
 )
-ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run"}
+ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run", "on_gpu"}
 """Options that neither a job's own command line nor an entry of a list can have."""
 UNPUBLISHED = {
-    *("folder", "civitai_endpoint", "verify", "calibration_memory"),
+    *("folder", "civitai_endpoint", "verify", "calibration_memory", "device_memory"),
     *AGAIN.names,
     *DESTINATIONS.names,
     *ABOUT_THE_RUN,
@@ -367,7 +381,7 @@ class Headed(Grouped):
         "Measuring": ("evaluation_prompts", "pairs", "picture_steps"),
         "Pictures of both": ("guidance", "size"),
         "Where to": ("folder", *DESTINATIONS.names),
-        "This machine": ("device", "dtype", "calibration_memory"),
+        "This machine": ("device", "dtype", "device_memory", "calibration_memory"),
         "Another machine": tuple(JOB.names),
-        "This run": (*AGAIN.names, "dry_run", "yes"),
+        "This run": (*AGAIN.names, "dry_run", "on_gpu", "yes"),
     }

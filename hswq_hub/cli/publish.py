@@ -15,6 +15,7 @@ from .options import (
     DESTINATIONS,
     JOB,
     LICENSED_SOURCE,
+    ON_GPU,
     PUBLISH,
     PUBLISHED_FOLDER,
     UNPUBLISHED,
@@ -41,6 +42,7 @@ LONG = 600
 @PUBLISHED_FOLDER
 @takes(source=LICENSED_SOURCE, settings=PUBLISH, again=AGAIN, destinations=DESTINATIONS, job=JOB)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what it would take.")
+@ON_GPU
 @YES
 @click.pass_context
 def publish(
@@ -53,6 +55,7 @@ def publish(
     destinations: Destinations,
     job: JobSettings | None,
     dry_run: bool,
+    on_gpu: str | None,
     yes: bool,
 ) -> None:
     """Do it all: a checkpoint in, a folder or a Hub repo out.
@@ -65,11 +68,14 @@ def publish(
     \b
     hswq-hub publish demo
     hswq-hub publish demo --dry-run
+    hswq-hub publish demo --dry-run --on-gpu "RTX 4090"
     hswq-hub publish 'https://civitai.com/models/2242173?modelVersionId=2774410'
     hswq-hub publish model.safetensors --base Tongyi-MAI/Z-Image-Turbo --folder out
     hswq-hub publish model.safetensors --repo alice/my-model-hswq --private
     hswq-hub publish harukiMIX_zit2603 --repo alice/haruki-hswq --on hf-jobs --flavor l40sx1 --timeout 3h
     """
+    if on_gpu is not None and (not dry_run or job is not None or settings.calibration.dtype == "float32"):
+        raise click.UsageError("--on-gpu is for --dry-run without --on, of a GPU that computes in 16 bits")
     if job is not None:
         run_as_job(publish, context.params, job, source, yes=yes, dry_run=dry_run)
         return
@@ -80,7 +86,7 @@ def publish(
     destination = agree_to_upload(destinations, yes or dry_run)
     quiet()
     if dry_run:
-        _say_plan(request, choose)
+        _say_plan(request, choose, on_gpu)
         return
     carry_out(request, destinations, destination, choose=choose, yes=yes)
 
@@ -157,13 +163,14 @@ def upload(folder: Path, destinations: Destinations, yes: bool) -> None:
     _deploy(destinations)
 
 
-def _say_plan(request: "PublishRequest", choose: Choose | None) -> None:
+def _say_plan(request: "PublishRequest", choose: Choose | None, on_gpu: str | None) -> None:
+    from ..common.speed.gpus import GPUS
     from .tables import found_lines
 
     found = request.find(choose)
     for line in found_lines(found):
         click.echo(line)
-    request.preview(found, click.echo)
+    request.preview(found, click.echo, None if on_gpu is None else GPUS[on_gpu])
 
 
 def _agree_to_work(plan: "PublishPlan") -> None:

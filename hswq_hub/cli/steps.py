@@ -13,6 +13,7 @@ from .options import (
     CALIBRATION,
     CALIBRATION_BOUND,
     DEVICE,
+    DEVICE_BOUND,
     EVALUATION,
     EXISTING_FILE,
     FOLDER,
@@ -28,6 +29,7 @@ from .words import command_words
 @click.command()
 @click.argument("reference")
 @takes(source=PROMPTED_SOURCE, settings=CALIBRATION)
+@DEVICE_BOUND
 @click.option(
     "-o", "--output", type=NEW_FILE, required=True, help="Statistics file (.safetensors; a .json goes beside it)."
 )
@@ -42,6 +44,7 @@ def calibrate(
     reference: str,
     source: SourceSettings,
     settings: CalibrationSettings,
+    device_memory: float | None,
     output: Path,
     num_processes: int | None,
 ) -> None:
@@ -68,7 +71,7 @@ def calibrate(
     if writes:
         warn_of_guess(original, say)
         say_prompts(original, say, guidance=settings.guidance, measures=False)
-    calibration = calibrate(original, settings)
+    calibration = calibrate(original, settings, device_memory)
     if not writes:
         return
     calibration.save(output)
@@ -120,12 +123,14 @@ def quantize(
 @click.argument("reference")
 @click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
 @takes(source=PROMPTED_SOURCE, settings=EVALUATION)
+@DEVICE_BOUND
 @click.option("-o", "--output", type=NEW_FILE, help="Write the figures here, as JSON.")
 def evaluate(
     reference: str,
     files: tuple[Path, ...],
     source: SourceSettings,
     settings: EvaluationSettings,
+    device_memory: float | None,
     output: Path | None,
 ) -> None:
     """Measure quantized files against their original.
@@ -150,7 +155,7 @@ def evaluate(
     pick_device(settings.device)  # one that is not there is told before anything else
     warn_of_guess(original, say)
     say_prompts(original, say, guidance=settings.guidance, calibrates=False)
-    evaluation = evaluate(original, label_files(files), settings)
+    evaluation = evaluate(original, label_files(files), settings, device_memory)
     if output is not None:
         evaluation.save(output)
     click.echo(text_table(HEADINGS, table(evaluation)))

@@ -132,14 +132,20 @@ class Evaluation:
         return cls(document["protocol"], variants)
 
 
-def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSettings | None = None) -> Evaluation:
+def evaluate(
+    source: Source,
+    files: dict[str, Path],
+    settings: EvaluationSettings | None = None,
+    device_memory: float | None = None,
+) -> Evaluation:
     """Measure each of `files` (label -> file) against the source.
 
     Pair i has the i-th evaluation prompt (the list starts over when it ends) and the seed `seed + i`. One
-    denoiser is in memory at a time; the other components are loaded once.
+    denoiser is in memory at a time; the other components are loaded once. `device_memory`: GB of the device that they
+    may take; None: most of what is free.
 
     Raises:
-        DeviceError: CUDA asked for and absent.
+        DeviceError: CUDA asked for and absent, or not even a block of the model fits into its memory.
         FormatError: a file does not fit.
         ComponentError: the base lacks a component.
         HSWQError: a picture is not finite.
@@ -153,7 +159,7 @@ def evaluate(source: Source, files: dict[str, Path], settings: EvaluationSetting
     architecture = source.architecture
     prompts = source.prompts.evaluation
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
-    shared = SharedPipeline(architecture, source.base, device, dtype)
+    shared = SharedPipeline(architecture, source.base, device, dtype, settings.size, device_memory)
     samples: dict[str, list[Sample]] = {}
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():

@@ -16,12 +16,11 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.pipeline import assemble_pipeline
 
 from ..common.threads import Threads
+from .cost import TOKEN
+from .placement import place, sizes_of, usable_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-TOKEN = 16
-"""Pixels a side of a transformer's token, of 2 x 2 latent pixels, with the VAE of nearly all models."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,40 @@ class Sample:
 
 
 def open_pipeline(
-    checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str, device: torch.device
+    checkpoint: Checkpoint,
+    denoiser: torch.nn.Module,
+    base: str,
+    device: torch.device,
+    size: int | None = None,
+    memory: float | None = None,
 ) -> "DiffusionPipeline":
-    """The diffusers pipeline of `checkpoint` around `denoiser`, on `device`, without progress bars of its own."""
+    """The diffusers pipeline of `checkpoint` around `denoiser`, without progress bars of its own, which computes on
+    `device`: as much of it is there at once as fits.
+
+    Args:
+        denoiser: made from `checkpoint`, on the CPU.
+        size: pixels a side of its pictures; None: the model's own.
+        memory: bytes of the device that it may take; None: see :func:`usable_memory`.
+
+    Raises:
+        ComponentError: a component cannot be loaded.
+        DeviceError: not even a block at a time fits.
+    """
     pipeline = assemble_pipeline(checkpoint, denoiser, base)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    put_on(pipeline, checkpoint, device, size, usable_memory(device) if memory is None else memory)
+    return pipeline
+
+
+def put_on(
+    pipeline: "DiffusionPipeline", checkpoint: Checkpoint, device: torch.device, size: int | None, memory: float
+) -> None:
+    """Put a pipeline, with a denoiser made from `checkpoint`, on `device`, within `memory` bytes of it. Other arguments
+    and errors: see :func:`open_pipeline`."""
+    settings = GenerationSettings.of(checkpoint.architecture, pipeline.vae.config, size=size)
+    sizes = sizes_of(pipeline, checkpoint, settings.size)
+    sizes.check(memory)
+    place(pipeline, checkpoint.architecture.component, sizes.placement(memory), device)
 
 
 def _threads(pipeline: "DiffusionPipeline", size: int, pictures: int = 1) -> Threads:

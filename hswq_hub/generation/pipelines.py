@@ -1,6 +1,7 @@
 """One pipeline for several denoisers: text encoder, VAE and the other components are loaded once."""
 
 import gc
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.loading import load_model
 
-from .generate import open_pipeline
+from .generate import open_pipeline, put_on
+from .placement import usable_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -21,14 +23,25 @@ class SharedPipeline:
 
     Args:
         base: diffusers folder or Hub repo of the other components.
-        together: keep every loaded denoiser in memory; otherwise one at a time.
+        size: pixels a side of its pictures; None: the model's own.
+        memory: GB of the device that it may take; None: most of what is free when the first denoiser comes.
+        together: keep every loaded denoiser on the device; otherwise one at a time, as much of it as fits.
     """
 
     def __init__(
-        self, architecture: Architecture, base: str, device: torch.device, dtype: torch.dtype, *, together: bool = False
+        self,
+        architecture: Architecture,
+        base: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        size: int | None = None,
+        memory: float | None = None,
+        *,
+        together: bool = False,
     ):
         self.architecture, self.base, self.device, self.dtype = architecture, base, device, dtype
-        self.together = together
+        self.size, self.together = size, together
+        self._given, self._bound = memory, inf
         self._pipeline: DiffusionPipeline | None = None
         self._held: dict[Path, torch.nn.Module] = {}
 
@@ -38,16 +51,22 @@ class SharedPipeline:
         Raises:
             FormatError: the file does not fit.
             ComponentError: the base lacks a component.
+            DeviceError: not even a block of the denoiser at a time fits.
         """
         if checkpoint.path not in self._held:
             if not self.together:
                 # Before the next one is loaded: a GPU need not hold two.
                 self.release()
-            self._held[checkpoint.path] = load_model(checkpoint, self.dtype, device=self.device)
-        denoiser = self._held[checkpoint.path]
+            self._held[checkpoint.path] = load_model(checkpoint, self.dtype)
+        denoiser, component = self._held[checkpoint.path], self.architecture.component
         if self._pipeline is None:
-            self._pipeline = open_pipeline(checkpoint, denoiser, self.base, self.device)
-        self._pipeline.register_modules(**{self.architecture.component: denoiser})
+            # Of a device that holds nothing of it yet.
+            self._bound = inf if self.together else usable_memory(self.device, self._given)
+            self._pipeline = open_pipeline(checkpoint, denoiser, self.base, self.device, self.size, self._bound)
+        elif getattr(self._pipeline, component) is not denoiser:
+            self._pipeline.remove_all_hooks()  # they hold the denoiser
+            self._pipeline.register_modules(**{component: denoiser})
+            put_on(self._pipeline, checkpoint, self.device, self.size, inf if self.together else self._bound)
         return self._pipeline
 
     @property

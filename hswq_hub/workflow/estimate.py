@@ -10,8 +10,7 @@ from .steps import Step
 
 def time_line(forecast: Forecast, steps: Sequence[Step]) -> str:
     """How long `steps` will take, and what that rests on."""
-    basis = "from earlier steps on this model" if forecast.is_measured else "from a short trial"
-    return f"{roughly(sum(forecast.seconds(step) for step in steps))}, an estimate {basis}"
+    return f"{roughly(sum(forecast.seconds(step) for step in steps))}, an estimate from {forecast.basis}"
 
 
 def estimate(forecast: Forecast, steps: Sequence[Step], memories: Sequence[Memory]) -> str:

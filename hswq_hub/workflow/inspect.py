@@ -12,13 +12,13 @@ from hswq_runtime.formats import Format, Metadata
 
 from ..calibration.calibrate import steps_made
 from ..common.hardware import describe, pick_device, pick_dtype
+from ..common.speed.trial import block_rate
 from ..common.text import megabytes, roughly
-from ..common.trial import block_rate
+from ..generation.cost import DenoiserCost, denoiser_cost
 from ..quantization.keep import keep_ratio, settled, size_range
 from ..settings import CALIBRATION_MEMORY, DEFAULT_RECIPE, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing
-from .forecast import DenoiserCost, denoiser_cost
 
 
 @dataclass(frozen=True)

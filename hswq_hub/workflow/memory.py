@@ -1,7 +1,6 @@
 """How much memory a run needs at once, from headers and shapes; and how much there is."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,16 +10,17 @@ from hswq_runtime.checkpoints.mapped import MAPPED_BYTES
 from hswq_runtime.errors import DeviceError
 
 from ..common.hardware import dtype_named, free_memory, total_memory
+from ..common.speed.gpus import Gpu
 from ..common.text import megabytes
+from ..generation.cost import DenoiserCost, call_values, picture_values
+from ..generation.placement import Placement, Sizes, blocks_share, usable_memory
 from ..quantization.compensate import knows_outputs, rounding_bytes
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files
 from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
-from .forecast import DenoiserCost, cost_of, usual_size, usual_vae
+from .forecast import cost_of, usual_size, usual_vae
 
-_IN_A_BLOCK = 8
-"""Values a channel that the last residual block of the VAE holds at once, at the resolution of the picture."""
 _LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 """Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
 
@@ -29,23 +29,25 @@ _LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 class Memory:
     """Bytes needed on `device`, and what it has.
 
-    denoiser, components: of the model; components is None if they are in a Hub repo. picture: what decoding one takes,
-    and the part of a file that is mapped. moments: second moments, the rounding workspace, and the layers' inputs while
-    a call is replayed. free, total: of the device.
+    least: below this nothing goes: the model, or on a GPU what pictures take of it block by block. pictures: what
+    making them takes, put there as `placement` says. rounding: the denoiser, second moments, the rounding workspace,
+    and the layers' inputs while a call is replayed. free, total: of the device. complete: the components are counted,
+    which they are not if they are in a Hub repo.
     """
 
     device: str
-    denoiser: int
-    components: int | None
-    picture: int
-    moments: int
+    least: int
+    pictures: int
+    rounding: int
     free: int
     total: int
+    complete: bool
+    placement: Placement = Placement.WHOLE
 
     @property
     def needed(self) -> int:
         """What is in use at once, at most."""
-        return self.denoiser + max((self.components or 0) + self.picture, self.moments)
+        return max(self.pictures, self.rounding)
 
     @property
     def is_tight(self) -> bool:
@@ -55,10 +57,11 @@ class Memory:
     @property
     def line(self) -> str:
         """What is needed and what there is, in one line."""
-        components = " and the other components" if self.components is None else ""
+        components = "" if self.complete else " and the other components"
+        placed = "" if self.placement is Placement.WHOLE else f" (pictures {self.placement.value})"
         tight = "; close other programs, or it may not suffice" if self.is_tight else ""
         return (
-            f"{megabytes(self.needed)}{components}, on a {self.device} with {megabytes(self.free)} of "
+            f"{megabytes(self.needed)}{components}{placed}, on a {self.device} with {megabytes(self.free)} of "
             f"{megabytes(self.total)} free{tight}"
         )
 
@@ -68,10 +71,9 @@ class Memory:
         Raises:
             DeviceError: the device has less.
         """
-        model = self.denoiser + (self.components or 0)
         has = f"on the {self.device}, which has {megabytes(self.total)}"
-        if model > self.total:
-            raise DeviceError(f"the model takes {megabytes(model)} {has}; a larger one is needed")
+        if self.least > self.total:
+            raise DeviceError(f"the model takes {megabytes(self.least)} {has}; a larger one is needed")
         if self.needed > self.total:
             raise DeviceError(
                 f"the model and what compensated rounding works with take {megabytes(self.needed)} {has}; lower "
@@ -79,32 +81,49 @@ class Memory:
             )
 
 
-def memory_of(source: Source, settings: PublishSettings) -> list[Memory]:
+def memory_of(source: Source, settings: PublishSettings, gpu: Gpu | None = None) -> list[Memory]:
     """What is needed of the device that `settings`, settled ones, name; with CUDA, of the machine as well, since every
-    model is read there before it moves."""
-    checkpoint, calibration = source.checkpoint, settings.calibration
-    word = dtype_named(calibration.dtype).itemsize
-    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
-    components = None if source.hub_base else word * sum(_values(path) for path in local_files(source))
-    size = calibration.size or usual_size(source)
-    moments = 0
-    rounding = settings.recipe.rounding
+    model is read there before it moves. gpu: instead of this one alone, with nothing else on it."""
+    checkpoint, calibration, rounding = source.checkpoint, settings.calibration, settings.recipe.rounding
+    sizes = sizes_of(source, calibration.dtype, calibration.size)
+    model, work = sizes.denoiser + sum(sizes.components.values()), 0
     if rounding in COMPENSATED:
-        moments = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
-        moments += word * replay_values(cost_of(source, size)) if knows_outputs(rounding) else 0
-    cpu = _on("machine", torch.device("cpu"), denoiser, components)
-    computing = cpu if calibration.device != "cuda" else _on("GPU", torch.device("cuda"), denoiser, components)
-    picture = MAPPED_BYTES + word * picture_values(usual_vae(source), size)
-    computing = replace(computing, moments=moments, picture=picture)
-    return [computing] if calibration.device != "cuda" else [computing, replace(cpu, picture=MAPPED_BYTES)]
+        work = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
+        call = cost_of(source, calibration.size or usual_size(source))
+        work += dtype_named(calibration.dtype).itemsize * replay_values(call) if knows_outputs(rounding) else 0
+    complete, replayed = source.hub_base is None, sizes.denoiser + work
+    if gpu is None and calibration.device != "cuda":
+        pictures = sizes.needed(Placement.WHOLE) + MAPPED_BYTES
+        return [Memory("machine", model, pictures, replayed, *_of(torch.device("cpu")), complete)]
+    device = torch.device(calibration.device)
+    placement = sizes.placement(usable_memory(device, settings.device_memory))
+    least, pictures = sizes.needed(Placement.BLOCKS), sizes.needed(placement)
+    if gpu is not None:
+        has = gpu.memory_bytes
+        return [Memory(gpu.name, least, pictures, replayed, has, has, complete, placement)]
+    return [
+        Memory("GPU", least, pictures, replayed, *_of(device), complete, placement),
+        Memory("machine", model, model + MAPPED_BYTES, 0, *_of(torch.device("cpu")), complete),
+    ]
 
 
-def picture_values(vae: Mapping[str, object], size: int) -> int:
-    """Values that are held at once while a picture is decoded: a residual block's, at the resolution of the picture."""
-    match vae:
-        case {"block_out_channels": list(channels)}:
-            return int(_IN_A_BLOCK * channels[0] * size**2)
-    return 0
+def sizes_of(source: Source, dtype: str, size: int | None) -> Sizes:
+    """What :func:`hswq_hub.generation.placement.sizes_of` finds of the pipeline, known from headers. Components that
+    are in a Hub repo are not among them."""
+    word, checkpoint = dtype_named(dtype).itemsize, source.checkpoint
+    size = size or usual_size(source)
+    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
+    components: dict[str, int] = {}
+    for path in [] if source.hub_base else local_files(source):
+        name = path.relative_to(source.base).parts[0]
+        components[name] = components.get(name, 0) + word * _values(path)
+    return Sizes(
+        denoiser=denoiser,
+        blocks=round(blocks_share(checkpoint.empty_model(constants=False)) * denoiser),
+        components={name: values for name, values in components.items() if values},
+        call=word * call_values(cost_of(source, size)),
+        picture=word * picture_values(usual_vae(source), size),
+    )
 
 
 def replay_values(call: DenoiserCost) -> int:
@@ -113,13 +132,13 @@ def replay_values(call: DenoiserCost) -> int:
     return int(call.tokens * call.width * (call.layers / _LAYERS_A_BLOCK + _ACTIVATIONS))
 
 
-def _on(name: str, device: torch.device, denoiser: int, components: int | None) -> Memory:
-    return Memory(name, denoiser, components, 0, 0, free_memory(device), total_memory(device))
+def _of(device: torch.device) -> tuple[int, int]:
+    return free_memory(device), total_memory(device)
 
 
 def _values(path: Path) -> int:
     """How many values a safetensors file holds; 0 for any other file."""
     if path.suffix != WEIGHTS:
         return 0
-    with safe_open(str(path), framework="pt") as file:
+    with safe_open(str(path), framework="numpy") as file:
         return sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.offset_keys())

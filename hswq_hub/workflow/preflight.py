@@ -12,7 +12,7 @@ from ..settings import COMPENSATED, PublishSettings
 from ..sources.http import cache
 from ..sources.prompts.prompts import Share
 from ..sources.source import Source
-from .memory import memory_of
+from .memory import Memory
 from .steps import Log, Step, check_disks, silent
 
 _SHOWN = 80
@@ -24,13 +24,14 @@ def preflight(
     folder: Path,
     settings: PublishSettings,
     remaining: Sequence[Step],
+    memories: Sequence[Memory],
     arriving: bool = False,
     log: Log = silent,
 ) -> None:
     """Check that `remaining` steps can be done: the target, the components, the recipe's limits, the disks, the memory.
 
-    `arriving`: the source's file is still to be fetched. `log`: is warned of what may be too little, and told which
-    prompts are used.
+    `memories`: what they need. `arriving`: the source's file is still to be fetched. `log`: is warned of what may be
+    too little, and told which prompts are used.
 
     Raises:
         TargetError: the folder holds something else or cannot be made, or a disk has no room.
@@ -47,7 +48,7 @@ def preflight(
     if settings.recipe.rounding in COMPENSATED:
         passes_of_rounding(source.checkpoint, settings.recipe.rounding, settings.calibration_memory)
     check_disks(remaining, arriving_bytes(source) if arriving else {})
-    for memory in memory_of(source, settings):
+    for memory in memories:
         memory.check()
         if memory.is_tight:
             log(f"warning: this takes {memory.line}")

@@ -14,9 +14,12 @@ from typing import TypeVar
 
 from ..common.hardware import pick_device, pick_dtype
 from ..common.layout import METRICS
+from ..common.speed.gpus import Gpu
+from ..common.speed.rates import GpuRates
 from ..common.targets import check_same_source
 from ..common.text import duration, megabytes, roughly, text_table
 from ..evaluation.evaluate import Evaluation
+from ..generation.placement import USABLE
 from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
 from ..hub.upload import Uploaded, upload_to
@@ -25,7 +28,7 @@ from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
 from .forecast import Forecast
-from .memory import memory_of
+from .memory import Memory, memory_of
 from .preflight import arriving_bytes, preflight, prompt_rows
 from .recall import remember
 from .stages.calibrate import calibration_step
@@ -59,6 +62,7 @@ class PublishPlan:
     folder: what is made; is_default: nobody named it. settings: with nothing left open, see :func:`settle`. steps: in
     order. workspace: where their products are. again: stages to be done anew. destination: the Hub repo that the folder
     is uploaded to; None: it stays here. arriving: the source's file is still to be fetched, only its header is here.
+    gpu: what it would take on this one is asked, which is not here: such a plan is to be read, not run.
     """
 
     source: Source
@@ -70,6 +74,7 @@ class PublishPlan:
     again: Collection[str] = ()
     destination: Destination | None = None
     arriving: bool = False
+    gpu: Gpu | None = None
 
     @classmethod
     def of(
@@ -82,6 +87,7 @@ class PublishPlan:
         again: Collection[str] = (),
         destination: Destination | None = None,
         arriving: bool = False,
+        gpu: Gpu | None = None,
     ) -> "PublishPlan":
         """The plan for `source`.
 
@@ -95,15 +101,17 @@ class PublishPlan:
                 was made from something that has changed.
             destination: see :func:`hswq_hub.hub.destination.check_upload`.
             arriving: `source` is a stand-in with nothing but a header.
+            gpu: plan for this one in 16 bits instead of this machine's device.
 
         Raises:
             DeviceError: CUDA asked for and absent.
         """
-        settings = settle(settings or PublishSettings(), source)
+        settings = settings or PublishSettings()
+        settings = settle(settings if gpu is None else _for_gpu(settings, gpu), source)
         target = folder or Path("hswq-published") / f"{source.name}-hswq"
         workspace = Workspace(source.name, source.sha256)
         steps = tuple(_steps(workspace.folder, source, target, settings, command))
-        return cls(source, target, folder is None, settings, steps, workspace, again, destination, arriving)
+        return cls(source, target, folder is None, settings, steps, workspace, again, destination, arriving, gpu)
 
     def check(self, log: Log = silent) -> None:
         """Raise what is known to prevent it; `log` is warned of what may be too little, and told the prompts.
@@ -116,17 +124,24 @@ class PublishPlan:
         """
         if self.is_default and self.source.sha256 != NOT_LISTED:
             check_same_source(self.folder, self.source.sha256)
-        preflight(self.source, self.folder, self.settings, self.remaining, self.arriving, log)
+        preflight(self.source, self.folder, self.settings, self.remaining, self.memories, self.arriving, log)
 
     @cached_property
     def remaining(self) -> list[Step]:
         """The steps that were still to be done when this was asked first."""
-        return remaining_steps(self.steps, self.again)
+        # What this machine made has its own bits.
+        return remaining_steps(self.steps, self.again) if self.gpu is None else [*self.steps]
 
     @cached_property
     def forecast(self) -> Forecast:
-        """How long steps take here."""
-        return Forecast(self.source, self.settings, self.workspace.folder)
+        """How long steps take, here or on that GPU."""
+        rates = None if self.gpu is None else GpuRates(self.gpu)
+        return Forecast(self.source, self.settings, self.workspace.folder, rates)
+
+    @cached_property
+    def memories(self) -> list[Memory]:
+        """What they need of the device and of the machine, and what these have."""
+        return memory_of(self.source, self.settings, self.gpu)
 
     @cached_property
     def seconds(self) -> float:
@@ -136,7 +151,7 @@ class PublishPlan:
     @property
     def estimate(self) -> str:
         """Time and memory of all that is still to be done, a line each."""
-        return estimate(self.forecast, self.remaining, memory_of(self.source, self.settings))
+        return estimate(self.forecast, self.remaining, self.memories)
 
     def _left(self, taken: Mapping[Step, float]) -> str:
         """What is said of the time that is left, by what the steps in `taken` took."""
@@ -155,7 +170,7 @@ class PublishPlan:
             ("disk", f"{megabytes(size)} at most, {megabytes(shutil.disk_usage(place).free)} free")
             for place, size in disks.items()
         ]
-        facts += [("memory", memory.line) for memory in memory_of(self.source, self.settings)]
+        facts += [("memory", memory.line) for memory in self.memories]
         if self.remaining:
             facts.append(("time", time_line(self.forecast, self.remaining)))
         facts.append(("folder", f"{self.folder}/, {megabytes(self.steps[-1].work().kept)} at most to upload"))
@@ -231,13 +246,24 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     return replace(settings, recipe=recipe, calibration=calibration, evaluation=evaluation)
 
 
+def _for_gpu(settings: PublishSettings, gpu: Gpu) -> PublishSettings:
+    """The settings for a GPU that is not here, computing in bfloat16 unless they say otherwise."""
+    calibration, evaluation = _in_16_bits(settings.calibration), _in_16_bits(settings.evaluation)
+    memory = USABLE * gpu.memory if settings.device_memory is None else settings.device_memory
+    return replace(settings, calibration=calibration, evaluation=evaluation, device_memory=memory)
+
+
+def _in_16_bits(part: Part) -> Part:
+    return replace(part, device="cpu", dtype="bfloat16" if part.dtype == "auto" else part.dtype)
+
+
 def _on_device(part: Part) -> Part:
     device = pick_device(part.device)
     return replace(part, device=device.type, dtype=str(pick_dtype(part.dtype, device)).removeprefix("torch."))
 
 
 def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:
-    calibration = calibration_step(place, source, settings.calibration)
+    calibration = calibration_step(place, source, settings.calibration, settings.device_memory)
     quantizing, writing = Quantization(
         place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
     ).steps()
@@ -250,7 +276,7 @@ def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings,
         device=settings.calibration.device,
     )
     labelled = {NAIVE: naive, **{format.label: step for format, step in writing.items()}}
-    measured = evaluation_step(place, source, labelled, settings.evaluation)
+    measured = evaluation_step(place, source, labelled, settings.evaluation, settings.device_memory)
     filled = folder_step(place, source, folder, settings.recipe, command, calibration, writing, measured)
     return [calibration, *quantizing, naive, measured, filled]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hswq_runtime.checkpoints.locate import HubOptions
 
+from ..common.speed.gpus import Gpu
 from ..hub.destination import Destination
 from ..settings import PublishSettings, SourceSettings
 from ..sources.find import Found, find
@@ -45,8 +46,15 @@ class PublishRequest:
         """
         return find(self.reference, self.source, choose)
 
-    def plan_of(self, source: Source, destination: Destination | None = None, *, arriving: bool = False) -> PublishPlan:
-        """The plan for `source`, which the reference led to."""
+    def plan_of(
+        self,
+        source: Source,
+        destination: Destination | None = None,
+        *,
+        arriving: bool = False,
+        gpu: Gpu | None = None,
+    ) -> PublishPlan:
+        """The plan for `source`, which the reference led to. gpu: see :meth:`PublishPlan.of`."""
         return PublishPlan.of(
             source,
             self.settings,
@@ -55,6 +63,7 @@ class PublishRequest:
             again=self.again,
             destination=destination,
             arriving=arriving,
+            gpu=gpu,
         )
 
     def plan(self, found: Found, destination: Destination | None = None) -> PublishPlan:
@@ -71,16 +80,16 @@ class PublishRequest:
                 self.plan_of(header_only, arriving=True).check()
         return self.plan_of(found.fetch(), destination)
 
-    def preview(self, found: Found, log: Log) -> None:
-        """Tell `log` line by line what publishing would do, and raise what would stop it. Of weights that are elsewhere
-        nothing but the header is fetched.
+    def preview(self, found: Found, log: Log, gpu: Gpu | None = None) -> None:
+        """Tell `log` line by line what publishing would do, here or on `gpu`, and raise what would stop it. Of weights
+        that are elsewhere nothing but the header is fetched.
 
         Raises:
             NotPermittedError, SourceError, HSWQError: as for :meth:`plan`.
         """
         found.check_permitted()
         with found.look() as source:
-            plan = self.plan_of(source, arriving=not found.is_here)
+            plan = self.plan_of(source, arriving=not found.is_here, gpu=gpu)
             for line in plan.lines():
                 log(line)
             plan.check()

@@ -43,7 +43,8 @@ class Work:
     calls: of the denoiser on `device`, with `batch` pictures in each, `size` pixels a side (None: the model's own).
     pictures: how many are decoded. flops, double_flops: arithmetic besides, in the dtype of the denoiser and in
     float64. launches: small operations besides; values: that such operations go through. moved: bytes read and
-    written. kept: bytes of the product.
+    written. kept: bytes of the product. streamed: bytes of weights that move between the machine's memory and the
+    device's besides loading.
     """
 
     calls: int = 0
@@ -57,6 +58,7 @@ class Work:
     values: float = 0.0
     moved: int = 0
     kept: int = 0
+    streamed: int = 0
 
 
 @dataclass(frozen=True)

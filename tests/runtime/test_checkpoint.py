@@ -1,16 +1,19 @@
 """Opening checkpoints: what is found in them, and what is said of those that cannot be opened."""
 
+import os
+
 import accelerate
 import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import tiny
+from support import originals, tiny
 
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.architectures import PREFIXES
 from hswq_runtime.architectures.z_image import Z_IMAGE
+from hswq_runtime.checkpoints.mapped import MappedFile
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError, UnknownArchitectureError
 
 
@@ -140,3 +143,15 @@ def test_other_components_in_an_unprefixed_file_are_left_alone(tmp_path):
         tmp_path, prefix="", change=lambda tensors: tensors.update({"vae.x.weight": torch.zeros(2, 2)})
     )
     assert torch.equal(tiny.run(load_model(path, torch.float32)), tiny.run(tiny.model().float()))
+
+
+def test_a_header_is_read_of_a_file_that_is_larger_than_this_machine(tmp_path):
+    """What a dry run needs of 40 GB is their header: nothing is mapped as memory."""
+    shapes = originals.ORIGINALS["qwen-image"].shapes(originals.ORIGINALS["qwen-image"].published)
+    shapes = {key: (100 * rows, *rest) if len(rest) else (rows, *rest) for key, (rows, *rest) in shapes.items()}
+    hole, path = originals.hole(shapes), tmp_path / "large.safetensors"
+    path.write_bytes(hole.header)
+    os.truncate(path, len(hole))
+    assert len(hole) > 4e12
+    file = MappedFile(path)
+    assert file.tensors["img_in.bias"].shape == (3072,)

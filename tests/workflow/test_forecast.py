@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hswq_hub.common import trial
+from hswq_hub.common.speed import trial
+from hswq_hub.common.speed.gpus import GPUS
+from hswq_hub.generation.cost import vae_flops
 from hswq_hub.settings import CalibrationSettings, PublishSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.workflow.forecast import Forecast, vae_flops
+from hswq_hub.workflow.forecast import Forecast
 from hswq_hub.workflow.publish import PublishPlan
 from hswq_hub.workflow.steps import Step, Work
 from hswq_runtime.architectures import ARCHITECTURES
@@ -33,6 +35,7 @@ def rates(monkeypatch):
     monkeypatch.setattr(trial, "value_seconds", lambda _: 1e-6)
     monkeypatch.setattr(trial, "double_rate", lambda _: 1e8)
     monkeypatch.setattr(trial, "disk_rate", lambda _: 1e6)
+    monkeypatch.setattr(trial, "host_rate", lambda _: 1e7)
 
 
 def step(name: str, work: Work) -> Step:
@@ -61,6 +64,7 @@ def test_all_that_is_done_counts(source, rates, tmp_path):
     assert forecast._foretold(Work(double_flops=3e8)) == pytest.approx(3.0)
     assert forecast._foretold(Work(values=3e6)) == pytest.approx(3.0)
     assert forecast._foretold(Work(moved=int(5e6))) == pytest.approx(5.0)
+    assert forecast._foretold(Work(streamed=int(5e7))) == pytest.approx(5.0)
     decoded = forecast._foretold(Work(calls=1, pictures=1)) - call
     vae = diffusers.AutoencoderKL.from_pretrained(source.base, subfolder="vae").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -87,7 +91,7 @@ def test_what_steps_took_in_this_run_corrects_what_is_left(source, rates, tmp_pa
     assert forecast.left([one, two, three], {one: 15.0}) == pytest.approx(75.0)
     assert forecast.left([one, two, three], {one: 15.0, two: 60.0}) == pytest.approx(75.0)
     assert forecast.left([one, two, three], {one: 0.1}) == pytest.approx(50.0), "too short to tell anything"
-    assert not forecast.is_measured
+    assert forecast.basis == "a short trial"
 
 
 def test_a_step_with_more_pictures_or_calls_is_more_work(source):
@@ -105,3 +109,19 @@ def test_trials_are_positive_and_finite(tmp_path):
     assert trial.block_rate(192, 64, "cpu", torch.float32) > 1e6
     assert 0 < trial.value_seconds("cpu") < 1e-5
     assert trial.double_rate("cpu") > 1e6 and trial.disk_rate(tmp_path) > 0
+    assert trial.host_rate("cpu") > 1e6
+
+
+def test_a_gpu_of_the_table_is_as_fast_as_its_maker_says(source, tmp_path):
+    """Twice the tensor cores, half the time of a call; and what steps took here says nothing of it."""
+    settings = PublishSettings()
+    slow, fast = (PublishPlan.of(source, settings, gpu=GPUS[name]) for name in ("RTX 3060 12GB", "H100 SXM"))
+    for plan in (slow, fast):
+        assert plan.remaining == [*plan.steps] and plan.settings.calibration.dtype == "bfloat16"
+        assert "published peaks" in plan.forecast.basis
+    flops = Work(flops=1e15)
+    ratio = slow.forecast._foretold(flops) / fast.forecast._foretold(flops)
+    assert ratio == pytest.approx(989.4 / 25.5)
+    assert slow.seconds > fast.seconds
+    (memory,) = slow.memories
+    assert (memory.device, memory.free, memory.total) == ("RTX 3060 12GB", 12 * 10**9, 12 * 10**9)

@@ -2,15 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from hswq_hub.common.speed.gpus import GPUS
+from hswq_hub.generation.cost import DenoiserCost, denoiser_cost, picture_values
+from hswq_hub.generation.placement import USABLE, Placement
 from hswq_hub.settings import PublishSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.workflow.forecast import DenoiserCost, denoiser_cost
-from hswq_hub.workflow.memory import memory_of, picture_values, replay_values
+from hswq_hub.workflow.memory import memory_of, replay_values, sizes_of
 from hswq_hub.workflow.publish import PublishPlan
 from hswq_runtime import Checkpoint
+from hswq_runtime.checkpoints.mapped import MAPPED_BYTES
+from hswq_runtime.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -71,8 +76,10 @@ def test_replaying_a_call_backwards():
 def test_all_parts_are_in_the_sum(tmp_path):
     source = resolve("demo")
     (memory,) = memory_of(source, PublishPlan.of(source, PublishSettings()).settings)
-    assert memory.needed == memory.denoiser + max(memory.components + memory.picture, memory.moments)
-    assert memory.picture > 1 << 29 and memory.moments > 0
+    sizes = sizes_of(source, "float32", None)
+    assert memory.least == sizes.denoiser + sum(sizes.components.values())
+    assert memory.pictures == sizes.needed(Placement.WHOLE) + MAPPED_BYTES and memory.rounding > sizes.denoiser
+    assert memory.needed == max(memory.pictures, memory.rounding)
     assert f"{memory.needed / 1e6:.1f} MB" in memory.line
 
 
@@ -81,3 +88,25 @@ def test_a_call_of_a_wide_model_is_its_tokens_and_their_attention(tmp_path):
     small, large = denoiser_cost(checkpoint, 256), denoiser_cost(checkpoint, 512)
     assert large.weights == small.weights and large.layers == small.layers
     assert 3 < (large.tokens - 40) / (small.tokens - 40) < 5 and large.attention > 8 * small.attention
+
+
+def test_a_small_gpu_gets_the_denoiser_in_parts_and_what_moves_is_work():
+    """The plan's placement is that of the pictures; calibration and evaluation say what they move."""
+    source = resolve("demo")
+    sizes = sizes_of(source, "bfloat16", None)
+    small = replace(GPUS["RTX 4090"], memory=sizes.needed(Placement.BLOCKS) / USABLE / 1e9 + 1e-6)
+    plan, whole = (PublishPlan.of(source, gpu=gpu) for gpu in (small, GPUS["RTX 4090"]))
+    (memory,) = plan.memories
+    assert memory.placement is Placement.BLOCKS and "(pictures block by block)" in memory.line
+    streamed = {step.name: step.work().streamed for step in plan.steps}
+    calibrate = next(step.work() for step in plan.steps if step.name == "calibrate")
+    moved = 2 * plan.settings.calibration.samples * sizes.components["text_encoder"]
+    assert streamed["calibrate"] == calibrate.calls * sizes.denoiser + moved
+    assert streamed["evaluate"] > 0 and all(step.work().streamed == 0 for step in whole.steps)
+    assert plan.steps[0].identity == PublishPlan.of(source, gpu=GPUS["RTX 4090"]).steps[0].identity
+
+
+def test_a_gpu_without_room_for_a_block_is_refused():
+    plan = PublishPlan.of(resolve("demo"), gpu=replace(GPUS["RTX 4090"], memory=1e-3))
+    with pytest.raises(DeviceError, match="a larger one is needed"):
+        plan.memories[0].check()

@@ -15,9 +15,9 @@ from support.civitai_server import MODEL, TOKEN, VERSION, CivitaiServer
 from torch.utils.flop_counter import FlopCounterMode
 
 from hswq_hub.cli.main import main
+from hswq_hub.generation.cost import denoiser_cost
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.http import cache
-from hswq_hub.workflow.forecast import denoiser_cost
 from hswq_runtime import Checkpoint
 
 REFERENCE = f"civitai:{MODEL}@{VERSION}"
@@ -178,7 +178,7 @@ def test_of_a_model_that_is_elsewhere_the_header_tells_all(server, tmp_path, mon
     for said in ("alice_01", "apache-2.0", "commercial use: sell images", "model       Z-Image", server.sha256):
         assert said in result.stdout
     monkeypatch.setattr(
-        "hswq_hub.workflow.preflight.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0, is_tight=False)]
+        "hswq_hub.workflow.publish.memory_of", lambda *_: [SimpleNamespace(check=lambda: 1 / 0, is_tight=False)]
     )
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
@@ -231,3 +231,23 @@ def test_a_unet_sees_fewer_places_the_deeper_it_is():
         modules={name: [name] for name in weights},
     )
     assert 0.5 < denoiser_cost(checkpoint, 256).flops / counted < 2
+
+
+def test_a_plan_can_be_asked_for_a_gpu_that_is_not_here():
+    said = hub("publish", "demo", "--dry-run", "--on-gpu", "rtx 4090").stdout
+    assert "on a RTX 4090 with 24.00 GB" in said and "50% of the published peaks of the RTX 4090" in said
+    assert " machine with" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        (["--dry-run", "--on-gpu", "RTX 9999"], "'rtx 3060 12gb'"),
+        (["--on-gpu", "RTX 4090"], "--dry-run"),
+        (["--on-gpu", "RTX 4090", "--dry-run", "--dtype", "float32"], "16 bits"),
+    ],
+    ids=["unknown", "not dry", "32 bits"],
+)
+def test_another_gpu_is_for_a_dry_run_and_one_of_the_table(options, refusal):
+    result = CliRunner().invoke(main, ["publish", "demo", *options])
+    assert result.exit_code == 2 and refusal in result.stderr

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ...common.identity import environment_fingerprint
 from ...evaluation.evaluate import evaluate
 from ...evaluation.examples import save_evaluation
+from ...generation.placement import usable_memory
 from ...settings import EvaluationSettings
 from ...sources.components import base_identity
 from ...sources.source import Source
+from ..memory import sizes_of
 from ..steps import Step, Work
 
 STAGE = "evaluate"
@@ -17,8 +21,15 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.evaluation", __name__)
 """The code that decides the product."""
 
 
-def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], settings: EvaluationSettings) -> Step:
-    """Measure the file of each of `files` (label -> the step that wrote it) against the source."""
+def evaluation_step(
+    place: Path,
+    source: Source,
+    files: Mapping[str, Step],
+    settings: EvaluationSettings,
+    device_memory: float | None = None,
+) -> Step:
+    """Measure the file of each of `files` (label -> the step that wrote it) against the source. device_memory: see
+    `PublishSettings`; it changes no bit."""
     made_from = [
         environment_fingerprint(settings.device, *ROOMS),
         asdict(settings),
@@ -30,7 +41,7 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
 
     def make(product: Path) -> None:
         paths = {label: next(step.folder.glob("*.safetensors")) for label, step in files.items()}
-        save_evaluation(evaluate(source, paths, settings), product)
+        save_evaluation(evaluate(source, paths, settings, device_memory), product)
 
     def work() -> Work:
         pictures = (1 + len(files)) * settings.pairs
@@ -38,6 +49,19 @@ def evaluation_step(place: Path, source: Source, files: Mapping[str, Step], sett
         moved = (1 + len(files)) * source.path.stat().st_size
         weights = sum(source.checkpoint.tensors[key].values for key in source.checkpoint.layers)
         expanded = calls * len(files) / (1 + len(files)) * weights
-        return Work(calls, settings.device, settings.size, pictures=pictures, values=expanded, moved=moved)
+        memory = usable_memory(torch.device(settings.device), device_memory)
+        whole = sizes_of(source, settings.dtype, settings.size)
+        of_files = [whole, *(whole.with_denoiser(min(step.work().kept, whole.denoiser)) for step in files.values())]
+        each = calls // len(of_files)
+        streamed = sum(s.streamed(s.placement(memory), each, settings.pairs, decoded=True) for s in of_files)
+        return Work(
+            calls,
+            settings.device,
+            settings.size,
+            pictures=pictures,
+            values=expanded,
+            moved=moved,
+            streamed=streamed,
+        )
 
     return Step(STAGE, STAGE, place, made_from, make, tuple(files.values()), work)

@@ -1,6 +1,7 @@
 """A safetensors file whose tensors are memory-mapped, with a bound on the pages that stay in memory."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,21 +31,20 @@ class MappedFile:
         if not path.is_file():
             raise FormatError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
         try:
-            self._file = safe_open(str(path), framework="pt")
+            # torch maps a file as memory of its own, which Linux refuses beyond what the machine has; numpy's does not.
+            header = safe_open(str(path), framework="numpy")
         except (SafetensorError, OSError) as error:
             raise FormatError(f"{path} is not a complete safetensors file ({error})") from error
         self._path, self._mapped_bytes, self._read_bytes = path, mapped_bytes, 0
-        self.metadata: dict[str, str] = self._file.metadata() or {}
-        self.tensors = {key: self._info(key) for key in self._file.offset_keys()}
-
-    def _info(self, key: str) -> TensorInfo:
-        view = self._file.get_slice(key)
-        return TensorInfo(view.get_dtype(), tuple(view.get_shape()))
+        self._file: Any = None
+        self.metadata: dict[str, str] = header.metadata() or {}
+        views = {key: header.get_slice(key) for key in header.offset_keys()}
+        self.tensors = {key: TensorInfo(view.get_dtype(), tuple(view.get_shape())) for key, view in views.items()}
 
     def tensor(self, key: str) -> torch.Tensor:
         """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped."""
         self._read_bytes += self.tensors[key].nbytes
-        if self._read_bytes > self._mapped_bytes:
+        if self._file is None or self._read_bytes > self._mapped_bytes:
             self._file, self._read_bytes = safe_open(str(self._path), framework="pt"), 0
         stored: torch.Tensor = self._file.get_tensor(key)
         return stored

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .targets import nearest_existing
+from ..targets import nearest_existing
 
 _HEAD = 64
 _WIDEST, _MOST_TOKENS = 2048, 1024
@@ -109,6 +109,13 @@ def disk_rate(place: Path) -> float:
         start = time.perf_counter()
         write()
         return len(data) / (time.perf_counter() - start)
+
+
+@torch.no_grad()
+def host_rate(device: str) -> float:
+    """Bytes a second from the memory of this machine, page-locked for a GPU, to that of the device."""
+    data = torch.zeros(_BYTES, dtype=torch.uint8, pin_memory=device == "cuda")
+    return _BYTES / _timed(lambda: data.to(device, copy=True)[0].item())
 
 
 def _timed(run: Callable[[], object]) -> float:
