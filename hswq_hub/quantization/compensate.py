@@ -24,8 +24,8 @@ from ..common.hardware import dtype_named
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
-from ..settings import CALIBRATION_MEMORY, GB, RoundingSettings
-from .blocks import BlockReplays, replay_passes
+from ..settings import CALIBRATION_MEMORY, COMPENSATED, GB, RoundingSettings
+from .blocks import BlockReplays, blocks_of, replay_passes
 from .fold import moved
 from .gptq import compensated
 from .kfac import BLOCK, Problem, compensated_both_ways
@@ -234,22 +234,55 @@ def steps_of_rounding(checkpoint: Checkpoint, rounding: str) -> int:
     return sum(max(each[key] for key in keys) for keys in _together(layers, outputs))
 
 
-def rounding_bytes(checkpoint: Checkpoint, rounding: str, memory: float) -> int:
-    """Bytes that compensated rounding needs beside the model: second moments, at most `memory` GB, and the
-    workspace."""
-    outputs = knows_outputs(rounding)
-    layers = _possible_layers(checkpoint, checkpoint.empty_model(constants=False)).values()
-    moments = min(int(memory * GB), sum(layer.moment_bytes(outputs) for layer in layers))
-    return moments + max(working_bytes(layer, outputs) for layer in layers)
+@dataclass(frozen=True)
+class ReplayMemory:
+    """How the memory of a device is shared while calls are replayed and layers rounded.
+
+    moments: GB that second moments, or differences of weights, may take at once. room: bytes for the weights of blocks;
+    None: the whole model is there. needed: bytes in use at once, at most.
+    """
+
+    moments: float
+    room: float | None
+    needed: int
+
+    def weights(self, word: int) -> float | None:
+        """How many weights of `word` bytes there is room for."""
+        return None if self.room is None else self.room / word
 
 
-def working_bytes(layer: Layer, outputs: bool) -> int:
+def replay_memory(
+    checkpoint: Checkpoint, rounding: str, moments: float, usable: float, *, word: int, call: int
+) -> ReplayMemory:
+    """The shares, known from shapes. If the model and the moments do not fit together, both get half of what there is,
+    but moments those of the largest layer at least, and weights the largest block.
+
+    moments: GB, the bound that was asked for. usable: bytes of the device. word: bytes of a weight there. call: bytes
+    that a replayed call takes besides.
+    """
+    outputs, model = knows_outputs(rounding), checkpoint.empty_model(constants=False)
+    layers = _possible_layers(checkpoint, model).values()
+    sizes = [layer.moment_bytes(outputs) for layer in layers] if rounding in COMPENSATED else []
+    held = min(int(moments * GB), sum(sizes)) if sizes else int(moments * GB)
+    working = max((working_bytes(layer, outputs) for layer in layers), default=0) if sizes else 0
+    blocks = [word * sum(p.numel() for p in block.parameters()) for block in blocks_of(model).values()]
+    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
+    if denoiser + held + working + call <= usable:
+        return ReplayMemory(moments, None, denoiser + held + working + call)
+    outside, largest = denoiser - sum(blocks), max(blocks, default=0)
+    left = usable - outside - working - call
+    share = int(min(held, max(left / 2, max(sizes, default=0))))
+    room = max(left - share, largest)
+    return ReplayMemory(share / GB, room, int(outside + working + call + share + min(room, sum(blocks))))
+
+
+def working_bytes(layer: Layer, outputs: bool, forms: int = len(Format)) -> int:
     """The rounding workspace of one layer in float64: sorted moments, Cholesky temporaries, the weight, its codes and
     the rounding error, as many of each as are alive at once."""
     groups, n, _ = layer.inputs_shape
     together = max(rows.count for rows in layer.rows) if outputs else sum(r.count for r in layer.rows) // groups
     if outputs:  # counted, like the other: `tests/quantization/test_kfac.py`
-        return 8 * (4 * n**2 + 4 * together**2 + 3 * together * n)
+        return 8 * (4 * n**2 + 4 * together**2 + 3 * forms * together * n)
     return 8 * (5 * n**2 + 3 * together * n)
 
 

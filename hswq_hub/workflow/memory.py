@@ -14,7 +14,7 @@ from ..common.speed.gpus import Gpu
 from ..common.text import megabytes
 from ..generation.cost import DenoiserCost, call_values, picture_values
 from ..generation.placement import Placement, Sizes, blocks_share, usable_memory
-from ..quantization.compensate import knows_outputs, rounding_bytes
+from ..quantization.compensate import ReplayMemory, replay_memory
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.components import local_files
 from ..sources.diffusers_folder import WEIGHTS
@@ -84,14 +84,12 @@ class Memory:
 def memory_of(source: Source, settings: PublishSettings, gpu: Gpu | None = None) -> list[Memory]:
     """What is needed of the device that `settings`, settled ones, name; with CUDA, of the machine as well, since every
     model is read there before it moves. gpu: instead of this one alone, with nothing else on it."""
-    checkpoint, calibration, rounding = source.checkpoint, settings.calibration, settings.recipe.rounding
+    calibration, rounding = settings.calibration, settings.recipe.rounding
     sizes = sizes_of(source, calibration.dtype, calibration.size)
-    model, work = sizes.denoiser + sum(sizes.components.values()), 0
-    if rounding in COMPENSATED:
-        work = rounding_bytes(checkpoint, rounding, settings.calibration_memory)
-        call = cost_of(source, calibration.size or usual_size(source))
-        work += dtype_named(calibration.dtype).itemsize * replay_values(call) if knows_outputs(rounding) else 0
-    complete, replayed = source.hub_base is None, sizes.denoiser + work
+    model = sizes.denoiser + sum(sizes.components.values())
+    complete, replayed = source.hub_base is None, 0
+    if rounding in COMPENSATED or settings.recipe.keep_by == "error":
+        replayed = replays_of(source, settings).needed
     if gpu is None and calibration.device != "cuda":
         pictures = sizes.needed(Placement.WHOLE) + MAPPED_BYTES
         return [Memory("machine", model, pictures, replayed, *_of(torch.device("cpu")), complete)]
@@ -126,10 +124,28 @@ def sizes_of(source: Source, dtype: str, size: int | None) -> Sizes:
     )
 
 
+def replays_of(source: Source, settings: PublishSettings) -> ReplayMemory:
+    """How the device's memory is shared while recorded calls are replayed, with settled settings."""
+    calibration, word = settings.calibration, dtype_named(settings.calibration.dtype).itemsize
+    return replay_memory(
+        source.checkpoint,
+        settings.recipe.rounding,
+        settings.calibration_memory,
+        usable_memory(torch.device(calibration.device), settings.device_memory),
+        word=word,
+        call=word * replay_values(cost_of(source, calibration.size or usual_size(source))),
+    )
+
+
 def replay_values(call: DenoiserCost) -> int:
     """Values that are held at once while a call is replayed backwards with gradient checkpointing: the inputs of all
     blocks, and what one block computes."""
-    return int(call.tokens * call.width * (call.layers / _LAYERS_A_BLOCK + _ACTIVATIONS))
+    return int(block_values(call) + call.tokens * call.width * _ACTIVATIONS)
+
+
+def block_values(call: DenoiserCost) -> float:
+    """Values that all blocks are given in a call."""
+    return call.tokens * call.width * call.layers / _LAYERS_A_BLOCK
 
 
 def _of(device: torch.device) -> tuple[int, int]:

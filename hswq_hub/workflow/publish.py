@@ -110,7 +110,7 @@ class PublishPlan:
         settings = settle(settings if gpu is None else _for_gpu(settings, gpu), source)
         target = folder or Path("hswq-published") / f"{source.name}-hswq"
         workspace = Workspace(source.name, source.sha256)
-        steps = tuple(_steps(workspace.folder, source, target, settings, command))
+        steps = tuple(_steps(workspace.folder, source, target, settings, command, gpu))
         return cls(source, target, folder is None, settings, steps, workspace, again, destination, arriving, gpu)
 
     def check(self, log: Log = silent) -> None:
@@ -262,10 +262,20 @@ def _on_device(part: Part) -> Part:
     return replace(part, device=device.type, dtype=str(pick_dtype(part.dtype, device)).removeprefix("torch."))
 
 
-def _steps(place: Path, source: Source, folder: Path, settings: PublishSettings, command: str) -> list[Step]:
+def _steps(
+    place: Path, source: Source, folder: Path, settings: PublishSettings, command: str, gpu: Gpu | None
+) -> list[Step]:
     calibration = calibration_step(place, source, settings.calibration, settings.device_memory)
     quantizing, writing = Quantization(
-        place, source, calibration, settings.formats, settings.recipe, settings.calibration, settings.calibration_memory
+        place,
+        source,
+        calibration,
+        settings.formats,
+        settings.recipe,
+        settings.calibration,
+        settings.calibration_memory,
+        settings.device_memory,
+        on_gpu=gpu is not None or settings.calibration.device != "cpu",
     ).steps()
     naive = naive_step(
         place,

@@ -109,13 +109,14 @@ def _quantization(
             f"the recipe {how.label} needs statistics of whole pictures, and these end with the last recorded call; "
             "run `hswq-hub calibrate`"
         )
-    settings = replace(made_with, device=pick_device(device).type)
+    settings = replace(made_with, device=pick_device(device).type, dtype=made_by["dtype"])
 
     def take(product: Path) -> None:
         calibration.save(product / STATISTICS)
 
     given = Step("statistics", STAGE, place, calibration.sha256, take)
-    return Quantization(place, source, given, tuple(formats), how, settings, memory)
+    on_gpu = settings.device != "cpu"
+    return Quantization(place, source, given, tuple(formats), how, settings, memory, on_gpu=on_gpu)
 
 
 def _estimate(work: Quantization, remaining: Sequence[Step]) -> str:

@@ -44,7 +44,7 @@ class Work:
     pictures: how many are decoded. flops, double_flops: arithmetic besides, in the dtype of the denoiser and in
     float64. launches: small operations besides; values: that such operations go through. moved: bytes read and
     written. kept: bytes of the product. streamed: bytes of weights that move between the machine's memory and the
-    device's besides loading.
+    device's besides loading. scratch: bytes on disk while it runs.
     """
 
     calls: int = 0
@@ -59,6 +59,7 @@ class Work:
     moved: int = 0
     kept: int = 0
     streamed: int = 0
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,11 @@ def remaining_steps(steps: Sequence[Step], again: Collection[str] = ()) -> list[
 
 def disk_needs(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyType({})) -> dict[Path, int]:
     """Bytes that the products of `steps`, and `more` by folder, take at most: by a folder on each disk they go to."""
-    wanted = [(step.target or step.place, step.work().kept) for step in steps] + list(more.items())
+    works = [(step, step.work()) for step in steps]
+    wanted = [(step.target or step.place, work.kept) for step, work in works] + list(more.items())
+    if works:  # one step runs at a time
+        place, scratch = max(((step.place, work.scratch) for step, work in works), key=lambda found: found[1])
+        wanted.append((place, scratch))
     disks: dict[int, Path] = {}
     needs: dict[Path, int] = {}
     for folder, size in wanted:

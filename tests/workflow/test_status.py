@@ -198,7 +198,7 @@ def test_people_are_asked_before_long_work(tmp_path, monkeypatch):
     monkeypatch.setattr("hswq_hub.workflow.forecast.Forecast.seconds", lambda *_: 3600.0)
     monkeypatch.setattr("hswq_hub.workflow.stages.calibrate.calibrate", lambda *_: pytest.fail("begun"))
     result = CliRunner().invoke(main, ["publish", "demo"], input="n\n")
-    assert result.exit_code == 1 and "This will take ~ 10.0 h. Go on?" in result.stderr
+    assert result.exit_code == 1 and "This will take ~ 9.0 h. Go on?" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

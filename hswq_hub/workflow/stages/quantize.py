@@ -9,6 +9,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ...common.files import write_atomically
 from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
 from ...quantization.compensate import (
+    ReplayMemory,
     knows_outputs,
     passes_of_rounding,
     steps_of_rounding,
@@ -34,9 +36,10 @@ from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import Plan, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
-from ...settings import COMPENSATED, RECIPES, CalibrationSettings, Recipe
+from ...settings import COMPENSATED, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
 from ..forecast import cost_of, usual_size
+from ..memory import block_values, replays_of
 from ..steps import Step, Work
 from .calibrate import STATISTICS
 
@@ -45,6 +48,8 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization",
 """The code that decides the products."""
 _LAUNCHES = 15
 """Small operations for one anti-diagonal, or one column, of a weight that is rounded."""
+_WHOLE = 4
+"""Passes that replaying the whole model backwards takes, see `blocks.replay_passes`."""
 _SINGLE = 8
 """How many times longer a GPU takes for a product in float32 than in bfloat16; from 2 to 15, by the GPU."""
 _GATHERING = 50
@@ -57,8 +62,9 @@ class Quantization:
     """The steps that quantize one source. Each method makes one of them.
 
     place: the folder for the products. statistics: the step whose product holds `STATISTICS`. calibration: the settings
-    that these were gathered with, but for device and dtype, which are those to compute with here. memory: see
-    `write_compensated`.
+    that these were gathered with, but for device and dtype, which are those to compute with here. memory: GB
+    that second moments may take at once. device_memory: see `PublishSettings`. on_gpu: what it takes there is asked,
+    whatever the device says.
     """
 
     place: Path
@@ -68,6 +74,37 @@ class Quantization:
     recipe: Recipe
     calibration: CalibrationSettings
     memory: float
+    device_memory: float | None = None
+    on_gpu: bool = False
+
+    @cached_property
+    def _replays(self) -> ReplayMemory:
+        asked = PublishSettings(
+            self.formats,
+            self.recipe,
+            self.calibration,
+            calibration_memory=self.memory,
+            device_memory=self.device_memory,
+        )
+        return replays_of(self.source, asked)
+
+    @property
+    def _word(self) -> int:
+        return dtype_named(self.calibration.dtype).itemsize
+
+    def _streamed(self, calls: int) -> int:
+        """Bytes of weights that move to the device while so many recorded calls are replayed in parts: all of them once
+        a call that prepares, and once more for the parts."""
+        if self._replays.room is None:
+            return 0
+        return (calls + 1) * self._word * sum(info.values for info in self.source.checkpoint.denoiser_tensors.values())
+
+    def _scratch(self, calls: int, passes: float) -> int:
+        """Bytes on disk while replaying in parts takes `passes` a call: what blocks were given, and the gradients."""
+        if passes <= _WHOLE:
+            return 0
+        cost = cost_of(self.source, self.calibration.size or usual_size(self.source))
+        return 2 * calls * self._word * int(block_values(cost))
 
     def steps(self) -> tuple[list[Step], dict[Format, Step]]:
         """All steps in order, and of each format the one that writes its file."""
@@ -112,8 +149,9 @@ class Quantization:
                 rounding,
                 settings,
                 source_sha256=self.source.sha256,
-                memory=self.memory,
+                memory=self._replays.moments,
                 device=self.calibration.device,
+                room=self._replays.room,
             )
 
         def work() -> Work:
@@ -121,21 +159,24 @@ class Quantization:
             kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
             recorded = self._recorded
             passes = self.source.architecture.passes(self.calibration.guidance)
-            replays = ceil(recorded * passes * passes_of_rounding(checkpoint, rounding, self.memory))
+            memory = self._replays
+            each = passes_of_rounding(checkpoint, rounding, memory.moments, memory.weights(self._word))
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             feedback = self._feedback_flops(plan)
-            on_cpu = self.calibration.device == "cpu" or not knows_outputs(rounding)  # where it is float64
+            doubles = not self.on_gpu or not knows_outputs(rounding)
             return Work(
-                calls=replays,
+                calls=ceil(recorded * passes * each),
                 device=self.calibration.device,
                 size=self.calibration.size,
                 flops=recorded * min(settings.tokens, tokens) * sum(self._moment_flops(d.key) for d in plan.quantized)
-                + (0.0 if on_cpu else _SINGLE * feedback),
-                double_flops=sum(self._factor_flops(d.key) for d in plan.quantized) + (feedback if on_cpu else 0.0),
+                + (0.0 if doubles else _SINGLE * feedback),
+                double_flops=sum(self._factor_flops(d.key) for d in plan.quantized) + (feedback if doubles else 0.0),
                 launches=self._rounding_launches() + recorded * passes * len(plan.quantized) * _GATHERING,
                 values=len(self.formats) * sum(self._rounding_values(d.key) for d in plan.quantized),
-                moved=self.source.path.stat().st_size + kept,
+                moved=self.source.path.stat().st_size + kept + self._scratch(recorded * passes, each),
                 kept=kept,
+                streamed=self._streamed(recorded),
+                scratch=self._scratch(recorded * passes, each),
             )
 
         return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
@@ -197,22 +238,26 @@ class Quantization:
                 {v: codes_of(checkpoint, v, _rounded(before, v), device) for v in formats},
                 settings,
                 place=folder,
-                memory=self.memory,
+                memory=self._replays.moments,
                 device=device,
+                room=self._replays.room,
             )
             _write_json(folder / _ERRORS, {format.value: found for format, found in errors.items()})
 
         def work() -> Work:
-            passes = self.source.architecture.passes(self.calibration.guidance)
-            word = dtype_named(self.calibration.dtype).itemsize
-            each = passes_of_measuring(checkpoint, len(formats), self.memory, word)
-            calls = ceil(min(settings.calls, self._recorded) * passes * each)
-            weights = sum(
-                checkpoint.tensors[d.key].values for d in unread_plan(checkpoint, formats[0], self.recipe).quantized
+            passes, memory = self.source.architecture.passes(self.calibration.guidance), self._replays
+            each = passes_of_measuring(checkpoint, len(formats), memory.moments, self._word, memory.weights(self._word))
+            used = min(settings.calls, self._recorded)
+            quantized = unread_plan(checkpoint, formats[0], self.recipe).quantized
+            return Work(
+                ceil(used * passes * each),
+                self.calibration.device,
+                self.calibration.size,
+                values=used * len(formats) * sum(checkpoint.tensors[d.key].values for d in quantized),
+                moved=self.source.path.stat().st_size + self._scratch(used * passes, each),
+                streamed=self._streamed(used),
+                scratch=self._scratch(used * passes, each),
             )
-            values = min(settings.calls, self._recorded) * len(formats) * weights
-            moved = self.source.path.stat().st_size
-            return Work(calls, self.calibration.device, self.calibration.size, values=values, moved=moved)
 
         return self._step("measure", [self._environment, asdict(settings)], make, work, [self.statistics, *before])
 
