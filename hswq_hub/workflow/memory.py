@@ -31,8 +31,8 @@ class Memory:
 
     least: below this nothing goes: the model, or on a GPU what pictures take of it block by block. pictures: what
     making them takes, put there as `placement` says. rounding: the denoiser, second moments, the rounding workspace,
-    and the layers' inputs while a call is replayed. free, total: of the device. complete: the components are counted, which
-    they are not if they are in a Hub repo.
+    and the layers' inputs while a call is replayed. free, total: of the device. complete: the components are counted,
+    which they are not if they are in a Hub repo.
     """
 
     device: str
