@@ -101,7 +101,7 @@ def with_before(now: str, before: str | None) -> str:
 
 def table(figures: dict, before: dict) -> Iterator[str]:
     """Of one model: a line a step, and one for all. before: the same of an earlier commit, or {}."""
-    yield "| step | calls | disk, GB | streamed, GB, by GPU | " + " | ".join(ON) + " |"
+    yield "| step | calls, by GPU where they differ | disk, GB | streamed, GB, by GPU | " + " | ".join(ON) + " |"
     yield "|---|---:|---:|---:|" + "---:|" * len(ON)
     names = list(dict.fromkeys([*_steps(figures), *_steps(before)]))
     for name in [*names, "all"]:
@@ -120,12 +120,12 @@ def _row(name: str, figures: dict) -> list[str] | None:
         return None
     steps = [[s for step, s in figures[gpu]["steps"].items() if name in (step, "all")] for gpu in ON]
     works = [[step["work"] for step in of_gpu] for of_gpu in steps]
-    calls = sum(work["calls"] * work["batch"] for work in works[0])
+    calls = [sum(work["calls"] * work["batch"] for work in of_gpu) for of_gpu in works]
     moved = sum(work["moved"] for work in works[0])
     streamed = [sum(work["streamed"] for work in of_gpu) / 1e9 for of_gpu in works]
     times = [roughly(sum(step["seconds"] for step in of_gpu)).removeprefix("~ ") for of_gpu in steps]
     return [
-        f"{calls:,}",
+        "/".join(f"{count:,}" for count in (calls if len(set(calls)) > 1 else calls[:1])),
         f"{moved / 1e9:.1f}",
         "/".join(f"{gb:,.0f}" for gb in streamed) if any(streamed) else "",
         *times,

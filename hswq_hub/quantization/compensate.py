@@ -7,6 +7,7 @@ the original model's inputs, so layers are rounded independently, in any order.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def write_compensated(
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
     room: float | None = None,
+    workspace: float | None = None,
 ) -> None:
     """Write the file of each plan to the path of its format.
 
@@ -58,6 +60,8 @@ def write_compensated(
             the same.
         device: where to replay and to round.
         room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
+        workspace: bytes that rounding may work with on the device. As many layers as fit are rounded together, and one
+            that does not fit is rounded on the CPU. None: what the largest layer takes.
 
     Raises:
         DeviceError: there is no room for one block.
@@ -92,9 +96,14 @@ def write_compensated(
                     replays, of_part, settings.tokens, computed=part.computed, outputs=outputs, between=threads.adapt
                 )
             with progress(total=len(of_part), desc="round", unit="layer") as bar:
-                for keys in _together(of_part, outputs):
-                    weights = {key: checkpoint.tensor(key).to(device) for key in keys}
-                    wanted = [_wanted(weights[key], {f: todo[f][key] for f in files}, moments.pop(key)) for key in keys]
+                for keys in _together(of_part, outputs, workspace):
+                    fits = workspace is None or working_bytes(layers[keys[0]], outputs) <= workspace
+                    where = device if fits else "cpu"
+                    weights = {key: checkpoint.tensor(key).to(where) for key in keys}
+                    wanted = [
+                        _wanted(weights[key], {f: todo[f][key] for f in files}, moments.pop(key).to(where))
+                        for key in keys
+                    ]
                     with Threads(2.0 * max(weight.numel() for weight in weights.values()), steady=True):
                         found = compensated_layers(wanted, settings)
                     for key, codes in zip(keys, found, strict=True):
@@ -124,12 +133,13 @@ def _wanted(weight: torch.Tensor, decisions: Mapping[Format, Decision], moments:
     return Wanted(forms, moments)
 
 
-def _together(layers: Mapping[str, Layer], outputs: bool) -> Iterator[list[str]]:
-    """Consecutive layers that take no more to work with than the one that takes most."""
+def _together(layers: Mapping[str, Layer], outputs: bool, workspace: float | None = None) -> Iterator[list[str]]:
+    """Consecutive layers that fit into the workspace, see `write_compensated`; one that does not is alone."""
     sizes = {key: working_bytes(layer, outputs) for key, layer in layers.items()}
+    most = max(sizes.values()) if workspace is None else workspace
     batch: list[str] = []
     for key in layers:
-        if batch and sum(sizes[other] for other in batch) + sizes[key] > max(sizes.values()):
+        if batch and sum(sizes[other] for other in batch) + sizes[key] > most:
             yield batch
             batch = []
         batch.append(key)
@@ -220,7 +230,7 @@ def passes_of_rounding(checkpoint: Checkpoint, rounding: str, memory: float, roo
     return replay_passes(model, modules_of(layers), sizes, memory * GB, room, backwards=outputs)
 
 
-def steps_of_rounding(checkpoint: Checkpoint, rounding: str) -> int:
+def steps_of_rounding(checkpoint: Checkpoint, rounding: str, workspace: float | None = None) -> int:
     """Small steps that rounding takes one after the other: an anti-diagonal of what is rounded together, or, without
     outputs, a column."""
     outputs, model = knows_outputs(rounding), checkpoint.empty_model(constants=False)
@@ -231,7 +241,7 @@ def steps_of_rounding(checkpoint: Checkpoint, rounding: str) -> int:
         key: max(2 * (rows.count + layer.inputs_shape[1]) + 4 * BLOCK for rows in layer.rows)
         for key, layer in layers.items()
     }
-    return sum(max(each[key] for key in keys) for keys in _together(layers, outputs))
+    return sum(max(each[key] for key in keys) for keys in _together(layers, outputs, workspace))
 
 
 @dataclass(frozen=True)
@@ -239,11 +249,12 @@ class ReplayMemory:
     """How the memory of a device is shared while calls are replayed and layers rounded.
 
     moments: GB that second moments, or differences of weights, may take at once. room: bytes for the weights of blocks;
-    None: the whole model is there. needed: bytes in use at once, at most.
+    None: the whole model is there. workspace: see `write_compensated`. needed: bytes in use at once, at least.
     """
 
     moments: float
     room: float | None
+    workspace: float | None
     needed: int
 
     def weights(self, word: int) -> float | None:
@@ -255,25 +266,28 @@ def replay_memory(
     checkpoint: Checkpoint, rounding: str, moments: float, usable: float, *, word: int, call: int
 ) -> ReplayMemory:
     """The shares, known from shapes. If the model and the moments do not fit together, both get half of what there is,
-    but moments those of the largest layer at least, and weights the largest block.
+    but moments those of the largest layer at least, and weights the largest block. Rounding gets what is left, or a
+    third, and larger layers are rounded on the CPU.
 
-    moments: GB, the bound that was asked for. usable: bytes of the device. word: bytes of a weight there. call: bytes
-    that a replayed call takes besides.
+    moments: GB, the bound that was asked for. usable: bytes of the device; infinite on a CPU. word: bytes of a weight
+    there. call: bytes that a replayed call takes besides.
     """
     outputs, model = knows_outputs(rounding), checkpoint.empty_model(constants=False)
     layers = _possible_layers(checkpoint, model).values()
     sizes = [layer.moment_bytes(outputs) for layer in layers] if rounding in COMPENSATED else []
     held = min(int(moments * GB), sum(sizes)) if sizes else int(moments * GB)
-    working = max((working_bytes(layer, outputs) for layer in layers), default=0) if sizes else 0
+    workings = [working_bytes(layer, outputs) for layer in layers] if sizes else []
+    working = max((taken for taken in workings if taken <= usable / 3), default=0)
     blocks = [word * sum(p.numel() for p in block.parameters()) for block in blocks_of(model).values()]
     denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
-    if denoiser + held + working + call <= usable:
-        return ReplayMemory(moments, None, denoiser + held + working + call)
+    needed = denoiser + held + working + call
+    if needed <= usable:
+        return ReplayMemory(moments, None, None if usable == inf else usable - needed + working, needed)
     outside, largest = denoiser - sum(blocks), max(blocks, default=0)
     left = usable - outside - working - call
     share = int(min(held, max(left / 2, max(sizes, default=0))))
     room = max(left - share, largest)
-    return ReplayMemory(share / GB, room, int(outside + working + call + share + min(room, sum(blocks))))
+    return ReplayMemory(share / GB, room, working, int(outside + working + call + share + min(room, sum(blocks))))
 
 
 def working_bytes(layer: Layer, outputs: bool, forms: int = len(Format)) -> int:

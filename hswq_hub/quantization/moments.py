@@ -80,6 +80,11 @@ class Moments:
     rows: tuple[tuple[int, int], ...]
     outputs: tuple[torch.Tensor, ...] | None = None
 
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same on `device`."""
+        outputs = None if self.outputs is None else tuple(output.to(device) for output in self.outputs)
+        return Moments(self.inputs.to(device), self.rows, outputs)
+
 
 def layers_of(
     checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str], *, together: int = TOGETHER

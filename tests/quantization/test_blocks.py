@@ -1,5 +1,8 @@
 """Replays in parts against replays of the whole model, of every architecture."""
 
+from dataclasses import replace
+from math import inf
+
 import pytest
 import torch
 from support import originals, tiny, tiny_unet
@@ -9,10 +12,12 @@ from support.unet_files import KINDS
 
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.quantization.blocks import BlockReplays, blocks_of
+from hswq_hub.quantization.compensate import passes_of_rounding, replay_memory, write_compensated
 from hswq_hub.quantization.moments import layers_of, modules_of, second_moments
-from hswq_hub.settings import CalibrationSettings
+from hswq_hub.quantization.plan import plan_naive
+from hswq_hub.settings import CalibrationSettings, RoundingSettings
 from hswq_hub.sources.find import resolve
-from hswq_runtime import Checkpoint
+from hswq_runtime import Checkpoint, Format
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import DeviceError
 from hswq_runtime.loading import load_model
@@ -102,3 +107,31 @@ def test_without_room_for_a_block_it_says_what_to_do(tmp_path):
 def test_of_a_unet_too(kind, tmp_path):
     path, base = tiny_unet.full(kind, tmp_path)
     compare(resolve(str(path), str(base)), tmp_path)
+
+
+@pytest.mark.parametrize("workspace", [None, 0.0, 1e7, inf])
+def test_what_is_rounded_together_changes_nothing(workspace, tmp_path):
+    """With no workspace layers are rounded alone and on the CPU, which is the device here."""
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    calibration = tiny.calibration(checkpoint)
+    plans = {Format.V1: compensating(plan_naive(checkpoint))}
+    paths = [{Format.V1: tmp_path / name} for name in ("one.safetensors", "two.safetensors")]
+    for target, given in zip(paths, (None, workspace), strict=True):
+        write_compensated(
+            checkpoint, calibration, plans, target, "kfac", RoundingSettings(), source_sha256="0" * 64, workspace=given
+        )
+    assert paths[0][Format.V1].read_bytes() == paths[1][Format.V1].read_bytes()
+
+
+def compensating(plan):
+    return replace(plan, decisions=tuple(replace(d, rounding="kfac") if d.quantized else d for d in plan.decisions))
+
+
+def test_memory_is_shared_by_what_there_is(tmp_path):
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    shares = {usable: replay_memory(checkpoint, "kfac", 8.0, usable, word=2, call=1000) for usable in (inf, 1e9, 1.5e7)}
+    assert (shares[inf].room, shares[inf].workspace, shares[inf].moments) == (None, None, 8.0)
+    assert shares[1e9].room is None and shares[1e9].workspace > 9e8 and shares[1e9].needed == shares[inf].needed
+    tight = shares[1.5e7]
+    assert tight.room is not None and tight.moments * 1e9 < 1e7 and tight.needed <= 1.5e7
+    assert passes_of_rounding(checkpoint, "kfac", tight.moments, tight.weights(2)) not in (1, 4), "in parts"

@@ -48,8 +48,8 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", "hswq_hub.quantization",
 """The code that decides the products."""
 _LAUNCHES = 15
 """Small operations for one anti-diagonal, or one column, of a weight that is rounded."""
-_WHOLE = 4
-"""Passes that replaying the whole model backwards takes, see `blocks.replay_passes`."""
+_WHOLE = (1.0, 4.0)
+"""Passes that replaying the whole model takes, forwards and backwards, see `blocks.replay_passes`."""
 _SINGLE = 8
 """How many times longer a GPU takes for a product in float32 than in bfloat16; from 2 to 15, by the GPU."""
 _GATHERING = 50
@@ -101,7 +101,7 @@ class Quantization:
 
     def _scratch(self, calls: int, passes: float) -> int:
         """Bytes on disk while replaying in parts takes `passes` a call: what blocks were given, and the gradients."""
-        if passes <= _WHOLE:
+        if passes in _WHOLE:
             return 0
         cost = cost_of(self.source, self.calibration.size or usual_size(self.source))
         return 2 * calls * self._word * int(block_values(cost))
@@ -152,6 +152,7 @@ class Quantization:
                 memory=self._replays.moments,
                 device=self.calibration.device,
                 room=self._replays.room,
+                workspace=self._replays.workspace,
             )
 
         def work() -> Work:
@@ -190,7 +191,8 @@ class Quantization:
 
     def _rounding_launches(self) -> float:
         """Small operations of rounding, one after the other."""
-        steps = steps_of_rounding(self.source.checkpoint, self.recipe.rounding) * _LAUNCHES
+        workspace = self._replays.workspace
+        steps = steps_of_rounding(self.source.checkpoint, self.recipe.rounding, workspace) * _LAUNCHES
         if knows_outputs(self.recipe.rounding):
             return steps
         return len(self.formats) * (1 + self.recipe.compensation.sweeps) * steps
