@@ -67,7 +67,7 @@ def in_parts(
     """Parts of `layers` that take at most `bound` bytes, in the order in which they can be replayed backwards: from the
     last block to the first, and then what is outside. A block is in several parts only if it does not fit into one.
 
-    blocks: in the order of their calls. sizes: bytes of each layer, none above the bound. room: how many
+    blocks: in the order of their calls. layers: at least one. sizes: bytes of each, none above the bound. room: how many
     weights the blocks of a part may have, none of which has more.
     """
     weights = {name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()}
@@ -107,7 +107,7 @@ def replay_passes(
     """
     blocks = blocks_of(model)
     found, each = in_parts(blocks, layers, sizes, bound, room), 4.0 if backwards else 1.0
-    if len(found) == 1:
+    if found[0].computed is None:
         return each
     weights = {name: float(sum(p.numel() for p in block.parameters())) for name, block in blocks.items()}
     whole = float(sum(p.numel() for p in model.parameters()))
@@ -229,7 +229,7 @@ class BlockReplays:
         it is there.
 
         Raises:
-            HSWQError: there is no room for one block.
+            DeviceError: there is no room for one block.
         """
         model.requires_grad_(False)
         if isinstance(model, ModelMixin) and model._supports_gradient_checkpointing:
@@ -261,7 +261,7 @@ class BlockReplays:
         """`layers` in parts that are ready to be replayed one after the other, see :func:`in_parts`. `between` is
         called before each call that this takes."""
         found = in_parts(self._blocks, layers, sizes, bound, self._room)
-        if len(found) == 1:
+        if found[0].computed is None:
             return found
         self._prepare(between)
         return in_parts(self._blocks, layers, sizes, bound, self._room)
@@ -317,7 +317,7 @@ class BlockReplays:
 
     def _through(self, name: str, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
         """What a block does when it is called."""
-        if self._weights is not None and (self._part is None or name in self._part.computed):
+        if self._weights is not None and not self._is_left_out(name):
             self._weights.bring(name, () if self._part is None else self._part.computed)
         if self._noting is not None:
             self._noting.before(name, (args, kwargs))
@@ -326,12 +326,15 @@ class BlockReplays:
             return outputs
         if self._part is None or name not in self._blocks:
             return self._computed(name, forward, args, kwargs)
-        if name not in self._part.computed:
+        if self._is_left_out(name):
             return self._left_out(self._part, name, (args, kwargs))
         given = iter(self._given(self._part, name, list(tensors_of((args, kwargs)))))
         args = tuple(map_tensors(lambda _: next(given), value) for value in args)
         kwargs = {key: map_tensors(lambda _: next(given), value) for key, value in kwargs.items()}
         return self._computed(name, forward, args, kwargs)
+
+    def _is_left_out(self, name: str) -> bool:
+        return self._part is not None and name in self._blocks and name not in self._part.computed
 
     def _computed(
         self, name: str, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]

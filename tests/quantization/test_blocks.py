@@ -135,3 +135,20 @@ def test_memory_is_shared_by_what_there_is(tmp_path):
     tight = shares[1.5e7]
     assert tight.room is not None and tight.moments * 1e9 < 1e7 and tight.needed <= 1.5e7
     assert passes_of_rounding(checkpoint, "kfac", tight.moments, tight.weights(2)) not in (1, 4), "in parts"
+
+
+def test_one_part_that_is_not_the_whole_model_is_prepared(tmp_path):
+    """All layers that are asked for are in one block, and there is room for no more than that."""
+    checkpoint = Checkpoint(tiny.checkpoint(tmp_path))
+    keys = [key for key in checkpoint.layers if ".layers.0.feed_forward" in key]
+    found = []
+    for room in (None, largest_block(checkpoint)):
+        model = load_model(checkpoint, torch.float32)
+        layers = layers_of(checkpoint, model, keys)
+        sizes = {key: layer.moment_bytes(True) for key, layer in layers.items()}
+        with BlockReplays.open(model, tiny.calibration(checkpoint).calls, "cpu", tmp_path, room) as replays:
+            (part,) = replays.parts(modules_of(layers), sizes, 1e9)
+            assert (part.computed is None) is (room is None)
+            found.append(second_moments(replays, layers, computed=part.computed, outputs=True))
+    for key in keys:
+        assert torch.allclose(found[0][key].outputs[0], found[1][key].outputs[0], rtol=1e-3)
