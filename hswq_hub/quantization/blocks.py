@@ -67,8 +67,8 @@ def in_parts(
     """Parts of `layers` that take at most `bound` bytes, in the order in which they can be replayed backwards: from the
     last block to the first, and then what is outside. A block is in several parts only if it does not fit into one.
 
-    blocks: in the order of their calls. layers: at least one. sizes: bytes of each, none above the bound. room: how many
-    weights the blocks of a part may have, none of which has more.
+    blocks: in the order of their calls. layers: at least one. sizes: bytes of each, none above the bound. room: how
+    many weights the blocks of a part may have, none of which has more.
     """
     weights = {name: sum(p.numel() for p in block.parameters()) for name, block in blocks.items()}
     if sum(sizes.values()) <= bound and (room is None or sum(weights.values()) <= room):
