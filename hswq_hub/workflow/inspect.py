@@ -95,7 +95,7 @@ class Inspection:
             pick_dtype("auto", device),
             CalibrationSettings(whole=RECIPES[DEFAULT_RECIPE].wants_statistics),
         )
-        steps = sum(steps_made(calibration, self.steps))
+        most, steps = calibration.steps_of(self.steps), sum(steps_made(calibration, self.steps))
         rate = block_rate(self.call.width, round(self.call.tokens), device.type, dtype)
         seconds = steps * self.passes * self.call.flops / rate
         return [
@@ -111,7 +111,7 @@ class Inspection:
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {calibration.samples} pictures of {self.size} pixels a side "
-                    f"in {steps} steps, before any rounding, on {describe(device)}, an estimate from a short trial"
+                    f"in {most} steps at most, before any rounding, on {describe(device)}, an estimate from a short trial"
                 ],
             ),
         ]

@@ -115,7 +115,10 @@ def reachable(module: str) -> set[str]:
     return found
 
 
-DATA = ("hswq_hub.sources", "hswq_hub.workflow.steps", "hswq_hub.workflow.forecast", "hswq_hub.hub", "hswq_hub.jobs")
+DATA = (
+    *("hswq_hub.sources", "hswq_hub.hub", "hswq_hub.jobs"),
+    *(f"hswq_hub.workflow.{name}" for name in ("steps", "forecast", "memory")),
+)
 """Code whose outcome is in the identity itself, such as what a reference led to, that runs no step, or that only
 foretells how long one takes."""
 
