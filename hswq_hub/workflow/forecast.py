@@ -11,13 +11,26 @@ from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
 
+import torch
+from safetensors import safe_open
+
 from hswq_runtime.checkpoints.configuration import CONFIG
 
 from ..common.hardware import dtype_named
 from ..common.speed.rates import Rates, TrialRates
-from ..generation.cost import DenoiserCost, denoiser_cost, pixels_a_token, vae_flops
+from ..generation.cost import (
+    DenoiserCost,
+    call_values,
+    denoiser_cost,
+    picture_values,
+    pixels_a_token,
+    vae_flops,
+)
 from ..generation.generate import GenerationSettings
+from ..generation.placement import Sizes, blocks_share
 from ..settings import PublishSettings
+from ..sources.components import local_files
+from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
 from .steps import PRODUCT_RECORD, Made, Step, Work
 
@@ -128,3 +141,30 @@ def usual_size(source: Source) -> int:
 def cost_of(source: Source, size: int) -> DenoiserCost:
     """:func:`denoiser_cost` with the VAE of `source`, which says how many pixels a latent value stands for."""
     return denoiser_cost(source.checkpoint, size, pixels_a_token(usual_vae(source)))
+
+
+def sizes_of(source: Source, dtype: str, size: int | None) -> Sizes:
+    """What :func:`hswq_hub.generation.placement.sizes_of` finds of the pipeline, known from headers. Components that
+    are in a Hub repo are not among them."""
+    word, checkpoint = dtype_named(dtype).itemsize, source.checkpoint
+    size = size or usual_size(source)
+    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
+    components: dict[str, int] = {}
+    for path in [] if source.hub_base else local_files(source):
+        name = path.relative_to(source.base).parts[0]
+        components[name] = components.get(name, 0) + word * _values(path)
+    return Sizes(
+        denoiser=denoiser,
+        blocks=round(blocks_share(checkpoint.empty_model(constants=False)) * denoiser),
+        components={name: values for name, values in components.items() if values},
+        call=word * call_values(cost_of(source, size)),
+        picture=word * picture_values(usual_vae(source), size),
+    )
+
+
+def _values(path: Path) -> int:
+    """How many values a safetensors file holds; 0 for any other file."""
+    if path.suffix != WEIGHTS:
+        return 0
+    with safe_open(str(path), framework="numpy") as file:
+        return sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.offset_keys())

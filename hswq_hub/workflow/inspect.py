@@ -111,7 +111,8 @@ class Inspection:
                 "time",
                 [
                     f"{roughly(seconds)} to calibrate with {calibration.samples} pictures of {self.size} pixels a side "
-                    f"in {most} steps at most, before any rounding, on {describe(device)}, an estimate from a short trial"
+                    f"in {most} steps at most, before any rounding, on {describe(device)}, an estimate from a short "
+                    "trial"
                 ],
             ),
         ]

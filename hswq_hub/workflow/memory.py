@@ -1,10 +1,8 @@
 """How much memory a run needs at once, from headers and shapes; and how much there is."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from hswq_runtime.checkpoints.mapped import MAPPED_BYTES
 from hswq_runtime.errors import DeviceError
@@ -12,14 +10,12 @@ from hswq_runtime.errors import DeviceError
 from ..common.hardware import dtype_named, free_memory, total_memory
 from ..common.speed.gpus import Gpu
 from ..common.text import megabytes
-from ..generation.cost import DenoiserCost, call_values, picture_values
-from ..generation.placement import Placement, Sizes, blocks_share, usable_memory
+from ..generation.cost import DenoiserCost
+from ..generation.placement import Placement, usable_memory
 from ..quantization.compensate import ReplayMemory, replay_memory
 from ..settings import COMPENSATED, PublishSettings
-from ..sources.components import local_files
-from ..sources.diffusers_folder import WEIGHTS
 from ..sources.source import Source
-from .forecast import cost_of, usual_size, usual_vae
+from .forecast import cost_of, sizes_of, usual_size
 
 _LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 """Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
@@ -105,25 +101,6 @@ def memory_of(source: Source, settings: PublishSettings, gpu: Gpu | None = None)
     ]
 
 
-def sizes_of(source: Source, dtype: str, size: int | None) -> Sizes:
-    """What :func:`hswq_hub.generation.placement.sizes_of` finds of the pipeline, known from headers. Components that
-    are in a Hub repo are not among them."""
-    word, checkpoint = dtype_named(dtype).itemsize, source.checkpoint
-    size = size or usual_size(source)
-    denoiser = word * sum(info.values for info in checkpoint.denoiser_tensors.values())
-    components: dict[str, int] = {}
-    for path in [] if source.hub_base else local_files(source):
-        name = path.relative_to(source.base).parts[0]
-        components[name] = components.get(name, 0) + word * _values(path)
-    return Sizes(
-        denoiser=denoiser,
-        blocks=round(blocks_share(checkpoint.empty_model(constants=False)) * denoiser),
-        components={name: values for name, values in components.items() if values},
-        call=word * call_values(cost_of(source, size)),
-        picture=word * picture_values(usual_vae(source), size),
-    )
-
-
 def replays_of(source: Source, settings: PublishSettings) -> ReplayMemory:
     """How the device's memory is shared while recorded calls are replayed, with settled settings."""
     calibration, word = settings.calibration, dtype_named(settings.calibration.dtype).itemsize
@@ -150,11 +127,3 @@ def block_values(call: DenoiserCost) -> float:
 
 def _of(device: torch.device) -> tuple[int, int]:
     return free_memory(device), total_memory(device)
-
-
-def _values(path: Path) -> int:
-    """How many values a safetensors file holds; 0 for any other file."""
-    if path.suffix != WEIGHTS:
-        return 0
-    with safe_open(str(path), framework="numpy") as file:
-        return sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.offset_keys())

@@ -15,7 +15,7 @@ from hswq_hub.generation.cost import call_values, denoiser_cost
 from hswq_hub.generation.placement import Placement, Sizes, usable_memory
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.workflow.memory import sizes_of
+from hswq_hub.workflow.forecast import sizes_of
 from hswq_runtime import Checkpoint
 from hswq_runtime.checkpoints.configuration import as_text
 from hswq_runtime.errors import DeviceError

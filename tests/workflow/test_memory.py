@@ -11,7 +11,8 @@ from hswq_hub.generation.cost import DenoiserCost, denoiser_cost, picture_values
 from hswq_hub.generation.placement import USABLE, Placement
 from hswq_hub.settings import PublishSettings
 from hswq_hub.sources.find import resolve
-from hswq_hub.workflow.memory import memory_of, replay_values, sizes_of
+from hswq_hub.workflow.forecast import sizes_of
+from hswq_hub.workflow.memory import memory_of, replay_values
 from hswq_hub.workflow.publish import PublishPlan
 from hswq_runtime import Checkpoint
 from hswq_runtime.checkpoints.mapped import MAPPED_BYTES

@@ -11,8 +11,7 @@ from ...generation.placement import usable_memory
 from ...settings import CalibrationSettings
 from ...sources.components import base_identity
 from ...sources.source import Source
-from ..forecast import cost_of, usual_size
-from ..memory import sizes_of
+from ..forecast import cost_of, sizes_of, usual_size
 from ..steps import Step, Work
 
 STAGE = "calibrate"

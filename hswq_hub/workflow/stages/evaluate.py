@@ -13,7 +13,7 @@ from ...generation.placement import usable_memory
 from ...settings import EvaluationSettings
 from ...sources.components import base_identity
 from ...sources.source import Source
-from ..memory import sizes_of
+from ..forecast import sizes_of
 from ..steps import Step, Work
 
 STAGE = "evaluate"
