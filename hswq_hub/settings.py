@@ -17,6 +17,8 @@ COMPENSATED = ("kfac", "gptq")
 KEEP_BY = ("error", "variance")
 GB = 1e9
 CALIBRATION_MEMORY = 8.0
+ALLOWED = 2.0
+"""The error of a file whose readers multiply in FP8 where they may, over that with exact products."""
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
@@ -120,7 +122,9 @@ class Recipe:
     ratio that the published method recommends for the architecture. least_room: with a budget that is too small,
     keeping may cost this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale
     a row. fold: in V1 powers of two are moved between layers. search: of the range; None: the range is max|w|. reader:
-    who has to be able to read V2.
+    who has to be able to read V2. speed: the share of the linear layers' work that is in FP8 where a reader can, inputs
+    rounded too; None: as much as keeps the error within `ALLOWED` times that of exact products. It is chosen where
+    layers are kept by error; otherwise products are as published.
     """
 
     name: str
@@ -135,6 +139,12 @@ class Recipe:
     reader: Reader = Reader.HSWQ
     compensation: RoundingSettings = field(default_factory=RoundingSettings)
     measurement: ErrorSettings = field(default_factory=ErrorSettings)
+    speed: float | None = None
+
+    @property
+    def chooses_products(self) -> bool:
+        """Whether it is decided layer by layer how readers multiply."""
+        return self.keep_by == "error"
 
     @property
     def wants_statistics(self) -> bool:
@@ -171,7 +181,7 @@ def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
     the other way round. A budget that is given here has to be met. `search` is a name in `SEARCHES`.
 
     Raises:
-        ValueError: both a keep ratio and a budget; scales a row for ComfyUI, which reads none.
+        ValueError: both a keep ratio and a budget; scales a row for ComfyUI, which reads none; a speed without errors.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     if {"keep_ratio", "budget"} <= changes.keys():
@@ -183,6 +193,10 @@ def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
     changed = replace(RECIPES[name], **limits | changes)
     if changed.row_scales and changed.reader is Reader.COMFYUI:
         raise ValueError("ComfyUI reads one scale for a weight; leave out row scales, or write for hswq")
+    if changed.speed is not None and not changed.chooses_products:
+        raise ValueError("a speed is chosen by the error that layers make; leave it out, or keep by error")
+    if changed.speed and changed.fold:
+        raise ValueError("folding changes the inputs of layers; leave out the speed, or the fold")
     return changed
 
 

@@ -45,7 +45,8 @@ class LayerStatistics:
     """Running sums of one layer, in float64.
 
     calls: how many are in the sums; skipped: how many were non-finite. output_mean, output_square: sums over
-    calls of mean(Y) and mean(Y²). importance: [in_channels], sum over calls of mean |X_c|.
+    calls of mean(Y) and mean(Y²). importance: [in_channels], sum over calls of mean |X_c|. largest_input: the largest
+    |X| of all calls in the sums.
     """
 
     importance_sum: torch.Tensor
@@ -53,6 +54,7 @@ class LayerStatistics:
     square_sum: float = 0.0
     calls: int = 0
     skipped: int = 0
+    largest_input: float = 0.0
 
     def add(self, inputs: torch.Tensor, outputs: torch.Tensor, channel: int) -> None:
         """Add one call: `inputs` with its channels in dimension `channel`, `outputs` of any shape."""
@@ -66,6 +68,7 @@ class LayerStatistics:
             self.skipped += 1
             return
         self.importance_sum += importance.cpu()
+        self.largest_input = max(self.largest_input, absolute.amax().item())
         self.mean_sum += mean.item()
         self.square_sum += square.item()
         self.calls += 1
@@ -308,6 +311,7 @@ def merged(parts: list[LayerStatistics]) -> LayerStatistics:
         square_sum=sum(part.square_sum for part in parts),
         calls=sum(part.calls for part in parts),
         skipped=sum(part.skipped for part in parts),
+        largest_input=max(part.largest_input for part in parts),
     )
 
 

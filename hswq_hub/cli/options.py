@@ -13,6 +13,7 @@ from ..common.speed.gpus import GPUS
 from ..hub.settings import UploadSettings
 from ..jobs.settings import JobSettings
 from ..settings import (
+    ALLOWED,
     CALIBRATION_MEMORY,
     DEFAULT_RECIPE,
     DEVICES,
@@ -68,12 +69,17 @@ def _recipe(
     search: str | None,
     row_scales: bool,
     fold: bool,
+    speed: float | None,
     reader: str,
 ) -> Recipe:
     if keep_ratio is not None and budget is not None:
         raise click.UsageError("--keep-ratio and --budget exclude each other; give one of them")
     if row_scales and reader == Reader.COMFYUI.value:
         raise click.UsageError("--row-scales and --for comfyui exclude each other; leave out one of them")
+    if speed is not None and (keep_by or RECIPES[recipe].keep_by) != "error":
+        raise click.UsageError("--speed is chosen by measured errors; leave it out, or take --keep-by error")
+    if speed and fold:
+        raise click.UsageError("--speed and --fold exclude each other; leave out one of them")
     return recipe_of(
         recipe,
         rounding=rounding,
@@ -83,6 +89,7 @@ def _recipe(
         search=search,
         row_scales=row_scales,
         fold=fold,
+        speed=speed,
         reader=Reader(reader),
     )
 
@@ -258,6 +265,12 @@ RECIPE = OptionGroup(
         is_flag=True,
         help="V1: move powers of two between layers, where that changes nothing, to use more of the FP8 range. "
         "A LoRA then fits in HSWQPipeline alone.",
+    ),
+    click.option(
+        "--speed",
+        type=click.FloatRange(0, 1),
+        help="The share of the linear layers' work that GPUs with FP8 arithmetic do in FP8: 0 is exact, 1 the fastest. "
+        f"[default: what keeps the error within {ALLOWED:g} times that of exact products]",
     ),
     click.option(
         "--for",

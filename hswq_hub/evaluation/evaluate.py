@@ -2,11 +2,14 @@
 
 For every prompt and seed, the picture of each variant is compared with that of the original. Prompts of the calibration
 are never used.
+
+A file is measured with its weights expanded, as most readers compute it. Where ComfyUI on a GPU with FP8 arithmetic
+rounds the inputs of its layers as well, it is measured so a second time; that is simulated to the bit, on any device.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Reader
+from hswq_runtime.layers.matmul import set_fp8_matmul
 
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
@@ -47,7 +52,8 @@ class VariantResult:
     """What was measured of one file. `pairs` is in the order of the protocol's pairs.
 
     file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear
-    and convolution layers that are not FP8, of `layers`.
+    and convolution layers that are not FP8, of `layers`. fp8_layers: those that ComfyUI multiplies in FP8 where the
+    hardware can. fp8_pairs: what comes of that; empty where there are none, and of figures from before it was measured.
     """
 
     label: str
@@ -57,6 +63,13 @@ class VariantResult:
     kept_layers: int
     layers: int
     pairs: list[PairResult]
+    fp8_layers: int = 0
+    fp8_pairs: list[PairResult] = field(default_factory=list)
+
+    @property
+    def in_fp8(self) -> "VariantResult | None":
+        """The same file as ComfyUI computes it on a GPU with FP8 arithmetic; None if that is no different."""
+        return replace(self, pairs=self.fp8_pairs, fp8_pairs=[]) if self.fp8_pairs else None
 
     @property
     def ssim_mean(self) -> float:
@@ -102,8 +115,11 @@ class Evaluation:
     def _as_dict(variant: VariantResult) -> dict[str, Any]:
         means = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "seconds_mean")
         fields = asdict(variant)
-        pairs = fields.pop("pairs")
-        return fields | {name: getattr(variant, name) for name in means} | {"pairs": pairs}
+        pairs, fp8_pairs = fields.pop("pairs"), fields.pop("fp8_pairs")
+        fields |= {name: getattr(variant, name) for name in means} | {"pairs": pairs}
+        if rounded := variant.in_fp8:
+            fields["fp8"] = {name: getattr(rounded, name) for name in means} | {"pairs": fp8_pairs}
+        return fields
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
@@ -123,12 +139,13 @@ class Evaluation:
     @classmethod
     def _from_dict(cls, document: dict[str, Any]) -> "Evaluation":
         names = VariantResult.__dataclass_fields__
-        variants = [
-            VariantResult(
-                **{k: v for k, v in row.items() if k in names} | {"pairs": [PairResult(**p) for p in row["pairs"]]}
-            )
-            for row in document["variants"]
-        ]
+        variants = []
+        for row in document["variants"]:
+            pairs = {
+                "pairs": [PairResult(**pair) for pair in row["pairs"]],
+                "fp8_pairs": [PairResult(**pair) for pair in row.get("fp8", {}).get("pairs", [])],
+            }
+            variants.append(VariantResult(**{k: v for k, v in row.items() if k in names} | pairs))
         return cls(document["protocol"], variants)
 
 
@@ -161,6 +178,7 @@ def evaluate(
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
     shared = SharedPipeline(architecture, source.base, device, dtype, settings.size, device_memory)
     samples: dict[str, list[Sample]] = {}
+    originals: list[Sample] = []
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
@@ -173,11 +191,15 @@ def evaluate(
             size=settings.size,
             negative_prompt=source.negative_prompt(settings.guidance),
         )
-        samples[label] = [
-            generate(pipeline, prompt, seed, generation)
-            for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
-        ]
-        variants.append(_result(label, checkpoint, pairs, samples[ORIGINAL], samples[label]))
+        made = samples[label] = _pictures(pipeline, pairs, generation, label)
+        originals = originals or made
+        variant = _result(label, checkpoint, _compared(pairs, originals, made))
+        denoiser = getattr(pipeline, architecture.component)
+        if rounded := set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
+            made = _pictures(pipeline, pairs, generation, f"{label} in FP8")
+            variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made))
+            set_fp8_matmul(denoiser, False)
+        variants.append(variant)
     return Evaluation(
         protocol={
             "settings": asdict(settings),
@@ -198,9 +220,21 @@ def label_files(files: Sequence[Path]) -> dict[str, Path]:
     return {file.stem if stems.count(file.stem) == 1 and file.stem != ORIGINAL else str(file): file for file in files}
 
 
-def _result(
-    label: str, checkpoint: Checkpoint, pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]
-) -> VariantResult:
+def _pictures(pipeline: Any, pairs: list[tuple[str, int]], generation: GenerationSettings, label: str) -> list[Sample]:
+    return [
+        generate(pipeline, prompt, seed, generation)
+        for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
+    ]
+
+
+def _compared(pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]) -> list[PairResult]:
+    return [
+        compare_samples(prompt, seed, original, sample)
+        for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
+    ]
+
+
+def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> VariantResult:
     return VariantResult(
         label=label,
         file=checkpoint.path.name,
@@ -208,10 +242,7 @@ def _result(
         weight_bytes=checkpoint.weight_bytes,
         kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
         layers=len(checkpoint.layers),
-        pairs=[
-            compare_samples(prompt, seed, original, sample)
-            for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
-        ],
+        pairs=pairs,
     )
 
 

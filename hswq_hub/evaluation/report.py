@@ -12,12 +12,20 @@ from ..quantization.plan import Plan
 from .compare import TensorComparison
 from .evaluate import ORIGINAL, Evaluation, VariantResult
 
+IN_FP8 = "multiplied in FP8"
+"""What a file is called as ComfyUI computes it on a GPU with FP8 arithmetic."""
 HEADINGS = ("format", "size", "weights", "SSIM mean", "SSIM worst", "PSNR", "latent MSE", "kept layers")
 
 
 def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """A row of cells for each variant, under `HEADINGS`."""
-    return [_row(variant) for variant in evaluation.variants]
+    """A row of cells for each variant, under `HEADINGS`; one more where ComfyUI computes it in FP8."""
+    rows = []
+    for variant in evaluation.variants:
+        rows.append(_row(variant))
+        if rounded := variant.in_fp8:
+            _, size, weights, *cells = _row(rounded)
+            rows.append((f"{variant.label}, {IN_FP8}", size, weights, *cells))
+    return rows
 
 
 def _row(variant: VariantResult) -> tuple[str, ...]:
@@ -75,6 +83,36 @@ def pair_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str,
         for pairs in zip(*(variant.pairs for variant in measured), strict=True)
     ]
     return ("prompt", "seed", *(variant.label for variant in measured)), rows
+
+
+@dataclass(frozen=True)
+class Fp8Arithmetic:
+    """What it costs that ComfyUI multiplies a file in FP8 where the hardware can.
+
+    layers: how many it multiplies so. difference: mean SSIM, in FP8 − exact. latent_ratio: the latent MSE over that
+    with exact products; None if that is 0.
+    """
+
+    label: str
+    layers: int
+    ssim_mean: float
+    difference: float
+    latent_ratio: float | None
+
+
+def in_fp8(evaluation: Evaluation) -> list[Fp8Arithmetic]:
+    """Of each file with such layers."""
+    return [
+        Fp8Arithmetic(
+            exact.label,
+            exact.fp8_layers,
+            rounded.ssim_mean,
+            rounded.ssim_mean - exact.ssim_mean,
+            rounded.latent_mse_mean / exact.latent_mse_mean if exact.latent_mse_mean else None,
+        )
+        for exact in evaluation.variants
+        if (rounded := exact.in_fp8)
+    ]
 
 
 @dataclass(frozen=True)

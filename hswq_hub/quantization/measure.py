@@ -8,9 +8,15 @@ output by the weight. With v from a normal distribution, the gradient of Σ v ·
 so one replay backwards of a recorded call is a sample of the squared error of every weight, for any number of D.
 The mean over the calls is taken. Unlike what K-FAC's curvature predicts, tr(G D H Dᵀ), this knows that tokens see the
 same D: errors that add up over a picture count as what they come to.
+
+The same replay tells what happens if a layer y = W x multiplies in FP8, which rounds x to x + d as well: with g the
+gradient at y, the sum over all rows of ⟨Wᵀg, d⟩ is a sample of the change. It is not linear where x is far off, so the
+scale is one at which nothing saturates.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format, layer_of
-from hswq_runtime.layers.fp8 import dequantize
+from hswq_runtime.layers.fp8 import dequantize, saturating_cast
 from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
@@ -29,13 +35,38 @@ from ..common.hardware import dtype_named
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
-from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings
+from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings, RoundingSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
+from .moments import thinned
 from .plan import Decision, Plan
 
 Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
 """Decision -> FP8 codes and scale, see `writer.codes_of`."""
+INPUT_ROWS = RoundingSettings().tokens
+
+
+@dataclass(frozen=True)
+class InputRounding:
+    """What it does that a linear layer's input is rounded to FP8.
+
+    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded.
+    work: multiplications that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
+    """
+
+    scale: float
+    error: float
+    work: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class Errors:
+    """weights: mean squared change of the denoiser's output when one weight alone is quantized, by format and key.
+    inputs: when the input of one layer alone is rounded, by key of its weight."""
+
+    weights: dict[Format, dict[str, float]]
+    inputs: dict[str, InputRounding]
 
 
 def measure_errors(
@@ -45,12 +76,13 @@ def measure_errors(
     codes: Mapping[Format, Codes],
     settings: ErrorSettings,
     *,
+    scales: Mapping[str, float],
     place: Path,
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
     room: float | None = None,
-) -> dict[Format, dict[str, float]]:
-    """Mean squared change of the denoiser's output when one weight of `plans` alone is quantized, by format and key.
+) -> Errors:
+    """The errors of all weights of `plans`, and of rounding the inputs of their linear layers.
 
     Args:
         checkpoint: the full-precision source.
@@ -58,6 +90,7 @@ def measure_errors(
         plans: which weights are quantized; the same ones in each.
         codes: what they become.
         settings: how many of the calls are used, evenly spread.
+        scales: at which inputs are rounded, by key; of others nothing is measured.
         place: folder for what does not fit into memory.
         memory: GB that differences of weights may take at once.
         device: where to replay.
@@ -77,28 +110,34 @@ def measure_errors(
     )
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     keys = list(next(iter(todo.values())))
-    layers, sizes = _layers(checkpoint, model, keys, len(plans) * model.dtype.itemsize)
+    layers, sizes = _layers(checkpoint, model, keys, len(plans), model.dtype.itemsize)
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
+    rounded: dict[str, InputRounding] = {}
     with (
         BlockReplays.open(model, calls, device, place, room) as replays,
         Threads(product_flops(model, calibration.made_by.get("generation", {}).get("size", 0))) as threads,
     ):
         for part in replays.parts(layers, sizes, memory * GB, threads.adapt):
-            gather = _Gather(checkpoint, model)
-            for key in part.layers:
-                weight = checkpoint.tensor(key).to(device)
-                each = [_difference(weight, todo[f][key], codes[f], f).to(model.dtype) for f in plans]
-                gather.listen(key, torch.stack(each))
-            try:
+            weights, inputs = _Weights(checkpoint, model), _Inputs(checkpoint, model)
+            with closing(weights), closing(inputs):
+                for key in part.layers:
+                    weight = checkpoint.tensor(key).to(device)
+                    each = [_difference(weight, todo[f][key], codes[f], f).to(model.dtype) for f in plans]
+                    weights.listen(key, torch.stack(each))
+                    if key in scales:
+                        inputs.listen(key, scales[key], device)
                 for number in progress(range(len(replays)), desc="errors", unit="call"):
                     threads.adapt()
-                    gather.end_call(replays.replay(number, part.computed, backwards=True))
-            finally:
-                gather.close()
+                    values = replays.replay(number, part.computed, backwards=True)
+                    weights.end_call(values)
+                    inputs.end_call(values)
             for key in part.layers:
-                for format, error in zip(plans, gather.errors(key), strict=True):
+                for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
-    return {format: {key: found[format][key] for key in keys} for format in plans}
+                if key in scales:
+                    rounded[key] = inputs.rounding(key, scales[key])
+    in_order = {format: {key: found[format][key] for key in keys} for format in plans}
+    return Errors(in_order, {key: rounded[key] for key in keys if key in rounded})
 
 
 def passes_of_measuring(
@@ -108,51 +147,39 @@ def passes_of_measuring(
     bytes of a value in the denoiser's dtype. room: in weights."""
     model = checkpoint.empty_model(constants=False)
     keys = [key for key in checkpoint.layers if checkpoint.why_never_quantized(key) is None]
-    return replay_passes(model, *_layers(checkpoint, model, keys, formats * word), memory * GB, room, backwards=True)
+    return replay_passes(model, *_layers(checkpoint, model, keys, formats, word), memory * GB, room, backwards=True)
 
 
 def _layers(
-    checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str], each: int
+    checkpoint: Checkpoint, model: nn.Module, keys: Iterable[str], formats: int, word: int
 ) -> tuple[dict[str, nn.Module], dict[str, int]]:
-    """Of each weight a module that computes with it, and the bytes of its differences, `each` a value."""
+    """Of each weight a module that computes with it, and the bytes of its differences and of the inputs that wait for
+    their gradients."""
     layers = {key: model.get_submodule(layer_of(next(iter(checkpoint.modules[key])))) for key in keys}
-    return layers, {key: each * checkpoint.tensors[key].values for key in layers}
+    return layers, {
+        key: word * (formats * checkpoint.tensors[key].values + _waiting(module)) for key, module in layers.items()
+    }
 
 
-class _Gather:
-    """Products of gradients and differences, of the weights of one part."""
+def _waiting(module: nn.Module) -> int:
+    return INPUT_ROWS * module.in_features if isinstance(module, nn.Linear) else 0
 
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module):
-        self._checkpoint, self._model = checkpoint, model
-        self._behind: dict[nn.Parameter, list[tuple[str, slice, torch.Tensor]]] = {}
+
+class _Samples:
+    """Sums over one recorded call, squared when it ends, and their mean over the calls."""
+
+    def __init__(self) -> None:
         self._now: dict[str, torch.Tensor] = {}
         self._squares: dict[str, torch.Tensor] = {}
         self._calls: dict[str, torch.Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def listen(self, key: str, differences: torch.Tensor) -> None:
-        """differences: [k, ...], k different ones of the stored weight `key`."""
-        for name in self._checkpoint.modules[key]:
-            parameter, row = self._model.get_parameter(name), 0
-            if parameter not in self._behind:
-                parameter.requires_grad_(True)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._add))
-            for piece in self._checkpoint.parameters[name]:
-                rows = slice(row, row + piece.stop - piece.start)
-                if piece.key == key:
-                    part = differences[:, piece.start : piece.stop]
-                    self._behind.setdefault(parameter, []).append((key, rows, part))
-                row = rows.stop
-        zeros = torch.zeros(len(differences), device=differences.device)
+    def start(self, key: str, zeros: torch.Tensor) -> None:
+        """`zeros`: [k], of k sums that belong to the stored weight `key`."""
         self._now[key], self._squares[key], self._calls[key] = zeros, zeros.double(), zeros.clone()
 
-    def _add(self, parameter: torch.Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None, "the hook runs after the gradient was accumulated"
-        assert isinstance(parameter, nn.Parameter)
-        for key, rows, differences in self._behind[parameter]:
-            products = gradient[rows].float() * differences
-            self._now[key] = self._now[key] + products.flatten(1).sum(dim=1)
+    def add(self, key: str, part: torch.Tensor) -> None:
+        """`part`: [k], of the call that is replayed."""
+        self._now[key] = self._now[key] + part
 
     def end_call(self, values: int) -> None:
         """What came since the last one is of one call, which gave `values`; what is not finite does not count."""
@@ -163,7 +190,7 @@ class _Gather:
             self._now[key] = torch.zeros_like(now)
 
     def errors(self, key: str) -> list[float]:
-        """The squared change of a value of the output, in the mean of values and calls, for each difference.
+        """The squared change of a value of the output, in the mean of values and calls, for each sum.
 
         Raises:
             HSWQError: none was finite.
@@ -173,11 +200,117 @@ class _Gather:
         means: list[float] = (self._squares[key] / self._calls[key]).tolist()
         return means
 
+
+class _Weights(_Samples):
+    """Products of gradients and differences, of the weights of one part."""
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module):
+        super().__init__()
+        self._checkpoint, self._model = checkpoint, model
+        self._behind: dict[nn.Parameter, list[tuple[str, slice, torch.Tensor]]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def listen(self, key: str, differences: torch.Tensor) -> None:
+        """differences: [k, ...], k different ones of the stored weight `key`."""
+        for name, rows, stored in _rows_of(self._checkpoint, key):
+            parameter = self._model.get_parameter(name)
+            if parameter not in self._behind:
+                parameter.requires_grad_(True)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._hear))
+            self._behind.setdefault(parameter, []).append((key, rows, differences[:, stored]))
+        self.start(key, torch.zeros(len(differences), device=differences.device))
+
+    def _hear(self, parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None, "the hook runs after the gradient was accumulated"
+        assert isinstance(parameter, nn.Parameter)
+        for key, rows, differences in self._behind[parameter]:
+            products = gradient[rows].float() * differences
+            self.add(key, products.flatten(1).sum(dim=1))
+
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
         for parameter in self._behind:
             parameter.requires_grad_(False)
+
+
+class _Inputs(_Samples):
+    """Products of what rounding their inputs loses with the gradients there, of the linear layers of one part.
+
+    At most `INPUT_ROWS` rows of a call count, as for second moments. Losses of rows are independent, so that the square
+    of their sum grows with their number.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module):
+        super().__init__()
+        self._checkpoint, self._model = checkpoint, model
+        self._behind: dict[nn.Module, list[tuple[str, slice, float]]] = {}
+        self._work: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
+        self._ended = 0
+        self._handles: list[RemovableHandle] = []
+
+    def listen(self, key: str, scale: float, device: torch.device | str) -> None:
+        """scale: at which the input of the layer with the stored weight `key` is rounded."""
+        for name, rows, _ in _rows_of(self._checkpoint, key):
+            module = self._model.get_submodule(layer_of(name))
+            if module not in self._behind:
+                self._handles.append(module.register_forward_hook(self._after))
+            self._behind.setdefault(module, []).append((key, rows, scale))
+        self._work[key], self._seen[key] = 0.0, 0
+        self.start(key, torch.zeros(1, device=device))
+
+    def _after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return None
+        x, rows = inputs[0].detach(), inputs[0].numel() // inputs[0].shape[-1]
+        kept = thinned(x.reshape(1, rows, -1), INPUT_ROWS)[0]
+        if kept.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            kept = kept.clone()  # what comes next may be written over it
+        output.register_hook(lambda gradients: self._hear(module, kept, rows, gradients))
+        return None
+
+    def _hear(self, module: nn.Module, x: torch.Tensor, rows: int, gradients: torch.Tensor) -> None:
+        g = thinned(gradients.reshape(1, rows, -1), INPUT_ROWS)[0]
+        weight = module.get_parameter("weight").detach()
+        lost: dict[float, torch.Tensor] = {}
+        for key, piece, scale in self._behind[module]:
+            if scale not in lost:
+                lost[scale] = (saturating_cast(x / scale).float() * scale - x.float()) * (rows / len(x)) ** 0.5
+            changed = (g[:, piece] @ weight[piece]).float()
+            self.add(key, (lost[scale] * changed).sum().reshape(1))
+            self._work[key] += rows * float(weight[piece].numel())
+            self._seen[key] += rows
+
+    def end_call(self, values: int) -> None:
+        super().end_call(values)
+        self._ended += 1
+
+    def rounding(self, key: str, scale: float) -> InputRounding:
+        """What was found of one layer.
+
+        Raises:
+            HSWQError: nothing finite.
+        """
+        (error,) = self.errors(key)
+        modules = len(self._checkpoint.modules[key])
+        return InputRounding(scale, error, self._work[key] / self._ended, self._seen[key] / modules / self._ended)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _rows_of(checkpoint: Checkpoint, key: str) -> Iterator[tuple[str, slice, slice]]:
+    """The parameters that the stored weight `key` becomes: name, rows there, rows of the stored one."""
+    for name in checkpoint.modules[key]:
+        row = 0
+        for piece in checkpoint.parameters[name]:
+            rows = slice(row, row + piece.stop - piece.start)
+            if piece.key == key:
+                yield name, rows, slice(piece.start, piece.stop)
+            row = rows.stop
 
 
 def _difference(weight: torch.Tensor, decision: Decision, codes: Codes, format: Format) -> torch.Tensor:

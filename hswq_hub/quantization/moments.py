@@ -141,7 +141,7 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Te
     `inputs`: [..., n] of a linear layer; [B, C, H, W] of a convolution, whose patches become rows.
     """
     if not isinstance(module, nn.Conv2d):
-        return _thin(inputs.reshape(1, -1, inputs.shape[-1]), tokens).float()
+        return thinned(inputs.reshape(1, -1, inputs.shape[-1]), tokens).float()
     if isinstance(module.padding, str):  # "same" or "valid", which torch has worked out already
         worked_out = module._reversed_padding_repeated_twice[2::-2]
         padding = (worked_out[0], worked_out[1]) if module.padding == "same" else (0, 0)
@@ -152,7 +152,7 @@ def layer_rows(module: nn.Module, inputs: torch.Tensor, tokens: int) -> torch.Te
     patches = F.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
     batch, _, places = patches.shape
     grouped = patches.reshape(batch, module.groups, -1, places)
-    return _thin(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1), tokens).float()
+    return thinned(grouped.permute(1, 0, 3, 2).reshape(module.groups, batch * places, -1), tokens).float()
 
 
 def gradient_rows(module: nn.Module, gradients: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -161,13 +161,13 @@ def gradient_rows(module: nn.Module, gradients: torch.Tensor, tokens: int) -> to
     `gradients`: [..., m] of a linear layer; [B, C, H, W] of a convolution.
     """
     if not isinstance(module, nn.Conv2d):
-        return _thin(gradients.reshape(1, -1, gradients.shape[-1]), tokens).float()
+        return thinned(gradients.reshape(1, -1, gradients.shape[-1]), tokens).float()
     batch = len(gradients)
     grouped = gradients.reshape(batch, module.groups, len(module.weight) // module.groups, -1)
-    return _thin(grouped.permute(1, 0, 3, 2).flatten(1, 2), tokens).float()
+    return thinned(grouped.permute(1, 0, 3, 2).flatten(1, 2), tokens).float()
 
 
-def _thin(rows: torch.Tensor, wanted: int) -> torch.Tensor:
+def thinned(rows: torch.Tensor, wanted: int) -> torch.Tensor:
     """[groups, tokens, n] -> at most `wanted` of the tokens, evenly spread."""
     count = rows.shape[1]
     if count <= wanted:

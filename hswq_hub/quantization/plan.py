@@ -29,6 +29,8 @@ from .search import Histogram, largest, search_amax, weighted_histogram, weighte
 
 KEPT, FP8 = "kept", "fp8_e4m3fn"
 NAIVE = "naive"
+LINEAR, CONVOLUTION = torch.nn.Linear.__name__, torch.nn.Conv2d.__name__
+"""Kinds of layers."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Decision:
     mean squared change of the denoiser's output when this weight alone is quantized. maximum: max|w|. amax: Δ*, the
     clipping range. scale: the factor of the FP8 values, 1.0 in V1; with row_scales the largest of the rows' factors.
     fold: the powers of two that its rows are multiplied by first, whether it is kept or not, see `fold.py`; maximum,
-    amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. None: not
-    measured.
+    amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. exact: readers
+    expand the weight and multiply in full precision. input_scale: they may multiply in FP8, and round the input at this
+    scale. Neither: as the published formats have it. input_error: mean squared change of the denoiser's output when the
+    input of this layer alone is rounded. work: multiplications of this layer as a share of those of all linear layers
+    that can be FP8. None: not measured.
     """
 
     key: str
@@ -57,6 +62,10 @@ class Decision:
     row_scales: bool = False
     fold: Runs = ()
     unscaled: bool = False
+    exact: bool = False
+    input_scale: float | None = None
+    input_error: float | None = None
+    work: float | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Decision":
@@ -99,7 +108,7 @@ _NEVER = "never quantized: "
 _NUMBER = (int, float, NoneType)
 _ROW_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("key", "layer", "kind", "number_format", "reason"), str),
-    **dict.fromkeys(("row_scales", "unscaled"), bool),
+    **dict.fromkeys(("row_scales", "unscaled", "exact"), bool),
     "rounding": (str, NoneType),
     "fold": (list, tuple),
 }
@@ -197,7 +206,7 @@ def plan_everything(
                     rounding=recipe.rounding,
                     maximum=maximum,
                     amax=amax if scaled else min(amax, FP8_MAX),
-                    scale=_scale(amax) if scaled else 1.0,
+                    scale=_scale(amax, short=recipe.chooses_products) if scaled else 1.0,
                     fold=fold,
                 )
             )
@@ -209,7 +218,7 @@ def plan_everything(
 
 def _format_of(decision: Decision, format: Format, recipe: Recipe) -> Decision:
     """The decision with what the format and its reader say of scales."""
-    plain = format.scaled and recipe.reader is Reader.COMFYUI and decision.kind == torch.nn.Conv2d.__name__
+    plain = format.scaled and recipe.reader is Reader.COMFYUI and decision.kind == CONVOLUTION
     return replace(decision, row_scales=recipe.row_scales and format.scaled, unscaled=plain)
 
 
@@ -232,8 +241,10 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
 
 def unread_plan(checkpoint: Checkpoint, format: Format, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
     """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
-    with a calibration for what is kept by variance."""
+    with a calibration for what is kept by variance. Where products are chosen, each is as if it were FP8."""
     decisions = [_format_of(d, format, recipe) if d.quantized else d for d in _undecided(checkpoint)]
+    if recipe.chooses_products:
+        decisions = [replace(d, input_scale=1.0) if d.quantized and d.kind == LINEAR else d for d in decisions]
     if calibration is not None:
         decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
     return Plan(format, recipe.label, tuple(decisions), reader=recipe.reader)
@@ -293,6 +304,28 @@ def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> t
     return torch.stack([s.importance for s in _statistics(checkpoint, calibration, key)]).mean(dim=0)
 
 
-def _scale(amax: float) -> float:
-    """Δ*/448 rounded to the float32 that is stored; 1 for a weight of zeros."""
-    return float(torch.tensor(amax / FP8_MAX, dtype=torch.float32)) if amax else 1.0
+def input_scales(checkpoint: Checkpoint, calibration: Calibration, plan: Plan) -> dict[str, float]:
+    """The scale at which the input of each quantized linear layer of `plan` is rounded to FP8, by key of its weight; of
+    those that saw nothing but zeros there is none.
+
+    A power of two, so that dividing by it rounds nothing in any dtype; the smallest at which twice the largest input
+    of the calibration is within FP8's range, since others may be larger. Within that range the relative error of a
+    value does not depend on the scale.
+
+    Raises:
+        FormatError: the calibration is of another model.
+    """
+    keys = [d.key for d in plan.quantized if d.kind == LINEAR]
+    largest = {key: max(s.largest_input for s in _statistics(checkpoint, calibration, key)) for key in keys}
+    return {key: 2.0 ** math.ceil(math.log2(2 * x / FP8_MAX)) for key, x in largest.items() if x}
+
+
+def _scale(amax: float, short: bool) -> float:
+    """Δ*/448 as the float32 that is stored; 1 for a weight of zeros. short: the next larger one with the eight bits of
+    bfloat16, in which ComfyUI takes the product, so that it loses nothing by that."""
+    if not amax:
+        return 1.0
+    scale = torch.tensor(amax / FP8_MAX, dtype=torch.float32)
+    if short:
+        scale = ((scale.view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
+    return scale.item()

@@ -25,7 +25,7 @@ from ..common.files import atomic_file
 from ..common.prefetch import prefetched
 from ..common.progress import progress
 from .fold import moved
-from .plan import Decision, Plan
+from .plan import LINEAR, Decision, Plan
 
 _MODEL_SPEC = (
     "title",
@@ -180,7 +180,10 @@ def _companions(decision: Decision, scale: torch.Tensor, format: Format) -> dict
     if decision.unscaled:
         return {}
     value = scale.reshape(-1, 1) if decision.row_scales else scale.item()
-    return formats.companions(decision.key, value, format, comfyui=decision.kind == "Linear")
+    product = None
+    if decision.exact or decision.input_scale is not None:
+        product = formats.Product(decision.exact, decision.input_scale)
+    return formats.companions(decision.key, value, format, comfyui=decision.kind == LINEAR, product=product)
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str | None) -> dict[str, str]:

@@ -17,9 +17,11 @@ them it drops V2's scale and, on GPUs with FP8 arithmetic, casts the kept layers
 scaled convolution and would ignore the scale, so convolutions do not carry them. A V2 file that is written for ComfyUI
 says so in its metadata, and its convolutions are as in V1.
 
-Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` with a tensor
-``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these. Scales of
-activations (``X.input_scale``, ``X.scale_input``) are ignored: this project does not quantize with them.
+On a GPU with FP8 arithmetic it multiplies in FP8, and rounds the input of a layer too, at the scale ``X.input_scale``
+(F32 scalar; 1 without one), unless ``X.comfy_quant`` says ``"full_precision_matrix_mult": true``: see :class:`Product`.
+
+Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` and ``X.scale_input`` with a
+tensor ``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these.
 
 A V1 file may be folded: powers of two were moved between its tensors, which changes the weights but not the function.
 Its header then says in ``hswq_fold`` by which powers each tensor was multiplied: a JSON object, key -> [[rows,
@@ -49,7 +51,10 @@ COMFY_SCALE = ".weight_scale"
 COMFY_MARK = ".comfy_quant"
 OLD_COMFY_SCALE = ".scale_weight"
 _SCALES = (SCALE, EARLY_SCALE, COMFY_SCALE, OLD_COMFY_SCALE)
-_COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, ".input_scale", ".scale_input")
+INPUT_SCALE = ".input_scale"
+_INPUT_SCALES = (INPUT_SCALE, ".scale_input")
+_COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, *_INPUT_SCALES)
+_COMFY_EXACT = "full_precision_matrix_mult"
 _OLD_COMFY_MARK = "scaled_fp8"
 _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
@@ -102,6 +107,19 @@ class Reader(StrEnum):
 
 
 @dataclass(frozen=True)
+class Product:
+    """How a reader may multiply with a weight. exact: in full precision. Otherwise it may in FP8, with its input rounded
+    at `input_scale`; None: the file has none, and ComfyUI takes 1, this project's runtime one a token."""
+
+    exact: bool = False
+    input_scale: float | None = None
+
+
+UNSAID = Product()
+"""What is true of a weight of which a file says nothing."""
+
+
+@dataclass(frozen=True)
 class StoredWeight:
     """A quantized weight as a file holds it.
 
@@ -109,6 +127,7 @@ class StoredWeight:
         key: of the weight.
         scale_keys: of its scales, ours first; they have to agree.
         mark_key: of ComfyUI's description of the number format.
+        input_scale_keys: of the scale of the layer's input; they have to agree.
         format: the format that the file's metadata names.
     """
 
@@ -116,6 +135,7 @@ class StoredWeight:
     scale_keys: tuple[str, ...] = ()
     mark_key: str | None = None
     format: Format | None = None
+    input_scale_keys: tuple[str, ...] = ()
 
 
 def layer_of(key: str) -> str:
@@ -123,12 +143,15 @@ def layer_of(key: str) -> str:
     return key.removesuffix(WEIGHT)
 
 
-def companions(key: str, scale: float | torch.Tensor, format: Format, *, comfyui: bool) -> dict[str, torch.Tensor]:
+def companions(
+    key: str, scale: float | torch.Tensor, format: Format, *, comfyui: bool, product: Product | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors that go beside the quantized weight `key` in a file of `format`.
 
     Args:
         scale: factor of the FP8 values (1.0 in V1), or a tensor [rows, 1] of factors.
-        comfyui: write ComfyUI's two as well (for Linear layers; its convolutions read none).
+        comfyui: write those of ComfyUI as well (for Linear layers; its convolutions read none).
+        product: how it may multiply. None: as the formats were published, V2 exactly, V1 as it likes.
     """
     import torch  # here, because command-line help reads this module and must not wait for torch
 
@@ -137,10 +160,10 @@ def companions(key: str, scale: float | torch.Tensor, format: Format, *, comfyui
     if format.scaled:
         beside[layer + SCALE] = torch.atleast_1d(torch.as_tensor(scale, dtype=torch.float32))
     if comfyui:
-        mark: dict[str, str | bool] = {"format": _COMFY_FP8}
-        if format.scaled:
-            # Without this ComfyUI would multiply in FP8 with activations it has no scale for.
-            mark["full_precision_matrix_mult"] = True
+        product = Product(exact=format.scaled) if product is None else product
+        mark = {"format": _COMFY_FP8} | ({_COMFY_EXACT: True} if product.exact else {})
+        if product.input_scale is not None:
+            beside[layer + INPUT_SCALE] = torch.tensor(product.input_scale, dtype=torch.float32)
         beside[layer + COMFY_SCALE] = torch.as_tensor(scale, dtype=torch.float32)
         beside[layer + COMFY_MARK] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
     return beside
@@ -173,7 +196,8 @@ def find_weights(
         mark = layer + COMFY_MARK
         if mark in dtypes and layer + COMFY_SCALE not in dtypes:
             raise FormatError(f"{key} has no scale ({layer}{COMFY_SCALE}) though {mark} describes it")
-        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format)
+        input_scale_keys = tuple(layer + suffix for suffix in _INPUT_SCALES if layer + suffix in dtypes)
+        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format, input_scale_keys)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
@@ -205,7 +229,7 @@ def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Te
             other than 1 in a V1 file; ComfyUI's description names another number format.
     """
     if weight.mark_key is not None:
-        _check_mark(weight.mark_key, tensor(weight.mark_key))
+        _read_mark(weight.mark_key, tensor(weight.mark_key))
     if not weight.scale_keys:
         return None
     scales = {key: check_scale(key, tensor(key), rows) for key in weight.scale_keys}
@@ -236,13 +260,31 @@ def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
     return values
 
 
-def _check_mark(key: str, mark: torch.Tensor) -> None:
+def read_product(weight: StoredWeight, tensor: Callable[[str], torch.Tensor]) -> Product:
+    """How a reader may multiply with a stored weight. `tensor` reads the stored tensor of a key.
+
+    Raises:
+        FormatError: a scale of inputs that is not one finite and positive value, or two that differ; ComfyUI's
+            description names another number format.
+    """
+    mark = {} if weight.mark_key is None else _read_mark(weight.mark_key, tensor(weight.mark_key))
+    scales = {key: check_scale(key, tensor(key), 1).item() for key in weight.input_scale_keys}
+    if len(set(scales.values())) > 1:
+        raise FormatError(" and ".join(f"{key} is {scale:g}" for key, scale in scales.items()) + "; they have to agree")
+    if mark.get(_COMFY_EXACT):
+        return Product(exact=True)
+    return Product(input_scale=next(iter(scales.values()), None))
+
+
+def _read_mark(key: str, mark: torch.Tensor) -> dict[str, Any]:
     try:
-        described = json.loads(bytes(mark.reshape(-1).tolist()))["format"]
+        described: dict[str, Any] = json.loads(bytes(mark.reshape(-1).tolist()))
+        named = described["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(f"{key} is no description of a number format") from None
-    if described != _COMFY_FP8:
-        raise FormatError(f"{key} says {described!r}; this release reads {_COMFY_FP8}")
+    if named != _COMFY_FP8:
+        raise FormatError(f"{key} says {named!r}; this release reads {_COMFY_FP8}")
+    return described
 
 
 def _shown(scale: torch.Tensor) -> str:

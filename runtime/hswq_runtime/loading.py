@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from .checkpoints.checkpoint import Checkpoint
-from .checkpoints.mapping import Piece
-from .formats import layer_of
+from .checkpoints.mapping import Piece, gather_product
+from .formats import Product, layer_of, read_product
 from .layers import fp8
 from .layers.alignment import aligned
 from .layers.matmul import set_fp8_matmul
-from .layers.modules import SCALE_BUFFER, HSWQLayer, quantized_twin
+from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, quantized_twin
 from .quantizer import mark_quantized
 
 
@@ -53,18 +53,26 @@ def load_model(
             whole = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
             state[name] = aligned(whole) if torch.device(device).type == "cpu" else whole
             continue
-        module, scale = layer_of(name), checkpoint.scale_of(pieces)
+        module, scale, product = layer_of(name), checkpoint.scale_of(pieces), _product(checkpoint, pieces)
         scales = 0 if scale is None else scale.numel()
-        model.set_submodule(module, quantized_twin(model.get_submodule(module), scales=scales, compute_dtype=dtype))
+        twin = quantized_twin(model.get_submodule(module), scales=scales, compute_dtype=dtype, product=product)
+        model.set_submodule(module, twin)
         state[name] = _joined([_rows(checkpoint, piece) for piece in pieces]).reshape(shapes[name])
         if scale is not None:
             state[f"{module}.{SCALE_BUFFER}"] = scale
+        if product.input_scale is not None:
+            state[f"{module}.{INPUT_SCALE_BUFFER}"] = torch.tensor([product.input_scale], device="cpu")
     model.load_state_dict(state, strict=True, assign=True)
     model.to(device).requires_grad_(False).eval()
     if any(isinstance(layer, HSWQLayer) for layer in model.modules()):
         mark_quantized(model, dtype)
         set_fp8_matmul(model, fp8_matmul)
     return model
+
+
+def _product(checkpoint: Checkpoint, pieces: list[Piece]) -> Product:
+    products = {p.key: read_product(checkpoint.quantized[p.key], checkpoint.tensor) for p in pieces}
+    return gather_product(pieces, products)
 
 
 def joined_rows(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from . import formats
 from .architectures import Shapes, architecture_of
 from .checkpoints.fit import misfits
-from .checkpoints.mapping import gather_scale, row_count, trace, untouched
+from .checkpoints.mapping import gather_product, gather_scale, row_count, trace, untouched
 from .errors import FormatError
 from .layers import fp8
 from .layers.alignment import align_
 from .layers.matmul import set_fp8_matmul
-from .layers.modules import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
+from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -49,6 +49,7 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
     Args:
         compute_dtype: the dtype to compute in if the loader is not given `torch_dtype`.
         fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`. Not stored, since it depends on the hardware.
+        exact: names of layers that never multiply in FP8, besides those of which the file says so.
         quant_method: as `config.json` states it; there is only one.
 
     Raises:
@@ -60,20 +61,25 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
         compute_dtype: torch.dtype | str = torch.bfloat16,
         fp8_matmul: bool = False,
         quant_method: str | None = None,
+        exact: Collection[str] = (),
     ):
         self.quant_method = Method.HSWQ
+        if isinstance(exact, str) or not all(isinstance(name, str) for name in exact):
+            raise FormatError("exact has to be a list of names of layers")
+        self.exact = sorted(exact)
         named = getattr(torch, compute_dtype, None) if isinstance(compute_dtype, str) else compute_dtype
         if not isinstance(named, torch.dtype):
             raise FormatError(f"there is no dtype {compute_dtype!r}")
         self.compute_dtype = fp8.check_compute_dtype(named)
         self.fp8_matmul = fp8_matmul
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """The entries that are stored in `config.json`."""
         compute_dtype = str(self.compute_dtype).removeprefix("torch.")
-        return {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+        entries: dict[str, Any] = {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+        return entries | ({"exact": self.exact} if self.exact else {})
 
-    def to_diff_dict(self) -> dict[str, str]:
+    def to_diff_dict(self) -> dict[str, Any]:
         """The same entries: none is left out as a default."""
         return self.to_dict()
 
@@ -92,6 +98,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         self._stored: Shapes = {}
         self._weights: dict[str, formats.StoredWeight] = {}
         self._scales: dict[str, torch.Tensor | None] = {}
+        self._products: dict[str, formats.Product] = {}
 
     # --- Properties and adjustments that diffusers asks for -------------------------------------------
 
@@ -161,6 +168,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         self._scales = {
             key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
         }
+        self._products = {key: formats.read_product(weight, tensor) for key, weight in self._weights.items()}
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
     def _process_model_before_weight_loading(
@@ -190,11 +198,12 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             forbidden = name == first or (architecture and architecture.why_never_quantized(module))
             if forbidden or self._stays_fp32(name) or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 continue
-            scale = self._scales[name]
+            scale, product = self._scales[name], self._products[name]
             twin = quantized_twin(
                 layer,
                 scales=0 if scale is None else scale.numel(),
                 compute_dtype=self.quantization_config.compute_dtype,
+                product=formats.Product(exact=True) if module in self.quantization_config.exact else product,
             )
             model.set_submodule(module, twin)
 
@@ -206,18 +215,20 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             traced = trace(self._stored, _loadable_class(model), model.config)
         weights: dict[str, formats.StoredWeight] = {}
         scales: dict[str, torch.Tensor | None] = {}
+        products: dict[str, formats.Product] = {}
         for name, pieces in traced.items():
             if all(piece.key in self._weights for piece in pieces) and name in converted:
                 weights[name] = self._weights[pieces[0].key]
                 scales[name] = gather_scale(pieces, self._scales)
-        self._weights, self._scales = weights, scales
+                products[name] = gather_product(pieces, self._products)
+        self._weights, self._scales, self._products = weights, scales, products
 
     def _stays_fp32(self, name: str) -> bool:
         return any(part in self._kept_in_fp32 for part in name.split("."))
 
     def _scale_names(self, model: ModelMixin) -> set[str]:
-        names = (name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer))
-        return {f"{name}.{SCALE_BUFFER}" for name in names}
+        names = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer)]
+        return {f"{name}.{buffer}" for name in names for buffer in (SCALE_BUFFER, INPUT_SCALE_BUFFER)}
 
     def check_if_quantized_param(
         self, model: ModelMixin, param_value: torch.Tensor, param_name: str, state_dict: object, **kwargs: Any
@@ -239,6 +250,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         if isinstance(module, HSWQLayer) and param_name in self._weights:
             module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
             module.scale = None if scale is None else scale.to(target_device)
+            if module.input_scale is not None:
+                module.input_scale = torch.tensor([self._products[param_name].input_scale], device=target_device)
             if dtype is not None:
                 module.compute_dtype = dtype
         else:  # foreign files also cast layers that cannot compute in FP8
@@ -270,7 +283,8 @@ def mark_quantized(model: ModelMixin, compute_dtype: torch.dtype, quantizer: HSW
 
     The configuration that is saved with the model states `compute_dtype`.
     """
-    config = HSWQConfig(compute_dtype)
+    exact = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer) and layer.exact]
+    config = HSWQConfig(compute_dtype, exact=exact)
     model.hf_quantizer = quantizer or HSWQQuantizer(config)
     model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
     model.is_quantized = True

@@ -11,7 +11,8 @@ from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.keep import check_budget, keep, settled, size_range
-from hswq_hub.quantization.plan import plan_everything
+from hswq_hub.quantization.measure import InputRounding
+from hswq_hub.quantization.plan import input_scales, plan_everything
 from hswq_hub.quantization.writer import planned_bytes, write_quantized
 from hswq_hub.settings import RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
@@ -62,7 +63,7 @@ def test_the_size_that_is_foretold_bounds_every_file(source, plan, limit, cheape
     errors = {key: 1 / n**2 if cheapest_first else float(n**2) for key, n in size.items()}
     chosen = keep(plan, source, wanted, errors)
     least, most = size_range(source, Format.V1, wanted)
-    marks = 300 * len(source.layers)  # what a quantized layer has beside its weight, and a kept one has not
+    marks = 450 * len(source.layers)  # what a quantized layer has beside its weight, and a kept one has not
     assert least - marks <= planned_bytes(source, chosen) <= most
     if limit in ({"budget": 3.0}, {"keep_ratio": 1.0}):
         assert not chosen.quantized and most - planned_bytes(source, chosen) < marks
@@ -102,7 +103,7 @@ def test_the_file_is_within_the_budget_and_uses_it(source, plan, budget, tmp_pat
     nearest = keep(plan_nearest(source, plan), source, recipe(rounding="nearest", budget=budget), errors)
     write_quantized(source, nearest, path, source_sha256="0" * 64)
     whole = 2 * sum(info.values for info in source.denoiser_tensors.values())
-    marks = 300 * (1 + len(source.layers))  # header, scales and what ComfyUI asks for do not count
+    marks = 450 * (1 + len(source.layers))  # header, scales and what ComfyUI asks for do not count
     assert kept(chosen) == kept(nearest) and "x_embedder" in kept(chosen)
     assert path.stat().st_size <= budget * whole + marks
     left = [source.tensors[d.key].values for d in chosen.quantized]
@@ -174,6 +175,96 @@ def test_row_scales_are_stored_a_row(source, calibration, tmp_path):
         assert torch.equal(scale, weight.abs().amax(dim=1, keepdim=True) / 448)
         assert torch.equal(stored.tensor(decision.key).float(), quantize(weight, scale).float())
     assert json.dumps(plans[Format.V2].as_rows())
+
+
+def roundings(plan, source, errors: dict[str, float]) -> dict[str, InputRounding]:
+    """Of every linear layer, each with 32 rows; `errors` by layer."""
+    linear = [d for d in plan.quantized if d.kind == "Linear"]
+    return {
+        d.key: InputRounding(0.5, errors.get(d.layer, 1e-6), 32.0 * source.tensors[d.key].values, 32.0) for d in linear
+    }
+
+
+def fast(plan) -> set[str]:
+    return {d.layer for d in plan.decisions if d.input_scale is not None}
+
+
+def share(plan) -> float:
+    return sum(d.work for d in plan.decisions if d.input_scale is not None)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.3, 0.6, 1.0])
+def test_a_speed_is_a_share_of_the_work_of_layers_that_lose_least(source, plan, speed):
+    errors = {"layers.0.feed_forward.w1": 1.0, "layers.0.attention.qkv": 1e-9}
+    wanted, inputs = recipe(speed=speed, keep_ratio=0), roundings(plan, source, errors)
+    chosen = keep(plan, source, wanted, errors_of(plan, {}), inputs)
+    assert sum(d.work for d in chosen.decisions if d.work) == pytest.approx(1)
+    possible = {
+        d.layer
+        for d in keep(plan, source, recipe(speed=1.0, keep_ratio=0), errors_of(plan, {}), inputs).decisions
+        if d.input_scale
+    }
+    assert share(chosen) >= speed or fast(chosen) == possible
+    if speed == 0:
+        assert not fast(chosen)
+    elif speed < 1:
+        assert "layers.0.attention.qkv" in fast(chosen) and "layers.0.feed_forward.w1" not in fast(chosen)
+    for decision in chosen.quantized:
+        assert decision.exact == (decision.kind == "Linear" and decision.input_scale is None), decision.layer
+
+
+def test_without_a_speed_the_error_at_most_doubles(source, plan):
+    errors, wanted = errors_of(plan, {}), recipe(keep_ratio=0)
+    exact = sum(errors.values())
+    for each in (exact / 100, exact, 10 * exact):
+        inputs = {key: replace(one, error=each) for key, one in roundings(plan, source, {}).items()}
+        chosen = keep(plan, source, wanted, errors, inputs)
+        added = sum(d.input_error for d in chosen.decisions if d.input_scale is not None)
+        assert added <= exact
+        assert len(fast(chosen)) <= exact / each
+        assert fast(chosen) or each > exact
+
+
+def test_layers_that_gain_nothing_or_must_not_are_exact(source, plan):
+    """Those called with one row, of odd sizes, that feed everything else, are kept, or never saw anything."""
+    inputs, wanted = roundings(plan, source, {}), recipe(speed=1.0, keep_ratio=0)
+    chosen = keep(plan, source, wanted, errors_of(plan, {}), inputs)
+    sensitive = {d.layer for d in plan.quantized if any(map(source.architecture.is_sensitive, modules(source, d.key)))}
+    assert sensitive and not sensitive & fast(chosen)
+    one, *others = sorted(fast(chosen))
+    (key,) = (d.key for d in plan.decisions if d.layer == one)
+    for spoilt in ({**inputs, key: replace(inputs[key], rows=1.0)}, {k: v for k, v in inputs.items() if k != key}):
+        assert fast(keep(plan, source, wanted, errors_of(plan, {}), spoilt)) == set(others)
+    kept_too = keep(plan, source, replace(wanted, keep_ratio=1.0), errors_of(plan, {}), inputs)
+    assert not fast(kept_too) and not any(d.exact for d in kept_too.decisions)
+    rows = replace(plan, format=Format.V2, decisions=tuple(replace(d, row_scales=d.quantized) for d in plan.decisions))
+    assert not fast(keep(rows, source, wanted, errors_of(plan, {}), inputs))
+    folded = replace(plan, moves={key: ((source.tensors[key].shape[0], 1),)})
+    assert not fast(keep(folded, source, wanted, errors_of(plan, {}), inputs))
+
+
+def modules(source, key: str) -> list[str]:
+    return [name.removesuffix(".weight") for name in source.modules[key]]
+
+
+def test_as_published_products_stay_as_they_were(source, calibration):
+    how = recipe("hswq", search="none")
+    plan = plan_everything(source, calibration, [Format.V1], how)[Format.V1]
+    chosen = keep(plan, source, how)
+    assert not any(d.exact or d.input_scale for d in chosen.decisions)
+    with pytest.raises(ValueError, match="keep by error"):
+        recipe("hswq", speed=0.5)
+    with pytest.raises(ValueError, match="or the fold"):
+        recipe(speed=0.5, fold=True)
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(224.0, 1.0), (225.0, 2.0), (1e-6, 2.0**-27), (6.6e4, 512.0)])
+def test_an_input_scale_leaves_room_for_twice_what_was_seen(source, calibration, plan, largest, scale):
+    layers = {name: replace(s, largest_input=largest) for name, s in calibration.layers.items()}
+    found = set(input_scales(source, replace(calibration, layers=layers), plan).values())
+    assert found == {scale} and 2 * largest <= 448 * scale < 4 * largest
+    nothing = {name: replace(s, largest_input=0.0) for name, s in calibration.layers.items()}
+    assert input_scales(source, replace(calibration, layers=nothing), plan) == {}
 
 
 def test_scales_take_no_layer_from_v2(source, plan):

@@ -1,6 +1,6 @@
 """Errors of single weights from derivatives, against what the model gives with those weights."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -8,13 +8,15 @@ from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.recording import RecordedCall, record_calls
+from hswq_hub.quantization import measure
 from hswq_hub.quantization.measure import measure_errors, passes_of_measuring
 from hswq_hub.quantization.plan import Plan, plan_naive
 from hswq_hub.quantization.writer import codes_of
 from hswq_hub.settings import ErrorSettings
 from hswq_runtime import Checkpoint, Format
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.layers.fp8 import dequantize
+from hswq_runtime.formats import layer_of
+from hswq_runtime.layers.fp8 import dequantize, quantize
 from hswq_runtime.loading import load_model
 
 
@@ -40,15 +42,17 @@ def plans(checkpoint) -> dict[Format, Plan]:
     return {Format.V1: plan, Format.V2: replace(plan, format=Format.V2, decisions=halved)}
 
 
-def measured(checkpoint, calibration, plans, place, *, calls=32, memory=8.0):
+def measured(checkpoint, calibration, plans, place, *, calls=32, memory=8.0, scales=None):
     codes = {format: codes_of(checkpoint, format) for format in plans}
-    return measure_errors(checkpoint, calibration, plans, codes, ErrorSettings(calls), place=place, memory=memory)
+    return measure_errors(
+        checkpoint, calibration, plans, codes, ErrorSettings(calls), scales=scales or {}, place=place, memory=memory
+    )
 
 
 def test_errors_are_those_of_the_outputs(checkpoint, calibration, plans, tmp_path):
     """For one call and the same v, (v · change)² has to be what the derivative says, and both formats their own."""
     call = calibration.calls[0]
-    errors = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path)
+    errors = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path).weights
     assert [list(found) for found in errors.values()] == [[d.key for d in plan.quantized] for plan in plans.values()]
     model = load_model(checkpoint, torch.float32)
     before = call.replay(model)
@@ -79,12 +83,58 @@ def outputs_with(checkpoint: Checkpoint, call: RecordedCall, key: str, weight: t
 
 
 def test_parts_change_nothing_and_are_counted(checkpoint, calibration, plans, tmp_path):
-    whole = measured(checkpoint, calibration, plans, tmp_path)
-    parts = measured(checkpoint, calibration, plans, tmp_path, memory=4e-4)
-    for format, errors in whole.items():
-        assert parts[format] == pytest.approx(errors, rel=1e-3)
+    scales = {d.key: 0.125 for d in plans[Format.V1].quantized}
+    whole = measured(checkpoint, calibration, plans, tmp_path, scales=scales)
+    parts = measured(checkpoint, calibration, plans, tmp_path, memory=2e-3, scales=scales)
+    for format, errors in whole.weights.items():
+        assert parts.weights[format] == pytest.approx(errors, rel=1e-3)
+    assert list(whole.inputs) == list(parts.inputs) == list(scales)
+    for key, found in whole.inputs.items():
+        assert astuple(parts.inputs[key]) == pytest.approx(astuple(found), rel=1e-3), key
     assert passes_of_measuring(checkpoint, 2, 8.0, 4) == 4
-    assert 5 < passes_of_measuring(checkpoint, 2, 4e-4, 4) < 13, "of two blocks that do not fit each is replayed twice"
+    assert 5 < passes_of_measuring(checkpoint, 2, 2e-3, 4) < 13, "of two blocks that do not fit each is replayed twice"
+
+
+def test_rounded_inputs_are_what_they_do_to_the_outputs(checkpoint, calibration, plans, tmp_path):
+    """A hundredth of what rounding loses is added to the input of one layer, for one call and the same v."""
+    call, scale = calibration.calls[0], 0.125
+    scales = {d.key: scale for d in plans[Format.V1].quantized}
+    found = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path, scales=scales).inputs
+    model = load_model(checkpoint, torch.float32)
+    before = call.replay(model)
+    probe = [torch.randn(end.shape, generator=torch.Generator().manual_seed(0)) for end in before]
+    values = sum(end.numel() for end in before)
+    largest = max(one.error for one in found.values())
+    for key, one in found.items():
+        rows = []
+
+        def rounded(_module, inputs, rows=rows):
+            x = inputs[0]
+            rows.append(x.numel() // x.shape[-1])
+            return x + 0.01 * (quantize(x / scale).float() * scale - x), *inputs[1:]
+
+        modules = [model.get_submodule(layer_of(name)) for name in checkpoint.modules[key]]
+        handles = [module.register_forward_pre_hook(rounded) for module in modules]
+        changed = call.replay(model)
+        for handle in handles:
+            handle.remove()
+        expected = sum((v * 100 * (b - a)).sum().item() for v, a, b in zip(probe, before, changed, strict=True))
+        assert one.error == pytest.approx(expected**2 / values, rel=0.1, abs=1e-3 * largest), key
+        assert one.scale == scale and one.rows == rows[0]
+        assert one.work == rows[0] * checkpoint.tensors[key].values
+
+
+def test_only_some_rows_of_a_call_count(checkpoint, calibration, plans, tmp_path, monkeypatch):
+    """Half of the rows, whose losses do not depend on each other, say about as much as all of them."""
+    scales = {d.key: 0.125 for d in plans[Format.V1].quantized}
+    whole = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs
+    rows = int(max(one.rows for one in whole.values()))
+    monkeypatch.setattr(measure, "INPUT_ROWS", rows // 2)
+    half = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs
+    assert {key: one.work for key, one in half.items()} == {key: one.work for key, one in whole.items()}
+    assert half != whole
+    ratio = sum(one.error for one in half.values()) / sum(one.error for one in whole.values())
+    assert 1 / 3 < ratio < 3
 
 
 def test_as_many_calls_as_wanted_are_used_evenly_spread(checkpoint, calibration, plans, tmp_path):

@@ -31,10 +31,10 @@ from ...quantization.compensate import (
 )
 from ...quantization.keep import keep, size_range
 from ...quantization.kfac import BLOCK
-from ...quantization.measure import measure_errors, passes_of_measuring
+from ...quantization.measure import INPUT_ROWS, InputRounding, measure_errors, passes_of_measuring
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
-from ...quantization.plan import Plan, plan_everything, unread_plan
+from ...quantization.plan import LINEAR, Plan, input_scales, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
@@ -232,29 +232,33 @@ class Quantization:
         settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
 
         def make(folder: Path) -> None:
-            device = self.calibration.device
+            device, statistics, plans = self.calibration.device, self._statistics(), self._plans(before[0])
             errors = measure_errors(
                 checkpoint,
-                self._statistics(),
-                self._plans(before[0]),
+                statistics,
+                plans,
                 {v: codes_of(checkpoint, v, _rounded(before, v), device) for v in formats},
                 settings,
+                scales=input_scales(checkpoint, statistics, plans[formats[0]]),
                 place=folder,
                 memory=self._replays.moments,
                 device=device,
                 room=self._replays.room,
             )
-            _write_json(folder / _ERRORS, {format.value: found for format, found in errors.items()})
+            _write_json(folder / _ERRORS, asdict(errors))
 
         def work() -> Work:
             passes, memory = self.source.architecture.passes(self.calibration.guidance), self._replays
             each = passes_of_measuring(checkpoint, len(formats), memory.moments, self._word, memory.weights(self._word))
             used = min(settings.calls, self._recorded)
             quantized = unread_plan(checkpoint, formats[0], self.recipe).quantized
+            linear = sum(checkpoint.tensors[d.key].values for d in quantized if d.kind == LINEAR)
+            rows = min(INPUT_ROWS, cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens)
             return Work(
                 ceil(used * passes * each),
                 self.calibration.device,
                 self.calibration.size,
+                flops=2.0 * used * passes * rows * linear,
                 values=used * len(formats) * sum(checkpoint.tensors[d.key].values for d in quantized),
                 moved=self.source.path.stat().st_size + self._scratch(used * passes, each),
                 streamed=self._streamed(used),
@@ -276,10 +280,13 @@ class Quantization:
         made_from = [code_digest(*ROOMS), __version__, asdict(self.recipe), format.value, *source]
 
         def make(folder: Path) -> None:
-            errors = None
+            plan = self._plans(inputs[0])[format]
             if self.recipe.keep_by == "error":
-                errors = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))[format.value]
-            plan = keep(self._plans(inputs[0])[format], checkpoint, self.recipe, errors)
+                found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
+                rounding = {key: InputRounding(**row) for key, row in found["inputs"].items()}
+                plan = keep(plan, checkpoint, self.recipe, found["weights"][format.value], rounding)
+            else:
+                plan = keep(plan, checkpoint, self.recipe)
             write_quantized(
                 checkpoint,
                 plan,

@@ -14,6 +14,7 @@ import torch
 
 from ..architectures import Shapes
 from ..errors import FormatError
+from ..formats import Product
 
 _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
@@ -62,6 +63,13 @@ def untouched(shapes: Shapes) -> dict[str, list[Piece]]:
 def row_count(shape: tuple[int, ...]) -> int:
     """The number of rows of a tensor of `shape`; a scalar has one."""
     return shape[0] if shape else 1
+
+
+def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product:
+    """How a parameter made of `pieces` may be multiplied with, from what is said of stored tensors: exactly, unless
+    they agree."""
+    found = {products[piece.key] for piece in pieces}
+    return found.pop() if len(found) == 1 else Product(exact=True)
 
 
 def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:

@@ -15,6 +15,8 @@ from ..errors import FormatError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
+MULTIPLE = 16
+"""For a product in FP8 the hardware requires a weight's rows and columns to be multiples of this."""
 CHUNK_VALUES = 1 << 18
 """Values that the CPU expands or rounds at once: few enough to stay in its cache."""
 
@@ -93,25 +95,68 @@ def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
     return torch.where(amax > 0, amax / FP8_MAX, 1.0)
 
 
-def matmul(input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """`input @ weight.T` with both factors in FP8 on the tensor cores: bfloat16 [..., N].
+def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """FP8 codes `q` such that `q · scale ≈ values`: as comfy-kitchen's eager backend rounds them, in the dtype of
+    `values`. scale: float32, one value."""
+    return saturating_cast(values * (1.0 / scale).to(values.dtype))
+
+
+def matmul(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    input_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`input @ weight.T + bias` with both factors in FP8 on the tensor cores: [..., N] in `dtype`.
 
     Args:
-        input: [..., K], any float dtype. Each row is rounded to FP8 with its own scale, amax / 448.
+        input: [..., K], any float dtype.
         weight: FP8 [N, K]; K and N are multiples of 16.
         scale: as in :func:`quantize`.
+        bias: [N] in `dtype`.
+        input_scale: float32 [1], at which the input is rounded to FP8; None: each row with its own, amax / 448.
     """
-    rows = input.reshape(-1, input.shape[-1]).to(torch.float32)
-    row_scale = fresh_scale(rows, len(rows))[:, None]
-    column_scale = torch.ones((), device=weight.device) if scale is None else scale
-    product = torch._scaled_mm(
-        saturating_cast(rows / row_scale),
-        weight.t(),
-        scale_a=row_scale,
-        scale_b=column_scale.reshape(1, -1).expand(1, len(weight)).contiguous(),
-        out_dtype=torch.bfloat16,
-    )
+    rows = input.reshape(-1, input.shape[-1])
+    of_weight = unit_scale(weight.device) if scale is None else scale
+    if input_scale is not None and of_weight.numel() == 1:
+        # Added by the product itself, but for what cuBLAS does not: a bias to float32. Sums are in float32 throughout
+        # (no fast accumulation), as in ComfyUI: the faster ones of Hopper keep 14 bits.
+        after = bias if weight.is_cuda and dtype == torch.float32 else None
+        product = torch._scaled_mm(
+            quantize_input(rows, input_scale),
+            weight.t(),
+            scale_a=input_scale.reshape(()),
+            scale_b=of_weight.reshape(()),
+            bias=bias if after is None else None,
+            out_dtype=dtype,
+        )
+    else:
+        after = bias
+        row_scale = fresh_scale(rows, len(rows)) if input_scale is None else input_scale.expand(len(rows))
+        product = torch._scaled_mm(
+            saturating_cast(rows.float() / row_scale[:, None]),
+            weight.t(),
+            scale_a=row_scale[:, None].contiguous(),
+            scale_b=of_weight.reshape(1, -1).expand(1, len(weight)).contiguous(),
+            out_dtype=torch.bfloat16,  # CUDA has no other for scales a row
+        ).to(dtype)
+    product = product if after is None else product + after
     return product.reshape(*input.shape[:-1], len(weight))
+
+
+def unit_scale(device: torch.device) -> torch.Tensor:
+    """Float32 [1] of 1, on `device`; it is read and never written."""
+    if torch.compiler.is_compiling():
+        return torch.ones(1, device=device)
+    if device not in _units:
+        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
+            _units[device] = torch.ones(1, device=device)
+    return _units[device]
+
+
+_units: dict[torch.device, torch.Tensor] = {}
 
 
 def can_matmul(device: torch.device) -> bool:

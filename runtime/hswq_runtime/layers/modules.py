@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.grad import conv2d_input
 
 from ..errors import DeviceError, HSWQError
-from ..formats import SCALE
+from ..formats import INPUT_SCALE, SCALE, UNSAID, Product, Reader
 from . import fp8
 
 SCALE_BUFFER = SCALE.removeprefix(".")
+INPUT_SCALE_BUFFER = INPUT_SCALE.removeprefix(".")
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
@@ -28,22 +29,32 @@ class HSWQLayer(nn.Module):
         weight: FP8, frozen, of the plain layer's shape.
         scale: None, or a float32 buffer [1] or [N], one value for each row (index of the weight's first dimension).
         compute_dtype: dtype of the expanded weight and of the bias; PEFT gives adapters on the layer this dtype.
+        exact: the file wants no product in FP8.
+        input_scale: None, or a float32 buffer [1], the scale at which the input is rounded for a product in FP8.
         fp8_matmul: multiply in FP8.
+        reader: whose arithmetic it is, to the bit.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
+    input_scale: torch.Tensor | None
     compute_dtype: torch.dtype
+    exact = False
     fp8_matmul = False
+    reader = Reader.HSWQ
 
     def reset_parameters(self) -> None:
         """Does nothing: weights come from a file, and drawing random ones takes longer than reading it."""
 
-    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None) -> None:
-        self.compute_dtype = compute_dtype
+    def _hold_fp8(
+        self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None, product: Product = UNSAID
+    ) -> None:
+        self.compute_dtype, self.exact = compute_dtype, product.exact
         self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
         scale = torch.empty(scales, dtype=torch.float32, device=device) if scales else None
         self.register_buffer(SCALE_BUFFER, scale)
+        inputs = None if product.input_scale is None else torch.full((1,), product.input_scale, device=device)
+        self.register_buffer(INPUT_SCALE_BUFFER, inputs)
 
     def dequantized_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight in `dtype` (None: `compute_dtype`), a new tensor of the plain layer's shape."""
@@ -72,7 +83,7 @@ class HSWQLayer(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored FP8 bytes or their scale.
-        stored = [self.weight] if self.scale is None else [self.weight, self.scale]
+        stored = [tensor for tensor in (self.weight, self.scale, self.input_scale) if tensor is not None]
 
         def keep_stored(tensor: torch.Tensor) -> torch.Tensor:
             applied = fn(tensor)
@@ -98,7 +109,7 @@ class HSWQLayer(nn.Module):
 
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
-        matmul = ", fp8_matmul" if self.fp8_matmul else ""
+        matmul = ", fp8_matmul" if self.fp8_matmul else ", exact" if self.exact else ""
         return (
             f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}{matmul}"
         )
@@ -107,7 +118,8 @@ class HSWQLayer(nn.Module):
 class HSWQLinear(HSWQLayer, nn.Linear):
     """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias is in `compute_dtype`.
 
-    With `fp8_matmul` the input is rounded to FP8 as well (one scale per row) and multiplied on the tensor cores.
+    With `fp8_matmul` the input is rounded to FP8 as well, at `input_scale` or else with one scale a row, and multiplied
+    on the tensor cores.
     """
 
     def __init__(
@@ -118,17 +130,25 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         *,
         scales: int,
         compute_dtype: torch.dtype,
+        product: Product = UNSAID,
         device: torch.device | str | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scales, compute_dtype, device)
+        self._hold_fp8(scales, compute_dtype, device, product)
 
     @classmethod
-    def like(cls, layer: nn.Linear, *, scales: int, compute_dtype: torch.dtype) -> "HSWQLinear":
+    def like(
+        cls, layer: nn.Linear, *, scales: int, compute_dtype: torch.dtype, product: Product = UNSAID
+    ) -> "HSWQLinear":
         """An empty layer on the meta device, of `layer`'s shape."""
-        has_bias = layer.bias is not None
         return cls(
-            layer.in_features, layer.out_features, has_bias, scales=scales, compute_dtype=compute_dtype, device="meta"
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            scales=scales,
+            compute_dtype=compute_dtype,
+            product=product,
+            device="meta",
         )
 
     def _plain_shell(self) -> nn.Linear:
@@ -137,10 +157,15 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        multiply = _multiply if self.fp8_matmul else _expand_and_multiply
+        multiply: Callable[..., torch.Tensor] = _expand_and_multiply
+        options: tuple[Any, ...] = ()
+        if self.reader is Reader.COMFYUI:
+            multiply, options = _multiply_as_comfyui, (self.input_scale, self.fp8_matmul)
+        elif self.fp8_matmul:
+            multiply, options = _multiply, (self.input_scale,)
         if torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias)):
-            return _with_gradient(multiply, (), input, self)
-        return multiply(input, self.weight, self.scale, self.bias, self.compute_dtype)
+            return _with_gradient(multiply, options, (), input, self)
+        return multiply(input, self.weight, self.scale, self.bias, self.compute_dtype, *options)
 
 
 class HSWQConv2d(HSWQLayer, nn.Conv2d):
@@ -185,7 +210,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        return _with_gradient(_expand_and_multiply, (self.stride, padding, self.dilation, self.groups), input, self)
+        return _with_gradient(_expand_and_multiply, (), (self.stride, padding, self.dilation, self.groups), input, self)
 
 
 def _expand_and_multiply(
@@ -207,23 +232,45 @@ def _multiply(
     scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
+    input_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     if not fp8.can_matmul(weight.device):
         raise DeviceError(f"{weight.device} has no FP8 matrix product; load the model without fp8_matmul")
-    product = fp8.matmul(input, weight, scale).to(dtype)
-    return product if bias is None else product + bias
+    return fp8.matmul(input, weight, scale, bias, dtype, input_scale)
+
+
+def _multiply_as_comfyui(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    input_scale: torch.Tensor | None,
+    rounds: bool,
+) -> torch.Tensor:
+    """What ComfyUI computes on a GPU with FP8 arithmetic, on any device. rounds: the input as well; where the hardware
+    cannot multiply the two, both are expanded, as the weight alone is otherwise: in `dtype`, also the scale."""
+    one = fp8.unit_scale(weight.device)
+    at, of_weight = (one if s is None else s for s in (input_scale, scale))
+    if rounds and fp8.can_matmul(weight.device) and not any(size % fp8.MULTIPLE for size in weight.shape):
+        return fp8.matmul(input, weight, of_weight, bias, dtype, at)
+    if rounds:
+        input = fp8.quantize_input(input, at).to(dtype) * at.to(dtype)
+    return F.linear(input, weight.to(dtype) * of_weight.to(dtype), bias)
 
 
 class _Product(torch.autograd.Function):
     """A product that saves the FP8 weight for the backward pass instead of the expanded one.
 
-    `geometry`: stride, padding, dilation and groups of a convolution; () for a linear layer.
+    `options`: of a linear layer's `multiply`. `geometry`: stride, padding, dilation and groups of a convolution; () for
+    a linear layer.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         multiply: Callable[..., torch.Tensor],
+        options: tuple[Any, ...],
         geometry: tuple[Any, ...],
         input: torch.Tensor,
         weight: torch.Tensor,
@@ -233,12 +280,12 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.geometry, ctx.input_shape = geometry, input.shape
-        return multiply(input, weight, scale, bias, dtype, *geometry)
+        return multiply(input, weight, scale, bias, dtype, *options, *geometry)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        _, _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
+        _, _, _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
         input: torch.Tensor | None = None
         bias: torch.Tensor | None = None
         if input_needed:
@@ -249,17 +296,18 @@ class _Product(torch.autograd.Function):
                 input = gradient @ expanded
         if bias_needed:
             bias = gradient.sum((0, 2, 3)) if ctx.geometry else gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        return None, None, input, None, None, bias, None
+        return None, None, None, input, None, None, bias, None
 
 
 def _with_gradient(
     multiply: Callable[..., torch.Tensor],
+    options: tuple[Any, ...],
     geometry: tuple[Any, ...],
     input: torch.Tensor,
     layer: HSWQLinear | HSWQConv2d,
 ) -> torch.Tensor:
     product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch has no types here
-        multiply, geometry, input, layer.weight, layer.scale, layer.bias, layer.compute_dtype
+        multiply, options, geometry, input, layer.weight, layer.scale, layer.bias, layer.compute_dtype
     )
     return product
 
@@ -301,16 +349,18 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def quantized_twin(layer: nn.Module, *, scales: int, compute_dtype: torch.dtype) -> HSWQLayer:
+def quantized_twin(
+    layer: nn.Module, *, scales: int, compute_dtype: torch.dtype, product: Product = UNSAID
+) -> HSWQLayer:
     """The empty FP8 layer, on the meta device, that replaces `layer` (nn.Linear or nn.Conv2d).
 
-    `scales`: number of its scales: 0, 1, or the number of rows of its weight.
+    `scales`: number of its scales: 0, 1, or the number of rows of its weight. `product`: of a linear layer.
 
     Raises:
         TypeError: any other class of layer.
     """
     if isinstance(layer, nn.Linear):
-        return HSWQLinear.like(layer, scales=scales, compute_dtype=compute_dtype)
+        return HSWQLinear.like(layer, scales=scales, compute_dtype=compute_dtype, product=product)
     if isinstance(layer, nn.Conv2d):
         return HSWQConv2d.like(layer, scales=scales, compute_dtype=compute_dtype)
     raise TypeError(f"{type(layer).__name__} has no FP8 twin; only nn.Linear and nn.Conv2d have")
