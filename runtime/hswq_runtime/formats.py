@@ -108,8 +108,8 @@ class Reader(StrEnum):
 
 @dataclass(frozen=True)
 class Product:
-    """How a reader may multiply with a weight. exact: in full precision. Otherwise it may in FP8, with its input rounded
-    at `input_scale`; None: the file has none, and ComfyUI takes 1, this project's runtime one a token."""
+    """How a reader may multiply with a weight. exact: in full precision. Otherwise it may in FP8, its input rounded at
+    `input_scale`; None: the file has none, and ComfyUI takes 1, this project's runtime one a token."""
 
     exact: bool = False
     input_scale: float | None = None
