@@ -7,8 +7,8 @@
     python benchmarks/arithmetic.py report build/arithmetic/*     -> RESULTS.md, arithmetic.png
 
 Files differ in nothing but which layers multiply in FP8, as `--speed` chooses them. What ComfyUI computes of them on a
-GPU with FP8 arithmetic is simulated to the bit. Seeds and captions are those of `fidelity.py`. The reference is the same
-file with exact products.
+GPU with FP8 arithmetic is simulated to the bit. Seeds and captions are those of `fidelity.py`. The reference is the
+same file with exact products.
 """
 
 import argparse
@@ -122,9 +122,9 @@ def report(works: list[Path]) -> None:
 
 def _introduction() -> list[str]:
     return [
-        "The latent error as ComfyUI computes a file on a GPU with FP8 arithmetic, simulated to the bit, over that of the",
-        "same file with exact products. Work: multiplications of the linear layers that are FP8 or could be. Layers with",
-        "one row of input a call, those that feed everything else, and kept ones are never in FP8, so that 1 is not",
+        "The latent error as ComfyUI computes a file on a GPU with FP8 arithmetic, simulated to the bit, over that of",
+        "the same file with exact products. Work: multiplications of the linear layers that are FP8 or could be. Those",
+        "with one row of input a call, that feed everything else, or that are kept are never in FP8, so that 1 is not",
         "reached. No GPU was used: nothing is said of time.",
     ]
 

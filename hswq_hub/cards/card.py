@@ -19,8 +19,17 @@ from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ..common.text import megabytes, share
 from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
-from ..evaluation.plots import SENSITIVITY, SIZES, WEIGHTS
-from ..evaluation.report import HEADINGS, comparisons, earlier_table, pair_table, protocol_table, table
+from ..evaluation.plots import ARITHMETIC, SENSITIVITY, SIZES, WEIGHTS
+from ..evaluation.report import (
+    HEADINGS,
+    IN_FP8,
+    comparisons,
+    earlier_table,
+    in_fp8,
+    pair_table,
+    protocol_table,
+    table,
+)
 from ..generation.generate import GenerationSettings
 from ..settings import COMPENSATED
 from ..sources.catalog import Entry, catalog, entry_of
@@ -218,9 +227,21 @@ class Card:
         """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""
         template = _environment().get_template("verdict.j2")
         text = template.render(
-            comparisons=comparisons(self.evaluation) if self.evaluation else [], unscaled=self._unscaled()
+            comparisons=comparisons(self.evaluation) if self.evaluation else [],
+            in_fp8=in_fp8(self.evaluation) if self.evaluation else [],
+            work=self._work_in_fp8(),
+            unscaled=self._unscaled(),
         )
         return [line for line in text.splitlines() if line]
+
+    def _work_in_fp8(self) -> dict[str, float]:
+        """By label, the share of the linear layers' work that a file wants in FP8; not of files that say nothing."""
+        shares = {}
+        for format in self.formats:
+            chosen = [d.work for d in self.record.plans[format].quantized if d.input_scale is not None and d.work]
+            if chosen:
+                shares[format.label] = sum(chosen)
+        return shares
 
     @property
     def earlier(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -278,7 +299,8 @@ class Card:
             "pair_table": pair_table(self.evaluation),
             "pairs": len(self.evaluation.variants[0].pairs),
             "unscaled": self._unscaled(),
-            "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS},
+            "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS, "arithmetic": ARITHMETIC},
+            "in_fp8": IN_FP8 if in_fp8(self.evaluation) else None,
         }
 
 

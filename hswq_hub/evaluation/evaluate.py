@@ -15,12 +15,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Reader
+from hswq_runtime.formats import Reader, layer_of
 from hswq_runtime.layers.matmul import set_fp8_matmul
+from hswq_runtime.layers.modules import HSWQLinear
 
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
@@ -195,8 +197,8 @@ def evaluate(
         originals = originals or made
         variant = _result(label, checkpoint, _compared(pairs, originals, made))
         denoiser = getattr(pipeline, architecture.component)
-        if rounded := set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
-            made = _pictures(pipeline, pairs, generation, f"{label} in FP8")
+        if set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
+            made, rounded = _pictures(pipeline, pairs, generation, f"{label} in FP8"), _rounded(checkpoint, denoiser)
             variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made))
             set_fp8_matmul(denoiser, False)
         variants.append(variant)
@@ -232,6 +234,12 @@ def _compared(pairs: list[tuple[str, int]], originals: list[Sample], samples: li
         compare_samples(prompt, seed, original, sample)
         for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
     ]
+
+
+def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
+    """How many of the file's layers multiply in FP8."""
+    fast = {name for name, m in denoiser.named_modules() if isinstance(m, HSWQLinear) and m.fp8_matmul}
+    return sum(any(layer_of(name) in fast for name in checkpoint.modules[key]) for key in checkpoint.quantized)
 
 
 def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> VariantResult:

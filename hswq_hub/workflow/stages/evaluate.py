@@ -44,15 +44,17 @@ def evaluation_step(
         save_evaluation(evaluate(source, paths, settings, device_memory), product)
 
     def work() -> Work:
-        pictures = (1 + len(files)) * settings.pairs
+        runs = 1 + 2 * len(files)  # of a file with exact products, and in FP8
+        pictures = runs * settings.pairs
         calls = pictures * (settings.steps or source.architecture.steps) * source.architecture.passes(settings.guidance)
         moved = (1 + len(files)) * source.path.stat().st_size
         weights = sum(source.checkpoint.tensors[key].values for key in source.checkpoint.layers)
-        expanded = calls * len(files) / (1 + len(files)) * weights
+        expanded = calls * (runs - 1) / runs * weights
         memory = usable_memory(torch.device(settings.device), device_memory)
         whole = sizes_of(source, settings.dtype, settings.size)
-        of_files = [whole, *(whole.with_denoiser(min(step.work().kept, whole.denoiser)) for step in files.values())]
-        each = calls // len(of_files)
+        quantized = [whole.with_denoiser(min(step.work().kept, whole.denoiser)) for step in files.values()]
+        of_files = [whole, *quantized, *quantized]
+        each = calls // runs
         streamed = sum(s.streamed(s.placement(memory), each, settings.pairs, decoded=True) for s in of_files)
         return Work(
             calls,

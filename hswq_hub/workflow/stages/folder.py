@@ -22,6 +22,7 @@ from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, MET
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
 from ...evaluation.evaluate import Evaluation
+from ...evaluation.report import in_fp8
 from ...quantization.plan import Plan
 from ...settings import Recipe
 from ...sources.components import ignore_foreign, local_bytes, local_components
@@ -136,6 +137,9 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
     if plans[-1].quantized:
         plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
     plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
+    if any(d.input_error is not None for plan in plans for d in plan.quantized):
+        measured = {found.label: found.latent_ratio for found in in_fp8(evaluation) if found.latent_ratio}
+        plots.save(plots.arithmetic(plans, measured), target / IMAGES / plots.ARITHMETIC)
 
 
 def _file_facts(step: Step, plan: Plan) -> dict[str, object]:
