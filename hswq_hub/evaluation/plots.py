@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
 ARITHMETIC = "error-against-arithmetic.png"
+_LEAST_WORK = 1e-3
+"""Layers that do less, such as those with one row of input, are not drawn: they are never in FP8."""
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
 _WORST = 4
 
@@ -175,7 +177,7 @@ def arithmetic(plans: Sequence[Plan], measured: Mapping[str, float]) -> "Figure"
 
 def _by_cost_of_fp8(plan: Plan) -> list[Decision]:
     """The quantized layers whose rounded inputs were measured, those with the least error for their work first."""
-    known = [d for d in plan.quantized if d.input_error is not None and d.work]
+    known = [d for d in plan.quantized if d.input_error is not None and (d.work or 0.0) > _LEAST_WORK]
     return sorted(known, key=lambda d: (d.input_error or 0.0) / (d.work or 1.0))
 
 
