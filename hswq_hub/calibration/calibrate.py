@@ -22,6 +22,7 @@ from torch import nn
 
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
+from hswq_runtime.text import several
 
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
@@ -315,5 +316,5 @@ def _require_calls(layers: dict[str, LayerStatistics]) -> None:
     silent = [name for name, statistics in layers.items() if statistics.calls == 0]
     if silent:
         raise HSWQError(
-            f"calibration saw no finite call of {', '.join(silent)}; try --dtype float32, or check the checkpoint"
+            f"calibration saw no finite call of {several(silent)}; try --dtype float32, or check the checkpoint"
         )

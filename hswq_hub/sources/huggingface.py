@@ -20,6 +20,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 from hswq_runtime.hub_errors import Kind, Refusal, explained
+from hswq_runtime.text import several, shown
 
 from ..common.layout import LICENCE_FILE
 from ..common.text import plain
@@ -84,7 +85,7 @@ class Hub:
             info = self._api.model_info(reference.repo, revision=reference.revision, files_metadata=True)
         found = _models(info, reference)
         if not found:
-            raise UnsuitableSourceError(f"{reference} holds no safetensors file of a model; look at its files")
+            raise UnsuitableSourceError(f"{shown(reference)} holds no safetensors file of a model; look at its files")
         names = list(found)
         in_repo = {sibling.rfilename for sibling in info.siblings or ()}
         name = names[0] if len(names) == 1 else self._ask(reference, names)
@@ -206,8 +207,8 @@ class Hub:
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:
             raise AmbiguousReferenceError(
-                f"{reference} holds {len(names)} models: {', '.join(names)}; name one of them, as in "
-                f"{HubRef(reference.repo, names[0], reference.revision)}"
+                f"{shown(reference)} holds {len(names)} models: {several(names, length=40)}; name one of them, as in "
+                f"{shown(HubRef(reference.repo, names[0], reference.revision))}"
             )
         return names[self._choose(f"{reference} holds several models", names)]
 
@@ -286,8 +287,8 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
     if wanted is not None and wanted.endswith(WEIGHTS):
         if wanted not in files:
             near = difflib.get_close_matches(wanted, [name for name in files if name.endswith(WEIGHTS)], n=1)
-            hint = f"did you mean {near[0]}?" if near else "look at its files"
-            raise UnknownReferenceError(f"{reference.repo} has no file {wanted}; {hint}")
+            hint = f"did you mean {shown(near[0])}?" if near else "look at its files"
+            raise UnknownReferenceError(f"{shown(reference.repo)} has no file {shown(wanted)}; {hint}")
         folder, _, name = wanted.rpartition("/")
         if name.startswith(STEM) and (model := _diffusers(files, folder, name)):
             return {folder if folder and model == _diffusers(files, folder) else wanted: model}

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hswq_runtime.text import shown
+
 from .catalog import catalog
 from .errors import UnknownReferenceError
 
@@ -246,4 +248,4 @@ def _hint(reference: str) -> str:
 def _shown(reference: str) -> str:
     """The reference as an error may show it: without a query or a password, where tokens are."""
     text = reference.split("?", 1)[0]
-    return repr(re.sub(r"//[^/@]*@", "//", text)[:200])
+    return repr(shown(re.sub(r"//[^/@]*@", "//", text)))
