@@ -58,11 +58,9 @@ def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[
         if len(lacks) < len(row.signature):
             found.setdefault(row.signature, (row.title, lacks))
     fewest = min((len(lacks) for _, lacks in found.values()), default=0)
-    near = [
-        f"{title}, but without {several(lacks, 1, _LONGEST)}" for title, lacks in found.values() if len(lacks) == fewest
-    ]
+    near = [(title, several(lacks, 1, _LONGEST)) for title, lacks in found.values() if len(lacks) == fewest]
     if near:
-        like = f"most like {'; or '.join(near[:2])}"
+        like = f"most like {'; or '.join(f'{title}, but without {lacks}' for title, lacks in near[:2])}"
     else:
         like = f"like none of those known ({several(row.title for row in rows)})"
     return f"{like}; a row in hswq_runtime/architectures would make it known, as ARCHITECTURE.md says"

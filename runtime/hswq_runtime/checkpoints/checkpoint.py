@@ -194,10 +194,9 @@ class Checkpoint:
                 told = self._told_by_shapes
         said = [*self.stated.differences(told, self._family.guessed)[:_SHOWN], several(problems, length=120)]
         if formats.config_of(self.metadata) is None:
-            said.append(f"pass a base whose {self._family.component}/{CONFIG} is that of this model")
-        return FormatError(
-            f"{self.path.name} does not fit the configuration in {shown(self.stated.where)}: {'; '.join(said)}"
-        )
+            said.append(f"pass a base whose {self._family.component}/{CONFIG} is this model's")
+        name, where = shown(self.path.name, 40), shown(self.stated.where, 60)
+        return FormatError(f"{name} does not fit the configuration in {where}: {'; '.join(said)}")
 
     def _build(self, constants: bool) -> torch.nn.Module:
         try:
@@ -205,7 +204,7 @@ class Checkpoint:
             return empty_model(self._family.model_class, self.config, constants=constants)
         except NOT_TO_BUILD as error:
             if self.stated is not None:
-                reason = shown(" ".join(str(error).split()))
+                reason = shown(" ".join(str(error).split()), 40)
                 raise self._misfit(f"no {self._family.model_class} can have it ({reason})") from error
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
@@ -222,8 +221,8 @@ class Checkpoint:
         }
         if self.has_diffusers_layout:  # every tensor is a parameter
             return untouched(stored)
+        config = self.config if self.stated is None else self.whole_config
         try:
-            config = self.config if self.stated is None else self.whole_config
             found = trace(stored, self._family.model_class, config, self._family.converter_prefix)
         except FormatError as error:
             raise self._misfit(str(error)) from None

@@ -42,8 +42,8 @@ class Configuration:
         """
         if (stated := self.entries.get(_CLASS)) not in (None, model_class):
             raise FormatError(
-                f"{shown(path)} is a {model_class} by its tensors, but {shown(self.where)} is of a {written(stated)}; pass the base "
-                "that belongs to it"
+                f"{shown(path)} is a {model_class} by its tensors, but {shown(self.where)} is of a {shown(stated)}; "
+                "pass the base that belongs to it"
             )
 
     def differences(self, told: Config, guessed: Collection[str]) -> list[str]:
