@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
@@ -27,6 +28,7 @@ from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
 from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
+from .markdown import FILTERS, front_matter
 from .record import Example, PublishedRecord
 
 _LICENCE_TEXTS = ("apache-2.0",)
@@ -99,7 +101,7 @@ class Card:
 
     @property
     def metadata(self) -> ModelCardData:
-        """The YAML front matter."""
+        """What the front matter states."""
         source, licence = self.record.source, self.record.licence
         base = source.get("repo") or self.record.base
         return ModelCardData(
@@ -118,6 +120,12 @@ class Card:
             widget=[{"text": example.prompt, "output": {"url": example.image}} for example in self.record.examples]
             or None,
         )
+
+    @property
+    def front_matter(self) -> str:
+        """The same as text, whatever strangers wrote."""
+        data = front_matter(self.metadata.to_dict())
+        return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).strip()
 
     def _tags(self) -> list[str]:
         tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
@@ -337,12 +345,7 @@ def licence_text(licence: Licence | None, shipped: str | None = None) -> str | N
 
 def _literal(value: object) -> str:
     """A value as Python text; text in double quotes, as JSON has it."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def _escaped(text: str) -> str:
-    """A stranger's text as Markdown that shows it and nothing else."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!&~])", r"\\\1", text)
+    return json.dumps(value, ensure_ascii=not value.isprintable()) if isinstance(value, str) else repr(value)
 
 
 def _environment() -> Environment:
@@ -356,5 +359,5 @@ def _environment() -> Environment:
     )
     environment.filters["megabytes"] = megabytes
     environment.filters["share"] = share
-    environment.filters["escaped"] = _escaped
+    environment.filters |= FILTERS
     return environment
