@@ -55,11 +55,13 @@ def calibrate(
     """
     from ..calibration.calibrate import Calibration, calibrate
     from ..calibration.processes import Group, launch
+    from ..calibration.weights import empty_weights
     from ..common.hardware import pick_device
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess
+    from ..workflow.stages.calibrate import warn_of_zeros
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
@@ -71,6 +73,7 @@ def calibrate(
     if writes:
         warn_of_guess(original, say)
         say_prompts(original, say, guidance=settings.guidance, measures=False)
+        warn_of_zeros(empty_weights(original.checkpoint), say)
     calibration = calibrate(original, settings, device_memory)
     if not writes:
         return

@@ -192,7 +192,7 @@ class Checkpoint:
         if not self.has_diffusers_layout:
             with suppress(FormatError):
                 told = self._told_by_shapes
-        said = [*self.stated.differences(told, self._family.guessed)[:_SHOWN], several(problems, length=120)]
+        said = [*self.stated.differences(told, self._family.guessed)[:_SHOWN], several(problems, 1, 90)]
         if formats.config_of(self.metadata) is None:
             said.append(f"pass a base whose {self._family.component}/{CONFIG} is this model's")
         name, where = shown(self.path.name, 40), shown(self.stated.where, 60)
