@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
+from hswq_runtime.text import shown
 
 from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
@@ -28,7 +29,7 @@ from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
 from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
-from .markdown import FILTERS, front_matter
+from .markdown import FILTERS, Shown, finished, front_matter
 from .record import Example, PublishedRecord
 
 _LICENCE_TEXTS = ("apache-2.0",)
@@ -125,7 +126,7 @@ class Card:
     def front_matter(self) -> str:
         """The same as text, whatever strangers wrote."""
         data = front_matter(self.metadata.to_dict())
-        return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).strip()
+        return Shown(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip())
 
     def _tags(self) -> list[str]:
         tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
@@ -298,8 +299,16 @@ def write_card(folder: Path) -> Path:
     """
     try:
         text = Card.from_folder(folder).render()
-    except (KeyError, IndexError, TypeError, ValueError, UndefinedError) as error:
-        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({error})") from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        TemplateError,
+    ) as error:
+        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({shown(error)})") from error
     write_atomically(folder / CARD, text.encode())
     return folder / CARD
 
@@ -345,7 +354,8 @@ def licence_text(licence: Licence | None, shipped: str | None = None) -> str | N
 
 def _literal(value: object) -> str:
     """A value as Python text; text in double quotes, as JSON has it."""
-    return json.dumps(value, ensure_ascii=not value.isprintable()) if isinstance(value, str) else repr(value)
+    said = json.dumps(value, ensure_ascii=not value.isprintable()) if isinstance(value, str) else repr(value)
+    return Shown(said)
 
 
 def _environment() -> Environment:
@@ -356,6 +366,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        finalize=finished,
     )
     environment.filters["megabytes"] = megabytes
     environment.filters["share"] = share

@@ -12,36 +12,45 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|!&~])")
 _AUTOLINK = re.compile(r"(?i)\b(https?|ftp|www|mailto)([:.])")
 
 
-def escaped(text: object) -> str:
+class Shown(str):
+    """Text that is safe where it stands, as the functions below make it."""
+
+
+def finished(value: object) -> object:
+    """Whatever else a template puts into a card: figures, and what a damaged record has in their place. No HTML."""
+    return value if isinstance(value, Shown) or not isinstance(value, str) else _line(value).replace("<", "&lt;")
+
+
+def escaped(text: object) -> "Shown":
     """A stranger's text as Markdown on one line: no markup, no HTML, no link."""
     said = _SPECIAL.sub(r"\\\1", _line(text))
-    return _AUTOLINK.sub(r"\1\\\2", said)  # an address alone becomes a link
+    return Shown(_AUTOLINK.sub(r"\1\\\2", said))  # an address alone becomes a link
 
 
-def code(text: object) -> str:
+def code(text: object) -> "Shown":
     """A stranger's text as a code span, also within a table."""
     said = _line(text).replace("|", "¦")  # a cell ends there, in code as well
     marks = "`" * (_longest_run(said) + 1)
     gap = " " if said.startswith("`") or said.endswith("`") else ""
-    return f"{marks}{gap}{said}{gap}{marks}" if said else "` `"
+    return Shown(f"{marks}{gap}{said}{gap}{marks}" if said else "` `")
 
 
-def block(text: object) -> str:
+def block(text: object) -> "Shown":
     """Lines with a stranger's text in them as a fenced block of code."""
     lines = [plain(line, _LONGEST) or "" for line in str(text).split("\n")]
     marks = "`" * max(3, max(map(_longest_run, lines)) + 1)
-    return "\n".join([marks, *lines, marks])
+    return Shown("\n".join([marks, *lines, marks]))
 
 
-def bibtex(text: object) -> str:
+def bibtex(text: object) -> "Shown":
     """A stranger's text as a value in braces within an entry for BibTeX, within a fenced block of code."""
-    return re.sub(r"[\\{}`$%#]", "", _line(text))
+    return Shown(re.sub(r"[\\{}`$%#]", "", _line(text)))
 
 
-def address(text: object) -> str:
+def address(text: object) -> "Shown":
     """A stranger's address as the target of a link: of a web page, or of something beside the card."""
     said = quote(_line(text), safe="/:?&=#%+,;@~.-_")
-    return said if urlsplit(said).scheme in ("", "http", "https") else said.replace(":", "%3A")
+    return Shown(said if urlsplit(said).scheme in ("", "http", "https") else said.replace(":", "%3A"))
 
 
 def front_matter(value: object) -> object:
@@ -53,7 +62,7 @@ def front_matter(value: object) -> object:
     return _line(value) if isinstance(value, str) else value
 
 
-FILTERS: dict[str, Callable[[object], str]] = {
+FILTERS: dict[str, Callable[[object], Shown]] = {
     "escaped": escaped,
     "code": code,
     "block": block,

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 NAMES = (
-    "", ".", "..", "../../out", "/etc/passwd", "C:\\x", "a/../../b", "%2e%2e%2fout", "__metadata__", "weight", ".weight",
+    "", ".", "..", "../../out", "/etc/passwd", "C:\\x", "a/../../b", "%2e%2e%2fout", "__metadata__", ".weight",
     "\x00", "\x1b]0;title\x07", "\u202e\u200b", "\ud800", "a" * 5000, "🦊" * 400, "<img src=x onerror=alert(1)>",
     "`|\\*_[]()", "{{ x }}", "-o", "\n---\n# b", "9" * 5000, "1e999", "NaN", "null", " ", "https://evil.example/x",
 )  # fmt: skip
@@ -13,7 +13,7 @@ VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 7, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400, 0.5, -0.0, 1e308, float("inf"),
     float("-inf"), float("nan"), [], {}, [[]], [{}], {"a": 1}, [0, 0], [10**9] * 3, list(range(2000)), "",
 )  # fmt: skip
-TEXTS = ("[" * 100_000, '{"a":' * 100_000, "", "null", "[]", "0", '"x"', "NaN", "\ufeff{}", "9" * 10_000, '{"a":1,"a":2}')
+TEXTS = ("[" * 100_000, '{"a":' * 100_000, "", "null", "[]", "0", '"x"', "NaN", "\ufeff{}", "9" * 10_000)
 
 
 def name(chance: random.Random) -> str:
@@ -50,12 +50,12 @@ def _changed(chance: random.Random, found: Any) -> Any:
     if isinstance(found, str) and kind < 0.4:
         return word(chance, found)
     if isinstance(found, (int, float)) and not isinstance(found, bool) and kind < 0.5:
-        return chance.choice([found + 1, found - 1, -found, found * 2, float(found), str(found), [found]])
+        return chance.choice([found + 1, found - 1, -found, found * 2, found / 2 if abs(found) < 1e300 else 0, [found]])
     if isinstance(found, (list, dict)) and kind < 0.2:
         return [found]
     if kind > 0.97:
         deep: Any = found
-        for _ in range(chance.choice([3, 50, 900])):
+        for _ in range(chance.choice([3, 50, 200])):
             deep = [deep]
         return deep
     return value(chance)

@@ -1,7 +1,7 @@
 """Tries a target with a seed and holds what came of it against the property.
 
-No exception but ours, with a sentence of at most 300 characters that can be printed; no time and no memory beyond a small
-bound; nothing written outside of the folder that it was given.
+No exception but ours, with a sentence of at most 300 characters that can be printed; no time and no memory beyond a
+small bound; nothing written outside of the folder that it was given.
 """
 
 import os
@@ -88,7 +88,8 @@ def main() -> int:
                     kind = str(failure).splitlines()[-1][:90]
                     if (name, kind) not in failed:
                         failed.add((name, kind))
-                        print(f"{failure}\nagain: HSWQ_FUZZ_SEED={seed} HSWQ_FUZZ_TARGETS={name} make fuzz\n", flush=True)
+                        again = f"HSWQ_FUZZ_SEED={seed} HSWQ_FUZZ_TARGETS={name} make fuzz"
+                        print(f"{failure}\nagain: {again}\n", flush=True)
             seed += 1
     print(f"{tries} tries, {accepted} accepted, {len(failed)} ways to fail, seeds {first} to {seed - 1}", flush=True)
     return 1 if failed else 0
