@@ -33,6 +33,16 @@ from .markdown import FILTERS, Shown, finished, front_matter
 from .record import Example, PublishedRecord
 
 _LICENCE_TEXTS = ("apache-2.0",)
+_NOT_AS_WRITTEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    TemplateError,
+)
+"""What comes of a record or of figures that `publish` did not write."""
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror."""
 
@@ -299,15 +309,7 @@ def write_card(folder: Path) -> Path:
     """
     try:
         text = Card.from_folder(folder).render()
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-        TemplateError,
-    ) as error:
+    except _NOT_AS_WRITTEN as error:
         raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({shown(error)})") from error
     write_atomically(folder / CARD, text.encode())
     return folder / CARD

@@ -1,5 +1,6 @@
 """Valid documents made invalid by chance: structure, types, numbers, names, and their text."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -23,7 +24,7 @@ def name(chance: random.Random) -> str:
 
 def value(chance: random.Random) -> Any:
     """Anything that JSON can hold."""
-    return chance.choice(VALUES) if chance.random() < 0.7 else name(chance)
+    return copy.deepcopy(chance.choice(VALUES)) if chance.random() < 0.7 else name(chance)
 
 
 def word(chance: random.Random, text: str) -> str:
@@ -63,10 +64,10 @@ def _changed(chance: random.Random, found: Any) -> Any:
 
 def mutated(chance: random.Random, document: Any) -> Any:
     """A copy with one to four changes, each at a place of any depth."""
-    copy = json.loads(json.dumps(document))
+    found = json.loads(json.dumps(document))
     for _ in range(chance.randint(1, 4)):
-        copy = _once(chance, copy)
-    return copy
+        found = _once(chance, found)
+    return found
 
 
 def _once(chance: random.Random, document: Any) -> Any:
@@ -82,9 +83,9 @@ def _once(chance: random.Random, document: Any) -> Any:
     elif kind < 0.75:
         del above[key]
     elif isinstance(above, list):
-        above.insert(chance.randrange(len(above) + 1), here)
+        above.insert(chance.randrange(len(above) + 1), copy.deepcopy(here))
     else:
-        above[name(chance) if kind < 0.85 else word(chance, str(key))] = here
+        above[name(chance) if kind < 0.85 else word(chance, str(key))] = copy.deepcopy(here)
         if kind < 0.92:
             above.pop(key, None)
     return document

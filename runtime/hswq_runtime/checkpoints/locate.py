@@ -4,6 +4,7 @@ Checkpoints are recognised by their headers, never by their names. On the Hub on
 chosen.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -84,9 +85,9 @@ def locate(reference: str | Path, variant: str | None, weight_name: str | None, 
             f"there is no variant {shown(variant)!r}; choose {' or '.join(format.value for format in Format)}"
         )
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for names that no file can have
         return Located(path, path.parent)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Located(_in_folder(path, variant, weight_name), path)
     return _on_hub(str(reference), variant, weight_name, hub)
 
