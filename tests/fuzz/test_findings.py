@@ -154,7 +154,7 @@ def test_a_header_of_fifty_megabytes_is_told_in_a_page(tmp_path):
     write(path, header, data)
     start = time.process_time()
     result = CliRunner().invoke(main, ["inspect", str(path), "--device", "cpu"])
-    assert time.process_time() - start < 20, "of the processor; it was 90"
+    assert time.process_time() - start < 10, "of the processor; it was 90"
     assert result.exit_code == 0 and "and 349970 more" in result.output
     assert result.output.replace("\n", "").isprintable() and len(result.output) < 20_000
 
