@@ -88,7 +88,7 @@ def main() -> int:
                     kind = str(failure).splitlines()[-1][:90]
                     if (name, kind) not in failed:
                         failed.add((name, kind))
-                        again = f"HSWQ_FUZZ_SEED={seed} HSWQ_FUZZ_TARGETS={name} make fuzz"
+                        again = f"HSWQ_FUZZ_SECONDS=1 HSWQ_FUZZ_SEED={seed} HSWQ_FUZZ_TARGETS={name} make fuzz"
                         print(f"{failure}\nagain: {again}\n", flush=True)
             seed += 1
     print(f"{tries} tries, {accepted} accepted, {len(failed)} ways to fail, seeds {first} to {seed - 1}", flush=True)
