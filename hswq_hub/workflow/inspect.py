@@ -25,7 +25,8 @@ from ..sources.listing import Listing
 _LISTED = 100
 """Lines under one heading. Only files that nobody would quantize have more."""
 _METADATA = 30
-"""Entries of the metadata that are shown."""
+"""Entries of the metadata that are shown, ours before others."""
+_OURS = {entry.value for entry in Metadata}
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,13 @@ class Inspection:
             *(self._cost_lines(device) if self.sizes else ()),
             *_column("config", [_settings(self.config), *([f"a guess: {self.guess}"] if self.guess else ())]),
             *_column(
-                "metadata", (f"{shown(name, 60)}: {shown(value)}" for name, value in self.metadata.items()), _METADATA
+                "metadata", (f"{shown(name, 60)}: {shown(value)}" for name, value in self._ours_first()), _METADATA
             ),
         ]
+
+    def _ours_first(self) -> list[tuple[str, str]]:
+        """The entries of the metadata by name, those that this project writes before all others."""
+        return sorted(self.metadata.items(), key=lambda entry: (entry[0] not in _OURS, entry[0]))
 
     def _precision(self) -> str:
         return ", ".join(f"{dtype} {values / self.parameters:.0%}" for dtype, values in self.dtypes.items())
