@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo cards test test-other-cpu test-browser screenshots check style
+.PHONY: demo cards test fuzz test-other-cpu test-browser screenshots check style
 
 CHROMIUM := /usr/bin/chromium
 
@@ -27,6 +27,10 @@ test-other-cpu: $(VENV)/ready
 	mkdir -p build
 	cc -shared -fPIC -o build/other_cpu.so tests/support/other_cpu.c
 	LD_PRELOAD=$(CURDIR)/build/other_cpu.so $(BIN)/pytest --numprocesses auto
+
+# Fresh seeds for HSWQ_FUZZ_SECONDS, an hour if that is not set. A failure prints the seed and the target that repeat it.
+fuzz: $(VENV)/ready
+	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz.run
 
 test-browser: $(VENV)/ready $(CHROMIUM)
 	$(BIN)/pytest -m browser

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.text import written
 
 PROMPT_LENGTH = 600
 STEPS = 60
@@ -74,7 +75,7 @@ def validated_request(limits: Limits, prompt, negative, seed, steps, guidance, s
         raise RequestError("the variants have to be a list of names")
     unknown = [name for name in variants if name not in limits.variants]
     if unknown:
-        raise RequestError(f"there is no variant {str(unknown[0])[:40]!r}; choose among {', '.join(limits.variants)}")
+        raise RequestError(f"there is no variant {written(unknown[0])}; choose among {', '.join(limits.variants)}")
     chosen = tuple(name for name in limits.variants if name in variants)
     if len(chosen) < 2:
         raise RequestError("choose at least two variants: one alone has nothing to be compared with")
@@ -114,10 +115,10 @@ def _text(value, name: str) -> str:
 
 
 def _number(value, name: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if type(value) not in (int, float) or value != value or value in (math.inf, -math.inf):
         raise RequestError(f"the {name} has to be a number from {low:g} to {high:g}")
     if not low <= value <= high:
-        raise RequestError(f"the {name} has to be from {low:g} to {high:g}, not {value:g}")
+        raise RequestError(f"the {name} has to be from {low:g} to {high:g}, not {written(value)}")
     return float(value)
 
 

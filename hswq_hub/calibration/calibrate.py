@@ -22,6 +22,7 @@ from torch import nn
 
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.loading import load_model
+from hswq_runtime.text import several, shown
 
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
@@ -264,7 +265,7 @@ def calibrate(
                 pipeline.maybe_free_model_hooks()  # as at the end of a picture
                 finite = calls[-1].is_finite
             if not finite:
-                raise HSWQError(f"the picture of {prompt!r} came out as NaN or infinity; try --dtype float32")
+                raise HSWQError(f"the picture of {shown(prompt)!r} came out as NaN or infinity; try --dtype float32")
     numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
     found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
@@ -319,5 +320,5 @@ def _require_calls(layers: dict[str, LayerStatistics]) -> None:
     silent = [name for name, statistics in layers.items() if statistics.calls == 0]
     if silent:
         raise HSWQError(
-            f"calibration saw no finite call of {', '.join(silent)}; try --dtype float32, or check the checkpoint"
+            f"calibration saw no finite call of {several(silent)}; try --dtype float32, or check the checkpoint"
         )

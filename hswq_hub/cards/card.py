@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
+from hswq_runtime.text import shown
 
 from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
@@ -36,9 +38,20 @@ from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
 from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
+from .markdown import FILTERS, Shown, finished, front_matter
 from .record import Example, PublishedRecord
 
 _LICENCE_TEXTS = ("apache-2.0",)
+_NOT_AS_WRITTEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    TemplateError,
+)
+"""What comes of a record or of figures that `publish` did not write."""
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror."""
 
@@ -108,7 +121,7 @@ class Card:
 
     @property
     def metadata(self) -> ModelCardData:
-        """The YAML front matter."""
+        """What the front matter states."""
         source, licence = self.record.source, self.record.licence
         base = source.get("repo") or self.record.base
         return ModelCardData(
@@ -127,6 +140,12 @@ class Card:
             widget=[{"text": example.prompt, "output": {"url": example.image}} for example in self.record.examples]
             or None,
         )
+
+    @property
+    def front_matter(self) -> str:
+        """The same as text, whatever strangers wrote."""
+        data = front_matter(self.metadata.to_dict())
+        return Shown(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip())
 
     def _tags(self) -> list[str]:
         tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
@@ -312,8 +331,8 @@ def write_card(folder: Path) -> Path:
     """
     try:
         text = Card.from_folder(folder).render()
-    except (KeyError, IndexError, TypeError, ValueError, UndefinedError) as error:
-        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({error})") from error
+    except _NOT_AS_WRITTEN as error:
+        raise FormatError(f"{folder}/{RECORD} lacks what the card needs ({shown(error)})") from error
     write_atomically(folder / CARD, text.encode())
     return folder / CARD
 
@@ -359,12 +378,8 @@ def licence_text(licence: Licence | None, shipped: str | None = None) -> str | N
 
 def _literal(value: object) -> str:
     """A value as Python text; text in double quotes, as JSON has it."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-
-
-def _escaped(text: str) -> str:
-    """A stranger's text as Markdown that shows it and nothing else."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!&~])", r"\\\1", text)
+    said = json.dumps(value, ensure_ascii=not value.isprintable()) if isinstance(value, str) else repr(value)
+    return Shown(said)
 
 
 def _environment() -> Environment:
@@ -375,8 +390,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        finalize=finished,
     )
     environment.filters["megabytes"] = megabytes
     environment.filters["share"] = share
-    environment.filters["escaped"] = _escaped
+    environment.filters |= FILTERS
     return environment

@@ -9,6 +9,7 @@ from typing import Any
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
+from hswq_runtime.text import shown
 
 from ..common.layout import CONTENTS, EARLIER, RECORD
 from ..quantization.plan import Plan
@@ -70,7 +71,7 @@ class PublishedRecord:
             raise FormatError(f"{folder} does not exist")
         try:
             document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FormatError(f"{folder} is no folder that `hswq-hub publish` made ({error})") from error
         return cls.from_document(document)
 
@@ -84,7 +85,7 @@ class PublishedRecord:
         read = _Reader(document)
         name = read.text("architecture")
         if name not in ARCHITECTURES:
-            raise FormatError(f"its record names the unknown architecture {name!r}")
+            raise FormatError(f"its record names the unknown architecture {shown(name)!r}")
         repo, base, recipe = read.text("repo"), read.optional("base"), read.mapping("recipe")
         label = str(recipe.get("name", ""))
         return cls(
@@ -144,7 +145,7 @@ def _format(key: str) -> Format:
     try:
         return Format(key)
     except ValueError as error:
-        raise FormatError(f"its record names the unknown format {key!r}") from error
+        raise FormatError(f"its record names the unknown format {shown(key)!r}") from error
 
 
 def _file(facts: Any) -> FileFacts:

@@ -10,7 +10,7 @@ import click
 from ..jobs.settings import JobSettings
 from ..settings import SourceSettings
 from .options import ABOUT_THE_RUN, NAMESPACE
-from .terminal import confirm_cost, say
+from .terminal import confirm_cost, say, tell
 from .words import command_words
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def jobs(context: click.Context, namespace: str | None) -> None:
     from ..common.text import text_table
     from ..jobs.jobs import HEADINGS, Jobs, rows
 
-    click.echo(text_table(HEADINGS, rows(Jobs(namespace).listing())))
+    tell(text_table(HEADINGS, rows(Jobs(namespace).listing())))
 
 
 @jobs.command()
@@ -52,7 +52,7 @@ def cancel(namespace: str | None, id: str) -> None:
     """Stop a job. ID as `hswq-hub jobs` lists it."""
     account, number = _job(id, namespace)
     account.cancel(number)
-    click.echo(f"{id} is stopped")
+    tell(f"{id} is stopped")
 
 
 def run_as_job(
@@ -76,7 +76,7 @@ def run_as_job(
         return
     confirm_cost("Start this job", yes)
     job = account.submit(line, reference, settings)
-    click.echo(job.url)
+    tell(job.url)
     _follow(account, job.id)
 
 
@@ -110,7 +110,7 @@ def _follow(account: "Jobs", job: str) -> None:
 
     try:
         for line in account.follow(job):
-            click.echo(line)
+            tell(line)
     except KeyboardInterrupt:
         name = f"{account.namespace}/{job}"
         say(f"\nthe job goes on; hswq-hub jobs logs {name} follows it, jobs cancel {name} stops it")

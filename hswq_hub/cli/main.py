@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.text import sentence
 
 from .. import __version__
 from ..calibration.processes import check_shared
@@ -19,6 +20,7 @@ from .models import cache, inspect, login, models, pull
 from .publish import publish, status, upload
 from .publish_all import publish_all
 from .steps import calibrate, card, compare, evaluate, quantize
+from .terminal import say
 
 DEBUG_VARIABLE = "HSWQ_DEBUG"
 
@@ -32,8 +34,7 @@ class _Group(click.Group):
         except (HSWQError, OSError) as error:
             if os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
                 raise
-            sentence = " ".join(str(error).split())
-            click.echo(f"Error: {sentence}", err=True)
+            say(f"Error: {sentence(str(error))}")
             sys.exit(2)
 
 

@@ -5,7 +5,7 @@ import click
 from ..settings import SourceSettings
 from .groups import takes
 from .options import CIVITAI_ENDPOINT, DEVICE, SOURCE
-from .terminal import chooser, quiet
+from .terminal import chooser, quiet, tell
 
 PRUNE_DAYS = 30.0
 
@@ -24,7 +24,7 @@ def inspect(reference: str, civitai_endpoint: str | None, device: str) -> None:
     from ..workflow.inspect import inspect
 
     for line in inspect(reference, civitai_endpoint).lines(device):
-        click.echo(line)
+        tell(line)
 
 
 @click.command()
@@ -44,11 +44,11 @@ def pull(reference: str, source: SourceSettings, dry_run: bool) -> None:
     quiet()
     found = find(reference, source, chooser())
     if dry_run:
-        click.echo("\n".join(found_lines(found)))
+        tell("\n".join(found_lines(found)))
         return
     fetched = found.fetch()
     fetched.fetch_components()
-    click.echo(f"{fetched.path}\nSHA-256 {fetched.sha256}\nother components: {fetched.base}")
+    tell(f"{fetched.path}\nSHA-256 {fetched.sha256}\nother components: {fetched.base}")
 
 
 @click.command()
@@ -62,7 +62,7 @@ def models() -> None:
     from ..sources.catalog import catalog
     from .tables import CATALOG_HEADINGS, catalog_table
 
-    click.echo(text_table(CATALOG_HEADINGS, catalog_table(catalog().values())))
+    tell(text_table(CATALOG_HEADINGS, catalog_table(catalog().values())))
 
 
 @click.group()
@@ -81,7 +81,7 @@ def list_() -> None:
     from ..workflow.collect import kept
     from .tables import kept_lines
 
-    click.echo("\n".join([str(home()), *kept_lines(kept())]))
+    tell("\n".join([str(home()), *kept_lines(kept())]))
 
 
 @cache.command()
@@ -97,7 +97,7 @@ def prune(older_than: float) -> None:
     from ..workflow.collect import prune
     from .tables import kept_lines
 
-    click.echo("\n".join(["removed:", *kept_lines(prune(older_than))]))
+    tell("\n".join(["removed:", *kept_lines(prune(older_than))]))
 
 
 @click.command()
@@ -114,4 +114,4 @@ def login(host: str, civitai_endpoint: str | None) -> None:
     from ..sources.civitai import log_in
 
     token = click.prompt("Token", hide_input=True, err=True)
-    click.echo(log_in(token, civitai_endpoint))
+    tell(log_in(token, civitai_endpoint))

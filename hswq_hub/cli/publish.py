@@ -24,7 +24,7 @@ from .options import (
     Destinations,
     Headed,
 )
-from .terminal import Choose, chooser, is_attended, quiet, say
+from .terminal import Choose, chooser, is_attended, quiet, say, tell
 from .words import command_line
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def carry_out(
     if choose and not yes:
         _agree_to_work(plan)
     published = plan.run(say)
-    click.echo(text_table(HEADINGS, table(published.evaluation)))
+    tell(text_table(HEADINGS, table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
-    click.echo(f"\n{verdict}\n\n{published.folder}/")
+    tell(f"\n{verdict}\n\n{published.folder}/")
     if published.uploaded is not None:
         _say_uploaded(published.uploaded)
         _deploy(destinations)
@@ -138,7 +138,7 @@ def status(reference: str, folder: Path | None, source: SourceSettings, settings
     from ..workflow.request import PublishRequest
 
     quiet()
-    click.echo("\n".join(PublishRequest(reference, source, settings, folder).status()))
+    tell("\n".join(PublishRequest(reference, source, settings, folder).status()))
 
 
 @click.command()
@@ -169,8 +169,8 @@ def _say_plan(request: "PublishRequest", choose: Choose | None, on_gpu: str | No
 
     found = request.find(choose)
     for line in found_lines(found):
-        click.echo(line)
-    request.preview(found, click.echo, None if on_gpu is None else GPUS[on_gpu])
+        tell(line)
+    request.preview(found, tell, None if on_gpu is None else GPUS[on_gpu])
 
 
 def _agree_to_work(plan: "PublishPlan") -> None:
@@ -207,13 +207,13 @@ def _deploy(destinations: Destinations) -> None:
     upload, space = destinations.upload, destinations.space
     if upload is not None and space is not None:
         page = Path(str(files("spaces_app")))
-        click.echo(f"space     {deploy_space(space, upload.repo, page, private=upload.private)}")
+        tell(f"space     {deploy_space(space, upload.repo, page, private=upload.private)}")
 
 
 def _say_uploaded(uploaded: "Uploaded") -> None:
-    click.echo(uploaded.url)
-    click.echo(f"commit    {uploaded.commit}")
+    tell(uploaded.url)
+    tell(f"commit    {uploaded.commit}")
     if uploaded.tag is not None:
-        click.echo(f"tag       {uploaded.tag}")
+        tell(f"tag       {uploaded.tag}")
     loaded = f"; {' and '.join(uploaded.loaded)} loaded back from the Hub" if uploaded.loaded else ""
-    click.echo(f"verified  {uploaded.verified} files by their checksums{loaded}")
+    tell(f"verified  {uploaded.verified} files by their checksums{loaded}")

@@ -13,7 +13,7 @@ from .groups import takes
 from .jobs import portable
 from .options import ABOUT_THE_RUN, AGAIN, DESTINATIONS, EXISTING_FILE, JOB, LICENSED_SOURCE, PUBLISH, YES
 from .publish import agree_to_upload, carry_out, publish, shown_command
-from .terminal import chooser, confirm_cost, quiet, say
+from .terminal import chooser, confirm_cost, quiet, say, tell
 from .words import command_words
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def publish_all(models: Path, again: bool, job: JobSettings | None, yes: bool) -
         states = publish_all(models, entries, _publish_here, again=again, log=say)
     else:
         states = _publish_as_jobs(models, entries, job, yes, again)
-    click.echo(text_table(HEADINGS, summary(entries, states)))
+    tell(text_table(HEADINGS, summary(entries, states)))
     sys.exit(0 if all(state.done for state in states) else 1)
 
 

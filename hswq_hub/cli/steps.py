@@ -22,7 +22,7 @@ from .options import (
     PROMPTED_SOURCE,
     RECIPE,
 )
-from .terminal import chooser, quiet, say
+from .terminal import chooser, quiet, say, tell
 from .words import command_words
 
 
@@ -55,11 +55,13 @@ def calibrate(
     """
     from ..calibration.calibrate import Calibration, calibrate
     from ..calibration.processes import Group, launch
+    from ..calibration.weights import empty_weights
     from ..common.hardware import pick_device
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess
+    from ..workflow.stages.calibrate import warn_of_zeros
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
@@ -71,13 +73,14 @@ def calibrate(
     if writes:
         warn_of_guess(original, say)
         say_prompts(original, say, guidance=settings.guidance, measures=False)
+        warn_of_zeros(empty_weights(original.checkpoint), say)
     calibration = calibrate(original, settings, device_memory)
     if not writes:
         return
     calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
-    click.echo(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
-    click.echo(draw_calibration(original.checkpoint, calibration, output))
+    tell(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
+    tell(draw_calibration(original.checkpoint, calibration, output))
 
 
 @click.command()
@@ -113,10 +116,10 @@ def quantize(
     quiet()
     original, calibration = find(reference, source, chooser()).fetch(), Calibration.load(statistics)
     for path, plan in quantize(original, calibration, formats, output, recipe, device, calibration_memory, say):
-        click.echo(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
+        tell(f"{path}: {len(plan.kept)} of {len(plan.decisions)} layers kept")
         for drawing in draw_plan(original.checkpoint, plan, path):
-            click.echo(drawing)
-        click.echo(text_table(*plan_table(plan)) + "\n")
+            tell(drawing)
+        tell(text_table(*plan_table(plan)) + "\n")
 
 
 @click.command()
@@ -158,7 +161,7 @@ def evaluate(
     evaluation = evaluate(original, label_files(files), settings, device_memory)
     if output is not None:
         evaluation.save(output)
-    click.echo(text_table(HEADINGS, table(evaluation)))
+    tell(text_table(HEADINGS, table(evaluation)))
 
 
 @click.command()
@@ -176,7 +179,7 @@ def compare(one: Path, other: Path) -> None:
     from ..evaluation.compare import compare
     from ..evaluation.report import compare_table
 
-    click.echo(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
+    tell(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
 
 
 @click.command()
@@ -195,9 +198,9 @@ def card(model: str | None, catalog: Path | None) -> None:
 
     if catalog is not None and model is None:
         for path in write_catalog_cards(catalog):
-            click.echo(path)
+            tell(path)
     elif model is not None and catalog is None:
         folder = Path(model)
-        click.echo(write_card(folder) if folder.is_dir() else card_of(model).render(), nl=folder.is_dir())
+        tell(write_card(folder) if folder.is_dir() else card_of(model).render().removesuffix("\n"))
     else:
         raise click.UsageError("give a folder or the name of a model, or --catalog FOLDER")

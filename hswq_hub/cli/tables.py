@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from hswq_runtime.text import shown
+
 from ..common.text import megabytes, text_table
 from ..sources.catalog import Entry
 from ..sources.find import Components, Found
@@ -15,6 +17,8 @@ CATALOG_HEADINGS = ("name", "Civitai", "version", "licence", "keep", "MSE", "SSI
 CACHE_HEADINGS = ("file", "SHA-256", "size", "days unused")
 PRODUCT_HEADINGS = ("model", "product", "size", "days unused", "needed")
 UNFINISHED = "unfinished"
+_SHOWN = 160
+"""Characters of what a host says of a model."""
 
 
 def catalog_table(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
@@ -61,7 +65,7 @@ def found_lines(found: Found) -> list[str]:
     """What would be fetched, its size, its licence and what its creator allows, unless the user says to have more."""
     components = found.components()
     if found.listing is None:
-        lines = ["the model is on this machine", f"  {'licence':<12}{components.licence or 'not stated'}"]
+        lines = ["the model is on this machine", f"  {'licence':<12}{shown(components.licence or 'not stated')}"]
     else:
         lines = _listing_lines(found.listing, found.settings.permitted)
     return [*lines, f"  {'components':<12}{_components(components)}"]
@@ -73,7 +77,9 @@ def _components(found: Components) -> str:
     if Path(found.base).is_dir():
         return f"of {found.base}, on this machine"
     size = f"size not known: {found.unknown}" if found.bytes is None else megabytes(found.bytes)
-    return f"of the base repo {found.base}{' (by its name; the header decides)' if found.is_guess else ''}, {size}"
+    return (
+        f"of the base repo {shown(found.base)}{' (by its name; the header decides)' if found.is_guess else ''}, {size}"
+    )
 
 
 def _listing_lines(listing: Listing, permitted: bool) -> list[str]:
@@ -87,10 +93,13 @@ def _listing_lines(listing: Listing, permitted: bool) -> list[str]:
         "gated": found.gated,
         "for adults": "yes" if found.nsfw else None,
     }
-    lines = [f"{listing.reference}", *(f"  {name:<12}{value}" for name, value in facts.items() if value)]
+    lines = [
+        shown(listing.reference),
+        *(f"  {name:<12}{shown(value, _SHOWN)}" for name, value in facts.items() if value),
+    ]
     for file in listing.files:
         size = megabytes(file.size) if file.size is not None else "size not listed"
-        lines.append(f"  {'file':<12}{file.name}, {size}, SHA-256 {file.sha256 or 'not listed'}")
+        lines.append(f"  {'file':<12}{shown(file.name)}, {size}, SHA-256 {file.sha256 or 'not listed'}")
     lines.append(f"  {'in all':<12}{megabytes(listing.size) if listing.size is not None else 'size not listed'}")
     if found.permissions is not None:
         lines += [f"  {'permissions' if i == 0 else '':<12}{line}" for i, line in enumerate(found.permissions.lines())]

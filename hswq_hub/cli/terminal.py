@@ -1,16 +1,36 @@
-"""Talking to whoever sits at the terminal: what is said goes to stderr, and nobody is asked where nobody can answer."""
+"""Talking to whoever sits at the terminal: what is said goes to stderr, and nobody is asked where nobody can answer.
+
+Whatever is printed goes through here: names, keys and descriptions are from strangers, and a terminal obeys what
+cannot be printed.
+"""
 
 import sys
 from collections.abc import Callable
 
 import click
 
+from hswq_runtime.text import shown
+
 Choose = Callable[[str, list[str]], int]
 
 
 def say(line: str) -> None:
     """A line for people, beside the output that programs read."""
-    click.echo(line, err=True)
+    click.echo(_safe(line), err=True)
+
+
+def tell(lines: object) -> None:
+    """The output, which programs may read: one line or several."""
+    click.echo(_safe(str(lines)))
+
+
+def _safe(text: str) -> str:
+    """A text whose lines a terminal shows and does not obey."""
+    return "\n".join(shown(line, len(line) * _LONGEST_ESCAPE) for line in text.split("\n"))
+
+
+_LONGEST_ESCAPE = len(r"\U0001f600")
+"""Characters that one may become: nothing is cut."""
 
 
 def is_attended() -> bool:
@@ -32,9 +52,9 @@ def chooser() -> Choose | None:
 
 def ask(question: str, answers: list[str]) -> int:
     """The number of one of `answers`, from 0."""
-    click.echo(f"{question}:", err=True)
+    say(f"{shown(question)}:")
     for number, answer in enumerate(answers, start=1):
-        click.echo(f"  {number}  {answer}", err=True)
+        say(f"  {number}  {shown(answer)}")
     return int(click.prompt("Which one", type=click.IntRange(1, len(answers)), err=True)) - 1
 
 
@@ -44,7 +64,7 @@ def confirm_cost(question: str, yes: bool) -> None:
         return
     if not is_attended():
         raise click.UsageError("this costs money, and there is no terminal to ask; say --yes")
-    click.confirm(f"{question}?", abort=True, err=True)
+    click.confirm(f"{_safe(question)}?", abort=True, err=True)
 
 
 def quiet() -> None:

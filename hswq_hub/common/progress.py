@@ -5,6 +5,8 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from tqdm import tqdm
 
+from hswq_runtime.text import shown
+
 T = TypeVar("T")
 
 
@@ -26,11 +28,12 @@ def progress(
 ) -> "tqdm[Any]":
     """A tqdm bar on stderr, wrapped around `iterable` or updated by hand; silent where stderr is no terminal.
 
-    With a total it shows speed and time left; `initial` is what an earlier run has done of it.
+    With a total it shows speed and time left; `initial` is what an earlier run has done of it. `desc`
+    may hold a name of a stranger.
     """
     return tqdm(
         iterable,
-        desc=desc,
+        desc=shown(desc),
         total=total,
         unit=unit,
         initial=initial,

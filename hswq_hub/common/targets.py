@@ -50,7 +50,7 @@ def check_same_source(folder: Path, sha256: str) -> None:
     """
     try:
         made_from = json.loads((folder / RECORD).read_text(encoding="utf-8"))["source"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # nothing of ours: `check_target` says what it thinks of that
     if made_from != sha256:
         raise TargetError(f"{folder} was made from another checkpoint of that name; say where to with --folder")
@@ -61,7 +61,7 @@ def _own_contents(folder: Path) -> set[str]:
     try:
         listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))[CONTENTS]
         return {RECORD, *listed}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 

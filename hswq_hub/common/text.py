@@ -2,6 +2,11 @@
 
 from collections.abc import Collection
 
+from hswq_runtime.text import shown
+
+_CELL = 120
+"""Characters of a cell in a table."""
+
 
 def megabytes(size: int) -> str:
     """A size as people read it: "9.3 MB", "6.16 GB"."""
@@ -14,7 +19,11 @@ def share(part: int, whole: int) -> str:
 
 
 def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: Collection[str] = ()) -> str:
-    """Aligned columns for a terminal: the first and those headed by one of `left` to the left, others to the right."""
+    """Aligned columns for a terminal: the first and those headed by one of `left` to the left, others to the right.
+
+    Cells may hold names of strangers: each is cut and escaped.
+    """
+    rows = [tuple(shown(cell, _CELL) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
 
     to_left = {headings[0], *left}

@@ -135,7 +135,7 @@ class Evaluation:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             return cls._from_dict(document)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise FormatError(f"{path} holds no figures of ours") from error
 
     @classmethod

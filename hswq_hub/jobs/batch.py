@@ -107,7 +107,7 @@ class Manifest:
             try:
                 document = json.loads(self.path.read_text(encoding="utf-8"))
                 self._states = {key: State(**row) for key, row in document.items()}
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise ListError(f"{self.path} is no manifest of ours; move it away to start anew") from error
 
     def __getitem__(self, entry: Entry) -> State:

@@ -15,10 +15,11 @@ import torch
 from hswq_runtime import formats
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.configuration import as_text
-from hswq_runtime.checkpoints.header import DTYPE_BYTES, TensorInfo
+from hswq_runtime.checkpoints.header import DTYPE_BITS, TensorInfo
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Metadata, Reader
 from hswq_runtime.layers.fp8 import quantize
+from hswq_runtime.text import several
 
 from .. import __version__
 from ..common.files import atomic_file
@@ -138,7 +139,7 @@ class QuantizedFile:
     def require_all(self) -> None:
         """Check that nothing was left out."""
         if self._offsets:
-            raise FormatError(f"{', '.join(sorted(self._offsets))} was never written; the plan is of another file")
+            raise FormatError(f"{several(sorted(self._offsets))} was never written; the plan is of another file")
 
 
 @contextmanager
@@ -208,10 +209,10 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
 
 def _header(layout: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
     """The order of the tensors, widest dtype first so that each is aligned to its own size, and the header."""
-    unknown = sorted({info.dtype for info in layout.values()} - DTYPE_BYTES.keys())
+    unknown = sorted({info.dtype for info in layout.values()} - DTYPE_BITS.keys())
     if unknown:
-        raise FormatError(f"the source holds tensors of type {', '.join(unknown)}, which this release cannot copy")
-    order = sorted(layout, key=lambda name: (-DTYPE_BYTES[layout[name].dtype], name))
+        raise FormatError(f"the source holds tensors of type {several(unknown)}, which this release cannot copy")
+    order = sorted(layout, key=lambda name: (-DTYPE_BITS[layout[name].dtype], name))
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in order:

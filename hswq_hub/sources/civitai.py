@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hswq_runtime.text import several
+
 from ..common.text import plain
 from .errors import AccessError, DownloadError, SourceError, UnknownReferenceError, UnsuitableSourceError
 from .http.credentials import check_token, civitai_token, store_civitai_token
@@ -337,7 +339,7 @@ def _check_alive(model: Mapping[str, Any], reference: CivitaiRef) -> None:
 
 
 def _summary(files: list[CivitaiFile]) -> str:
-    return ", ".join(f"{safe_name(f.entry.get('name', 'model'))} {f.objection or 'is usable'}" for f in files)
+    return several(f"{safe_name(f.entry.get('name', 'model'))} {f.objection or 'is usable'}" for f in files)
 
 
 def _entries(body: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

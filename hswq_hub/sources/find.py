@@ -15,6 +15,7 @@ from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.checkpoints.locate import HubOptions
 from hswq_runtime.errors import AlreadyQuantizedError
 from hswq_runtime.formats import FULL_PRECISION, Metadata
+from hswq_runtime.text import several, shown
 
 from ..common.text import plain
 from ..settings import PromptSettings, SourceSettings
@@ -222,7 +223,7 @@ class Found:
                 checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
-                origin=f"the local {'folder' if is_folder else 'file'} {self.meant}",
+                origin=f"the local {'folder' if is_folder else 'file'} {shown(self.meant)}",
                 licence=licence,
                 prompts=choose_prompts(offered, self.given),
                 offered=offered,
@@ -318,7 +319,7 @@ def _require_full_precision(checkpoint: Checkpoint) -> None:
     low = {info.dtype for info in checkpoint.denoiser_tensors.values()} - FULL_PRECISION
     if low:
         raise AlreadyQuantizedError(
-            f"{checkpoint.path} is quantized already (it holds {', '.join(sorted(low))}); "
+            f"{checkpoint.path} is quantized already (it holds {several(sorted(low))}); "
             "start from the full-precision (FP16, BF16 or FP32) file of the model"
         )
 

@@ -20,6 +20,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from hswq_runtime.checkpoints.configuration import CONFIG
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, OTHER_PRECISIONS, PUBLISHED_SUFFIXES
 from hswq_runtime.hub_errors import Kind, Refusal, explained
+from hswq_runtime.text import several, shown
 
 from ..common.layout import LICENCE_FILE
 from ..common.text import plain
@@ -80,13 +81,12 @@ class Hub:
             UnsuitableSourceError: no model in it is a safetensors file.
             DownloadError: the Hub cannot be reached.
         """
-        with _explained(reference.repo):
-            info = self._api.model_info(reference.repo, revision=reference.revision, files_metadata=True)
+        info = self._info(reference.repo, reference.revision)
         found = _models(info, reference)
         if not found:
-            raise UnsuitableSourceError(f"{reference} holds no safetensors file of a model; look at its files")
+            raise UnsuitableSourceError(f"{shown(reference)} holds no safetensors file of a model; look at its files")
         names = list(found)
-        in_repo = {sibling.rfilename for sibling in info.siblings or ()}
+        in_repo, tags = set(_files(info)), _texts(info.tags)
         name = names[0] if len(names) == 1 else self._ask(reference, names)
         card = info.card_data
         repo_name, files = safe_name(reference.repo.split("/")[1]), tuple(found[name])
@@ -106,7 +106,7 @@ class Hub:
             objections=objections,
             base=reference.repo if MODEL_INDEX in in_repo else None,
             families=_families(info),
-            examples=Examples() if NSFW_TAG in (info.tags or ()) else widget_examples(getattr(card, "widget", None)),
+            examples=Examples() if NSFW_TAG in tags else widget_examples(getattr(card, "widget", None)),
             provenance=Provenance(
                 url=f"{_SITE}/{reference.repo}",
                 title=reference.repo,
@@ -115,8 +115,8 @@ class Hub:
                 creator_url=f"{_SITE}/{reference.repo.split('/')[0]}",
                 base_model=plain(getattr(card, "base_model", None)),
                 repo=reference.repo,
-                nsfw=NSFW_TAG in (info.tags or ()),
-                gated=info.gated or None,
+                nsfw=NSFW_TAG in tags,
+                gated=plain(info.gated),
                 private=info.private is True,
             ),
         )
@@ -127,9 +127,29 @@ class Hub:
         Raises:
             SourceError: see :meth:`listing`.
         """
-        with _explained(repo):
-            info = self._api.model_info(repo, files_metadata=True)
-        return sum(sibling.size or 0 for sibling in info.siblings or () if _is_component(sibling.rfilename))
+        return sum(_size(file) or 0 for name, file in _files(self._info(repo)).items() if _is_component(name))
+
+    def _info(self, repo: str, revision: str | None = None) -> ModelInfo:
+        """What the Hub says of a repo, and of each of its files.
+
+        Raises:
+            DownloadError: what it says is not of a repo.
+            SourceError: see :meth:`listing`.
+        """
+        try:
+            with _explained(repo):
+                info = self._api.model_info(repo, revision=revision, files_metadata=True)
+        except (
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:  # the client takes an answer as it comes
+            raise DownloadError(_no_repo(repo)) from error
+        if not isinstance(info.id, str) or not isinstance(info.sha, str | None):
+            raise DownloadError(_no_repo(repo))
+        return info
 
     def fetch(self, listing: Listing, check_header: CheckHeader, *, verify: bool = False) -> tuple[Path, str | None]:
         """Path of one file with the whole model, and its SHA-256. Downloads are compared with the listed digests.
@@ -206,8 +226,8 @@ class Hub:
     def _ask(self, reference: HubRef, names: list[str]) -> str:
         if self._choose is None:
             raise AmbiguousReferenceError(
-                f"{reference} holds {len(names)} models: {', '.join(names)}; name one of them, as in "
-                f"{HubRef(reference.repo, names[0], reference.revision)}"
+                f"{shown(reference)} holds {len(names)} models: {several(names, length=40)}; name one of them, as in "
+                f"{shown(HubRef(reference.repo, names[0], reference.revision))}"
             )
         return names[self._choose(f"{reference} holds several models", names)]
 
@@ -242,7 +262,7 @@ class Hub:
         by_name = {name.casefold(): name for name in files}
         names = (linked.removeprefix("./"), *(by_name.get(name) for name in _LICENCES))
         shipped = next((files[name] for name in names if name in files and not name.endswith(WEIGHTS)), None)
-        if shipped is None or (shipped.size or 0) > _LONGEST_LICENCE:
+        if shipped is None or (_size(shipped) or 0) > _LONGEST_LICENCE:
             return None
         with _explained(info.id):
             path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
@@ -258,12 +278,27 @@ def _families(info: ModelInfo) -> tuple[str, ...]:
     """Base models, tags and name of a repo, each without the owner that is no part of the name."""
     bases = getattr(info.card_data, "base_model", None)
     named = [base for base in (bases if isinstance(bases, list) else [bases]) if isinstance(base, str)]
-    return tuple(name.rpartition("/")[2] for name in (*named, *(info.tags or ()), info.id))
+    return tuple(name.rpartition("/")[2] for name in (*named, *_texts(info.tags), info.id))
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a list from the Hub; whatever else is in it is left out."""
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _size(file: RepoSibling) -> int | None:
+    """Bytes of a file, None if that is not listed."""
+    return file.size if isinstance(file.size, int) and file.size >= 0 else None
+
+
+def _no_repo(repo: str) -> str:
+    return f"the Hub answers with something that is no model for {shown(repo)}; try again later"
 
 
 def _files(info: ModelInfo) -> dict[str, Any]:
     """The Hub's facts on each file, by path; paths that lead out of the repo are left out."""
-    return {file.rfilename: file for file in info.siblings or () if ".." not in file.rfilename.split("/")}
+    named = (file for file in info.siblings or () if isinstance(file.rfilename, str))
+    return {file.rfilename: file for file in named if ".." not in file.rfilename.split("/")}
 
 
 def _is_component(path: str) -> bool:
@@ -286,8 +321,8 @@ def _models(info: ModelInfo, reference: HubRef) -> dict[str, list[RemoteFile]]:
     if wanted is not None and wanted.endswith(WEIGHTS):
         if wanted not in files:
             near = difflib.get_close_matches(wanted, [name for name in files if name.endswith(WEIGHTS)], n=1)
-            hint = f"did you mean {near[0]}?" if near else "look at its files"
-            raise UnknownReferenceError(f"{reference.repo} has no file {wanted}; {hint}")
+            hint = f"did you mean {shown(near[0])}?" if near else "look at its files"
+            raise UnknownReferenceError(f"{shown(reference.repo)} has no file {shown(wanted)}; {hint}")
         folder, _, name = wanted.rpartition("/")
         if name.startswith(STEM) and (model := _diffusers(files, folder, name)):
             return {folder if folder and model == _diffusers(files, folder) else wanted: model}
@@ -325,8 +360,9 @@ def _at(folder: str, name: str) -> str:
 
 
 def _remote(sibling: RepoSibling) -> RemoteFile:
-    lfs = sibling.lfs
-    return RemoteFile(safe_name(sibling.rfilename), sibling.size, lfs.sha256 if lfs else None, sibling.rfilename)
+    digest = sibling.lfs.sha256 if sibling.lfs else None
+    known = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
+    return RemoteFile(safe_name(sibling.rfilename), _size(sibling), digest if known else None, sibling.rfilename)
 
 
 def _any_header(path: Path) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hswq_runtime.text import shown
+
 from .catalog import catalog
 from .errors import UnknownReferenceError
 
@@ -31,15 +33,17 @@ _FORMS = (
 )
 _FILE_WISHES = ("type", "format", "size", "fp", "quantType")
 """Query parameters of a Civitai download URL that select one of a version's files."""
+_LONGEST_NAME = 200
+"""Characters of a reference that are compared with the names that are known."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _OTHER_HASH = re.compile(r"[0-9a-fA-F]{8,64}")
 _REPO_PART = re.compile(r"[\w-][\w.-]*")
 _AIR = re.compile(
-    r"(?:urn:)?air:(?P<ecosystem>[\w.-]+):(?P<type>[\w.-]+):(?P<source>[\w.-]+):(?P<model>\d+)"
-    r"(?:@(?P<version>\d+))?(?::[\w.-]+)?(?:\.[A-Za-z]+)?",
+    r"(?:urn:)?air:(?P<ecosystem>[\w.-]+):(?P<type>[\w.-]+):(?P<source>[\w.-]+):(?P<model>[0-9]{1,18})"
+    r"(?:@(?P<version>[0-9]{1,18}))?(?::[\w.-]+)?(?:\.[A-Za-z]+)?",
     re.IGNORECASE,
 )
-_CIVITAI_SHORT = re.compile(r"civitai:(?P<model>\d+)(?:@(?P<version>\d+))?", re.IGNORECASE)
+_CIVITAI_SHORT = re.compile(r"civitai:(?P<model>[0-9]{1,18})(?:@(?P<version>[0-9]{1,18}))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def parse(reference: str) -> ModelRef:
     path = os.path.expanduser(reference)
     if reference and os.path.exists(path):
         return LocalRef(Path(path))
+    if not reference.isascii() and reference != reference.encode("utf-8", "replace").decode():
+        raise UnknownReferenceError(f"{_shown(reference)} is no text in UTF-8; {_FORMS}")
     for read in (_read_civitai, _read_url, _read_hub):
         found = read(reference)
         if found is not None:
@@ -175,7 +181,7 @@ def _read_url(text: str) -> ModelRef | None:
 
 def _civitai_page(host: str, parts: list[str], query: dict[str, list[str]]) -> CivitaiRef | None:
     def number(text: str | None) -> int | None:
-        return int(text) if text and re.fullmatch(r"[0-9]+", text) else None
+        return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
 
     asked = {key: values[-1] for key, values in query.items()}
     match parts:
@@ -239,11 +245,11 @@ def identify(reference: str) -> str:
 
 def _hint(reference: str) -> str:
     names = {DEMO: DEMO, **{key: entry.name for key, entry in catalog().items()}}
-    near = difflib.get_close_matches(reference.casefold(), names, n=1)
+    near = difflib.get_close_matches(reference[:_LONGEST_NAME].casefold(), names, n=1)
     return f"did you mean {names[near[0]]}?" if near else _FORMS
 
 
 def _shown(reference: str) -> str:
     """The reference as an error may show it: without a query or a password, where tokens are."""
     text = reference.split("?", 1)[0]
-    return repr(re.sub(r"//[^/@]*@", "//", text)[:200])
+    return repr(shown(re.sub(r"//[^/@]*@", "//", text)))

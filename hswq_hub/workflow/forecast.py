@@ -5,7 +5,6 @@ GPU that is not here from its published figures. What steps on this model took h
 corrects the rest, also while a run goes on.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import median
 import torch
 from safetensors import safe_open
 
-from hswq_runtime.checkpoints.configuration import CONFIG
+from hswq_runtime.checkpoints.configuration import CONFIG, Configuration
 
 from ..common.hardware import dtype_named
 from ..common.speed.rates import Rates, TrialRates
@@ -127,10 +126,13 @@ def usual_vae(source: Source) -> dict[str, object]:
 
 
 def vae_config(source: Source) -> dict[str, object]:
-    """The configuration of the VAE in a local base; {} of one on the Hub."""
+    """The configuration of the VAE in a local base; {} of one on the Hub.
+
+    Raises:
+        FormatError: it is not a JSON object.
+    """
     config = Path(source.base) / "vae" / CONFIG
-    known: dict[str, object] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return known
+    return Configuration.read(config, str(config)).entries if config.is_file() else {}
 
 
 def usual_size(source: Source) -> int:

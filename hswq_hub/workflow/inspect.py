@@ -1,5 +1,6 @@
 """What a checkpoint is and what quantizing it would take, from its header alone."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from hswq_runtime.architectures import base_named
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.formats import Format, Metadata
+from hswq_runtime.text import shown
 
 from ..calibration.calibrate import steps_made
 from ..common.hardware import describe, pick_device, pick_dtype
@@ -19,6 +21,12 @@ from ..quantization.keep import keep_ratio, settled, size_range
 from ..settings import CALIBRATION_MEMORY, DEFAULT_RECIPE, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing
+
+_LISTED = 100
+"""Lines under one heading. Only files that nobody would quantize have more."""
+_METADATA = 30
+"""Entries of the metadata that are shown, ours before others."""
+_OURS = {entry.value for entry in Metadata}
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Inspection:
     size, steps: of a picture, by default. call: of the denoiser, for such a picture; passes: how many in a step.
     config: of the denoiser; guess: what of it is guessed, unless the base says otherwise; None: the file states it.
     bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
-    configuration.
+    configuration. metadata: all entries of the header.
     """
 
     file: str
@@ -66,24 +74,28 @@ class Inspection:
 
     def lines(self, device: str = "auto") -> list[str]:
         """All of it, as people read it on a terminal. `device`: where a product is timed, for what quantizing takes."""
-        lines = [
-            f"{self.file}: {self.variant}, {self.format}, {megabytes(self.file_bytes)}",
+        return [
+            f"{shown(self.file)}: {self.variant}, {self.format}, {megabytes(self.file_bytes)}",
             *_column("parameters", [f"{_millions(self.parameters)} in the denoiser ({self._precision()})"]),
-            *_column("parts", (f"{part}: {_millions(values)}" for part, values in self.parts.items())),
+            *_column("parts", (f"{shown(part)}: {_millions(values)}" for part, values in self.parts.items())),
             *_column("layers", [f"{self.layers} linear or convolution, {self.quantized_layers} of them FP8"]),
             *(_column("holds too", [", ".join(self.bundled)]) if self.bundled else ()),
             *(_column("scheduler", [_settings(self.scheduler)]) if self.scheduler else ()),
-            *_column("never FP8", (f"{layer}: {reason}" for layer, reason in self.never_quantized.items())),
+            *_column("never FP8", (f"{shown(layer)}: {reason}" for layer, reason in self.never_quantized.items())),
             *_column("kept", (f"recipe {recipe}: {what}" for recipe, what in self.kept.items())),
             *_column("prefix", [self.prefix or "none"]),
             *_column("licence", [f"{self.licence}, of the original that this architecture is from"]),
             *_column("sizes", (_size_line(*item) for item in self.sizes.items())),
             *(self._cost_lines(device) if self.sizes else ()),
             *_column("config", [_settings(self.config), *([f"a guess: {self.guess}"] if self.guess else ())]),
-            *_column("metadata", (f"{name}: {value[:80]}" for name, value in self.metadata.items())),
+            *_column(
+                "metadata", (f"{shown(name, 60)}: {shown(value)}" for name, value in self._ours_first()), _METADATA
+            ),
         ]
-        # A stranger's header is not to write to the terminal what it likes.
-        return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+
+    def _ours_first(self) -> list[tuple[str, str]]:
+        """The entries of the metadata by name, those that this project writes before all others."""
+        return sorted(self.metadata.items(), key=lambda entry: (entry[0] not in _OURS, entry[0]))
 
     def _precision(self) -> str:
         return ", ".join(f"{dtype} {values / self.parameters:.0%}" for dtype, values in self.dtypes.items())
@@ -211,12 +223,16 @@ def _size_line(what: tuple[str, str], size: tuple[int, int]) -> str:
     return f"{format}, recipe {recipe}: {megabytes(size[0])} to {megabytes(size[1])}, by what is kept"
 
 
-def _column(name: str, lines: Iterable[str]) -> list[str]:
-    return [f"  {name if i == 0 else '':<12}{line}" for i, line in enumerate(lines)]
+def _column(name: str, lines: Iterable[str], most: int = _LISTED) -> list[str]:
+    """The lines under a heading: the first `most` of them, and how many were left out."""
+    rest = iter(lines)
+    found = [f"  {name if i == 0 else '':<12}{line}" for i, line in enumerate(itertools.islice(rest, most))]
+    left = sum(1 for _ in rest)
+    return found + ([f"  {'':<12}and {left} more"] if left else [])
 
 
 def _settings(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{shown(name)} {shown(value)}" for name, value in values.items())
 
 
 def _millions(values: int) -> str:

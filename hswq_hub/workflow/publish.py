@@ -31,7 +31,7 @@ from .forecast import Forecast
 from .memory import Memory, memory_of
 from .preflight import arriving_bytes, preflight, prompt_rows
 from .recall import remember
-from .stages.calibrate import calibration_step
+from .stages.calibrate import calibration_step, check_weights
 from .stages.evaluate import evaluation_step
 from .stages.folder import folder_step
 from .stages.quantize import Quantization, naive_step
@@ -205,12 +205,15 @@ class PublishPlan:
 
         Raises:
             UploadError: see :func:`hswq_hub.hub.upload.upload`.
+            FormatError: a weight holds NaN or infinity.
             HSWQError: whatever the steps raise; the folder is then as it was.
         """
         with self.workspace.locked(log):
             remember(self.workspace, self.source)
             self.workspace.note_need(str(self.folder.resolve()), self.steps)
             forget(step for step in self.steps if step.stage in self.again)
+            if self.remaining:
+                check_weights(self.workspace, self.source, log)
             # Who is told nothing waits for no trial of the machine.
             make(self.steps, log, None if log is silent else self._left)
         uploaded = None if self.destination is None else upload_to(self.folder, self.destination)

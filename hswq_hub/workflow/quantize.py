@@ -24,7 +24,7 @@ from .memory import memory_of
 from .preflight import warn_of_guess
 from .publish import settle
 from .recall import remember
-from .stages.calibrate import STAGE, STATISTICS
+from .stages.calibrate import STAGE, STATISTICS, check_weights
 from .stages.quantize import Quantization, plan_of, quantized_name
 from .steps import Log, Step, check_disks, make, remaining_steps, silent
 from .workspace import Workspace
@@ -53,7 +53,7 @@ def quantize(
         log: is told what it will take, then what becomes of each step.
 
     Raises:
-        FormatError: the calibration was made from another file.
+        FormatError: the calibration was made from another file, or a weight holds NaN or infinity.
         DeviceError: CUDA asked for and absent.
         TargetError: another kind of file has that name already, or a disk has no room.
         HSWQError: the budget or the bound on memory cannot be met.
@@ -77,6 +77,8 @@ def quantize(
         remember(workspace, source)
         for path in paths.values():
             workspace.note_need(str(path.resolve()), steps)
+        if remaining:
+            check_weights(workspace, source, log)
         make(steps, log)
         for format, path in paths.items():
             _copy(writing[format].folder / path.name, path)

@@ -2,6 +2,7 @@
 
     work/<name>-<digest>/source.json          what was resolved, so that it need not be looked up again
     work/<name>-<digest>/needs.json           which products each run needed that began here, and when
+    work/<name>-<digest>/weights.json         that its weights were read and are finite, and which are all zeros
     work/<name>-<digest>/<step>-<identity>/   a product, see `steps.py`
 
 One process at a time works in it; others wait.
@@ -24,7 +25,7 @@ from ..common.home import home
 from ..common.targets import clear_away
 from .steps import PRODUCT_RECORD, Log, Made, Step, bytes_of, discard
 
-_WORK, _NOTE, _NEEDS, _LOCK = "work", "source.json", "needs.json", ".lock"
+_WORK, _NOTE, _NEEDS, _WEIGHTS, _LOCK = "work", "source.json", "needs.json", "weights.json", ".lock"
 _DAY = 86_400
 
 
@@ -109,6 +110,15 @@ class Workspace:
         needs = self._needs() | {target: {"time": time.time(), "products": [step.folder.name for step in steps]}}
         write_atomically(self.folder / _NEEDS, (json.dumps(needs, indent=2) + "\n").encode())
 
+    def note_weights(self, empty: Iterable[str]) -> None:
+        """Write down that all weights are finite, and the keys of those that are all zeros."""
+        write_atomically(self.folder / _WEIGHTS, (json.dumps({"zeros": list(empty)}, indent=2) + "\n").encode())
+
+    def empty_weights(self) -> list[str] | None:
+        """The keys that were written down; None if nothing was."""
+        path = self.folder / _WEIGHTS
+        return list(map(str, _read(path).get("zeros", []))) if path.is_file() else None
+
     def products(self) -> list[Product]:
         """Everything that steps left here, the largest first."""
         uses: dict[str, float] = {}
@@ -134,7 +144,7 @@ class Workspace:
         for product in products:
             discard(self.folder / product.name)
         if not self.products():
-            for name in (_NOTE, _NEEDS):
+            for name in (_NOTE, _NEEDS, _WEIGHTS):
                 (self.folder / name).unlink(missing_ok=True)
 
     def _needs(self) -> dict[str, Any]:

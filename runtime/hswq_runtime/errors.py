@@ -10,9 +10,18 @@
 Every message is one sentence: the cause and, where there is one, the next thing to do.
 """
 
+from .text import sentence
+
 
 class HSWQError(Exception):
-    """Base class of every error that the project raises on purpose."""
+    """Base class of every error that the project raises on purpose.
+
+    `str()` of it is one line of at most :data:`hswq_runtime.text.LONGEST_SENTENCE` characters that can be printed,
+    whatever strangers' names are in it. `args` holds the whole message.
+    """
+
+    def __str__(self) -> str:
+        return sentence(super().__str__())
 
 
 class FormatError(HSWQError):

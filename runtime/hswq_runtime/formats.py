@@ -40,6 +40,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError
+from .text import shown, written
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ _OLD_COMFY_MARK = "scaled_fp8"
 _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
 _LARGEST_MOVE = 32
+_LONGEST_MARK = 4096
 
 DTYPE_FP8 = "F8_E4M3"
 DTYPE_U8 = "U8"
@@ -115,8 +117,7 @@ class Product:
     input_scale: float | None = None
 
 
-UNSAID = Product()
-"""What is true of a weight of which a file says nothing."""
+UNSAID = Product()  # true of a weight of which a file says nothing
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,8 @@ class StoredWeight:
 
     Attributes:
         key: of the weight.
-        scale_keys: of its scales, ours first; they have to agree.
+        scale_keys, input_scale_keys: of its scales, ours first, and of those of its layer's input; each have to agree.
         mark_key: of ComfyUI's description of the number format.
-        input_scale_keys: of the scale of the layer's input; they have to agree.
         format: the format that the file's metadata names.
     """
 
@@ -192,18 +192,20 @@ def find_weights(
         scale_keys = tuple(layer + suffix for suffix in _SCALES if layer + suffix in dtypes)
         if scaled and not _has_our_scale(key, dtypes) and (scale_keys or key not in unscaled):
             others = "the file says that it is V2" if format is Format.V2 else "other weights of the file have one"
-            raise FormatError(f"{key} has no scale ({layer}{SCALE}) though {others}")
+            raise FormatError(f"{shown(key)} has no scale ({shown(layer + SCALE)}) though {others}")
         mark = layer + COMFY_MARK
         if mark in dtypes and layer + COMFY_SCALE not in dtypes:
-            raise FormatError(f"{key} has no scale ({layer}{COMFY_SCALE}) though {mark} describes it")
-        input_scale_keys = tuple(layer + suffix for suffix in _INPUT_SCALES if layer + suffix in dtypes)
-        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format, input_scale_keys)
+            scale = shown(layer + COMFY_SCALE)
+            raise FormatError(f"{shown(key)} has no scale ({scale}) though {shown(mark)} describes it")
+        inputs = tuple(layer + suffix for suffix in _INPUT_SCALES if layer + suffix in dtypes)
+        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format, inputs)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
         # if it is not, loading names it as unexpected.
         if suffix and key.removesuffix(suffix) + WEIGHT in dtypes:
-            raise FormatError(f"{key} belongs to {key.removesuffix(suffix)}{WEIGHT}, which is not FP8")
+            weight = key.removesuffix(suffix) + WEIGHT
+            raise FormatError(f"{shown(key)} belongs to {shown(weight)}, which is not FP8")
     return weights, companion_keys
 
 
@@ -236,7 +238,7 @@ def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Te
     (first, scale), *others = scales.items()
     for key, other in others:
         if not (scale == other).all():
-            raise FormatError(f"{key} is {_shown(other)}, but {first} is {_shown(scale)}")
+            raise FormatError(f"{shown(key)} is {_shown(other)}, but {shown(first)} is {_shown(scale)}")
     unscaled = bool((scale == 1).all())
     if weight.format is Format.V1 and not unscaled:
         raise FormatError(f"{first} is {_shown(scale)}, but the file says that it is V1, which has no scales")
@@ -264,26 +266,26 @@ def read_product(weight: StoredWeight, tensor: Callable[[str], torch.Tensor]) ->
     """How a reader may multiply with a stored weight. `tensor` reads the stored tensor of a key.
 
     Raises:
-        FormatError: a scale of inputs that is not one finite and positive value, or two that differ; ComfyUI's
-            description names another number format.
+        FormatError: not one finite and positive scale of inputs; ComfyUI's description names another number format.
     """
     mark = {} if weight.mark_key is None else _read_mark(weight.mark_key, tensor(weight.mark_key))
     scales = {key: check_scale(key, tensor(key), 1).item() for key in weight.input_scale_keys}
     if len(set(scales.values())) > 1:
-        raise FormatError(" and ".join(f"{key} is {scale:g}" for key, scale in scales.items()) + "; they have to agree")
-    if mark.get(_COMFY_EXACT):
-        return Product(exact=True)
-    return Product(input_scale=next(iter(scales.values()), None))
+        raise FormatError(" and ".join(f"{shown(k)} is {scale:g}" for k, scale in scales.items()) + "; they must agree")
+    exact = bool(mark.get(_COMFY_EXACT))
+    return Product(exact, None if exact else next(iter(scales.values()), None))
 
 
 def _read_mark(key: str, mark: torch.Tensor) -> dict[str, Any]:
     try:
+        if mark.numel() > _LONGEST_MARK:
+            raise ValueError
         described: dict[str, Any] = json.loads(bytes(mark.reshape(-1).tolist()))
         named = described["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError(f"{key} is no description of a number format") from None
     if named != _COMFY_FP8:
-        raise FormatError(f"{key} says {named!r}; this release reads {_COMFY_FP8}")
+        raise FormatError(f"{key} says {written(named)}; this release reads {_COMFY_FP8}")
     return described
 
 
@@ -307,7 +309,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
         raise FormatError(f"the header's {_COMFY_METADATA} cannot be read") from None
     for layer, described in named.items():
         if described != _COMFY_FP8:
-            raise FormatError(f"{layer} is {described!r} by the header; this release reads {_COMFY_FP8}")
+            raise FormatError(f"{shown(layer)} is {written(described)} by the header; this release reads {_COMFY_FP8}")
 
 
 def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
@@ -354,9 +356,9 @@ def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, R
         numbers = [number for run in runs for number in run]
         whole = all(type(number) is int for number in numbers) and all(count > 0 for count, _ in runs)
         if not whole or sum(count for count, _ in runs) != rows.get(key):
-            raise FormatError(f"the file's {Metadata.FOLD.value} does not fit {key}")
+            raise FormatError(f"the file's {Metadata.FOLD.value} does not fit {shown(key)}")
         if any(abs(exponent) > _LARGEST_MOVE for _, exponent in runs):
-            raise FormatError(f"the file's {Metadata.FOLD.value} moves {key} by more than 2^{_LARGEST_MOVE}")
+            raise FormatError(f"the file's {Metadata.FOLD.value} moves {shown(key)} by more than 2^{_LARGEST_MOVE}")
     return moves
 
 
@@ -394,5 +396,5 @@ def format_of(metadata: Mapping[str, str]) -> Format | None:
         return Format(named)
     except ValueError:
         raise FormatError(
-            f"the file says {Metadata.FORMAT.value}={named!r}, which this release does not know"
+            f"the file says {Metadata.FORMAT.value}={written(named)}, which this release does not know"
         ) from None

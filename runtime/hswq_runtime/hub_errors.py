@@ -4,7 +4,6 @@ Who calls the client says only which exception a kind becomes. No sentence holds
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import HSWQError
+from .text import shown
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_LONGEST = 300
+_LONGEST = 120
 """Characters of a server's message that are shown."""
 
 
@@ -63,7 +63,7 @@ class Refusal:
 
     def sentence(self, subject: str) -> str:
         """One sentence for people: the cause and what to do. subject: what was asked for: "owner/repo", "job 12"."""
-        site = hub_site()
+        site, subject = hub_site(), shown(subject)
         said = f" ({self.said})" if self.said else ""
         when = f"in {self.wait:.0f} seconds" if self.wait else "later"
         return {
@@ -211,6 +211,6 @@ def _plain(text: object) -> str:
 
     if not isinstance(text, str):
         return ""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     token = get_token()
-    return re.sub(re.escape(token), "…", words)[:_LONGEST] if token else words[:_LONGEST]
+    words = " ".join(text.split())
+    return shown(words.replace(token, "…") if token else words, _LONGEST)

@@ -24,6 +24,7 @@ from .layers.matmul import set_fp8_matmul
 from .layers.modules import weight_bytes
 from .loading import load_model
 from .quantizer import QUANTIZATION_CONFIG, HSWQConfig, Method
+from .text import shown
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, ModelMixin
@@ -213,7 +214,7 @@ def _report(checkpoint: Checkpoint, denoiser: torch.nn.Module, base: str) -> Non
     plain = sum(p.numel() for p in denoiser.parameters()) * 2
     label = checkpoint.format.label if checkpoint.format else "checkpoint"
     print(
-        f"{checkpoint.path.name} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16; "
-        f"other components from {base}",
+        f"{shown(checkpoint.path.name)} ({label}): {held / 1e6:.1f} MB of weights, {held / plain:.0%} of bfloat16; "
+        f"other components from {shown(base)}",
         file=sys.stderr,
     )

@@ -28,6 +28,7 @@ from .layers import fp8
 from .layers.alignment import align_
 from .layers.matmul import set_fp8_matmul
 from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
+from .text import several
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -185,7 +186,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         problems = misfits(wanted, shapes, may_be_left_over=model._keys_to_ignore_on_load_unexpected or ())
         if problems:
-            raise FormatError(f"the file does not fit {type(model).__name__}: {'; '.join(problems)}")
+            raise FormatError(f"the file does not fit {type(model).__name__}: {several(problems, length=120)}")
         if state_dict is not None:
             for name in wanted.keys() & state_dict.keys():  # misfits allows leading ones, diffusers does not
                 state_dict[name] = state_dict[name].reshape(wanted[name])

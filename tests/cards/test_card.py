@@ -1,6 +1,7 @@
 """The card: what the Hub accepts, what a stranger reads, and nothing that nobody measured."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from markdown_it import MarkdownIt
 from support.hub_server import HubServer
 
 from hswq_hub.cards.card import Card, card_of, write_card
@@ -207,3 +209,51 @@ def test_what_has_no_card(tmp_path):
         (tmp_path / name).write_text((SHOWN / name).read_text())
     with pytest.raises(FormatError, match="lacks what the card needs"):
         write_card(tmp_path)  # its pictures are gone
+
+
+HOSTILE = (
+    "# <img src=x onerror=alert(1)>",
+    "](https://evil.example) [a](https://evil.example)",
+    "`` ` ``` ~~~ <script>",
+    "a\n\n---\n\n# b\n```\n<b>\n- x: y",
+    "https://evil.example www.evil.example",
+    "x |<img src=x>| y",
+    "\x1b]0;title\x07 \u202e &lt;i&gt;",
+    "{{ card }} }} %} \\url{x} \\",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_strangers_name_is_text_wherever_it_stands(hub, text):
+    rows = [dict(row) for row in demo().record.document["layers"]["v1"]]
+    kept = next(row for row in rows if row["reason"].startswith("never"))
+    kept["layer"] = text
+    examples = [{**example, "prompt": text} for example in demo().record.document["examples"]]
+    files = {name: {**facts, "file": text} for name, facts in demo().record.document["files"].items()}
+    strange = dict.fromkeys(("origin", "version", "creator", "file", "sha256", "url", "creator_url"), text)
+    card = changed(
+        source=strange, name=text, repo=f"alice/{text}", base=text, licence="other", licence_name=text,
+        licence_link=text, quantized_by=text, command=text, examples=examples, files=files, bundled=[text],
+        layers={**demo().record.document["layers"], "v1": rows},
+    )  # fmt: skip
+    for shown in (card, replace(card, evaluation=None)):
+        rendered = shown.render()
+        assert rendered.replace("\n", "").isprintable()
+        _, head, body = re.split(r"^---$", rendered, maxsplit=2, flags=re.MULTILINE)
+        stated = yaml.safe_load(head)
+        said = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        assert stated["license_name"] == said and stated["quantized_by"] == said
+        assert {"license", "tags", "library_name"} <= stated.keys() <= set(shown.metadata.to_dict())
+        ModelCard(rendered)
+        page, usual = (MarkdownIt("commonmark").enable("table").render(part) for part in (body, ordinary(shown)))
+        found, own = (Counter(re.findall(r"<[/!?]?[a-zA-Z0-9]+", part)) for part in (page, usual))
+        assert found.keys() <= own.keys(), "HTML of a stranger"
+        assert found["<h1"] == own["<h1"] == 1 and found["<a"] <= own["<a"] + 2 and found["<img"] == own["<img"]
+        for target in re.findall(r'(?:href|src)="([^"]*)"', page):
+            assert "evil.example" not in target or text[:8] in ("https://", "](https:")
+
+
+def ordinary(card: Card) -> str:
+    """The body of the same card without anything strange in it."""
+    usual = replace(from_civitai(), evaluation=card.evaluation)
+    return usual.render().split("---\n", 2)[2]

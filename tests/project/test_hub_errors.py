@@ -79,7 +79,7 @@ NEXT_STEP = {
     Kind.NOT_FOUND: "check its name",
     Kind.TOKEN: "run `hf auth login` again",
     Kind.FORBIDDEN: "(… may only read); make one that may",
-    Kind.PAYMENT: "(No credit left); add some at",
+    Kind.PAYMENT: "(No credit\\x1bleft); add some at",
     Kind.CONFLICT: "run the same command again",
     Kind.BUSY: "run the same command again in 42 seconds",
     Kind.SERVER: "answers 503 for alice/model; run the same command again later",

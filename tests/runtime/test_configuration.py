@@ -126,9 +126,9 @@ def test_a_configuration_that_the_tensors_contradict_names_both(model, tmp_path,
     with pytest.raises(FormatError) as refused:
         resolve(str(model), base=str(base))
     said = str(refused.value)
-    assert str(model) in said and f"{base}/transformer/config.json" in said
+    assert model.name in said and "base/transformer/config.json" in said and len(said) <= 300
     assert "n_layers is 3 there and 1 by the tensors" in said and "missing layers.1" in said
-    assert said.endswith("pass a base whose transformer/config.json is that of this model")
+    assert said.endswith("pass a base whose transformer/config.json is this model's")
     with pytest.raises(FormatError, match="n_layers is 3 there and 1 by the tensors"):
         HSWQPipeline.from_pretrained(model, base=base)
 

@@ -42,7 +42,7 @@ def stand_in(header: bytes, name: str, most: int | None = None) -> Iterator[Path
         try:
             yield path
         except HSWQError as error:
-            raise type(error)(str(error).replace(str(path), name)) from None
+            raise type(error)(str(error.args[0]).replace(str(path), name)) from None
 
 
 def _data_size(header: bytes, name: str) -> int:

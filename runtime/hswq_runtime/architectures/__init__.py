@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownArchitectureError
+from ..text import written
 from .aura_flow import AURA_FLOW
 from .chroma import CHROMA
 from .flux import FLUX_DEV, FLUX_SCHNELL
@@ -120,7 +121,7 @@ def recognise_class(config: Mapping[str, Any]) -> Architecture:
         return found
     known = ", ".join(sorted({row.model_class for row in ARCHITECTURES.values()}))
     raise UnknownArchitectureError(
-        f"unknown architecture: {name!r}, configured as it is, is none of the classes known ({known})"
+        f"unknown architecture: {written(name)}, configured as it is, is none of the classes known ({known})"
     )
 
 

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 
+from ..text import several, shown
 from .row import Architecture
 
 _NAMES_OF_DIFFUSERS = ("single_transformer_blocks.", "joint_transformer_blocks.", "all_x_embedder.", "down_blocks.0.")
-_SHOWN = 6
-"""Groups of blocks, and other tensors, that are listed at most."""
+_SHOWN, _LONGEST = 3, 40
+"""Groups of blocks, and other tensors, that are listed at most, and characters of a name."""
 
 
 def describe_unknown(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
@@ -36,14 +37,18 @@ def _groups(tensors: Iterable[str]) -> str:
             blocks.setdefault(match[1], set()).add(match[2])
         else:
             alone.append(key)
-    parts = [f"{name} x {len(numbers)}" for name, numbers in sorted(blocks.items(), key=lambda b: -len(b[1]))]
+    parts = [
+        f"{shown(name, _LONGEST)} x {len(numbers)}"
+        for name, numbers in sorted(blocks.items(), key=lambda b: -len(b[1]))
+    ]
     parts = parts[:_SHOWN] + [_with_shape(tensors, key) for key in sorted(alone)[:_SHOWN]]
     return f": {', '.join(parts)}" if parts else ""
 
 
 def _with_shape(tensors: Iterable[str], key: str) -> str:
     shape = getattr(tensors[key], "shape", None) if isinstance(tensors, Mapping) else None
-    return key if shape is None else f"{key} {list(shape)}"
+    name = shown(key, _LONGEST)
+    return name if shape is None else f"{name} {shown(list(shape), _LONGEST)}"
 
 
 def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
@@ -53,9 +58,9 @@ def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[
         if len(lacks) < len(row.signature):
             found.setdefault(row.signature, (row.title, lacks))
     fewest = min((len(lacks) for _, lacks in found.values()), default=0)
-    near = [f"{title}, but without {', '.join(lacks)}" for title, lacks in found.values() if len(lacks) == fewest]
+    near = [(title, several(lacks, 1, _LONGEST)) for title, lacks in found.values() if len(lacks) == fewest]
     if near:
-        like = f"most like {'; or '.join(near)}"
+        like = f"most like {'; or '.join(f'{title}, but without {lacks}' for title, lacks in near[:2])}"
     else:
-        like = f"like none of those known ({', '.join(row.title for row in rows)})"
+        like = f"like none of those known ({several(row.title for row in rows)})"
     return f"{like}; a row in hswq_runtime/architectures would make it known, as ARCHITECTURE.md says"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..architectures import Architecture
 from ..errors import ComponentError, FormatError
 from ..formats import Metadata
+from ..text import shown
 from .checkpoint import Checkpoint
 from .configuration import CONFIG, Configuration
 from .locate import MODEL_INDEX, HubOptions, fetch_components, is_repo_id
@@ -34,7 +35,9 @@ def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
     if named is None:
         return checkpoint.architecture.base_repo
     if not is_repo_id(named):  # an untrusted file must not choose a folder of this machine
-        raise FormatError(f"the header of {checkpoint.path} names the base {named!r}, which is no Hub repo; pass base")
+        raise FormatError(
+            f"the header of {checkpoint.path} names the base {shown(named)!r}, which is no Hub repo; pass base"
+        )
     return named
 
 

@@ -17,14 +17,15 @@ from .. import formats
 from ..architectures import ARCHITECTURES, OTHER_COMPONENTS, Architecture, Config, of_class
 from ..errors import FormatError, UnknownArchitectureError
 from ..layers.fp8 import FP8
-from .configuration import CONFIG, Configuration, check_bounds, shortened
+from ..text import several, shown, written
+from .configuration import CONFIG, Configuration, check_bounds
 from .fit import NOT_TO_BUILD, empty_model, misfits
 from .header import TensorInfo, recognise_header
 from .mapped import MAPPED_BYTES, MappedFile
 from .mapping import Piece, gather_scale, row_count, trace, untouched
 
 _SHOWN = 3
-"""Misfits that are named where a configuration is wrong as a whole."""
+"""Entries that are named where a configuration is wrong as a whole."""
 _TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
         self._file = MappedFile(self.path, mapped_bytes)
         self.metadata, self.tensors = self._file.metadata, self._file.tensors
         own = formats.config_of(self.metadata)
-        self.stated = stated if own is None else Configuration(own, f"the header of {self.path.name}")
+        self.stated = stated if own is None else Configuration(own, f"the header of {shown(self.path.name)}")
         try:
             self._family, self.prefix, self.has_diffusers_layout = recognise_header(self.tensors, self.metadata)
         except UnknownArchitectureError as error:
@@ -76,7 +77,7 @@ class Checkpoint:
             return self._family
         found = of_class(self._family.model_class, self.config)
         if found is None:
-            raise FormatError(f"{self.path} looks like none of the models known: {shortened(self.config)}")
+            raise FormatError(f"{self.path} looks like none of the models known: {written(self.config)}")
         return found
 
     def tensor(self, key: str) -> torch.Tensor:
@@ -98,7 +99,7 @@ class Checkpoint:
             keys = [key for key in keys if not key.startswith(OTHER_COMPONENTS)]
         empty = [key for key in keys if 0 in self.tensors[key].shape]
         if empty:
-            raise FormatError(f"{self.path} holds empty tensors: {', '.join(empty)}")
+            raise FormatError(f"{self.path} holds empty tensors: {several(empty)}")
         return keys
 
     @property
@@ -146,7 +147,7 @@ class Checkpoint:
             return None
         guessed = [f"{name} {self.config[name]}" for name in self._family.guessed]
         return (
-            f"nothing states the configuration of {self.path.name}; it is taken to be that of "
+            f"nothing states the configuration of {shown(self.path.name)}; it is taken to be that of "
             f"{self.architecture.title}: {', '.join([*guessed, 'its defaults for what shapes do not tell'])}"
         )
 
@@ -159,10 +160,10 @@ class Checkpoint:
             raise UnknownArchitectureError(f"{self.path} looks like {self._family.title}, but {error}") from None
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
-        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise FormatError(
                 f"{self.path} looks like {self._family.title}, but its configuration cannot be told from its "
-                f"shapes ({type(error).__name__}: {error})"
+                f"shapes ({type(error).__name__}: {shown(error)})"
             ) from error
 
     def empty_model(self, *, constants: bool = True) -> torch.nn.Module:
@@ -173,7 +174,7 @@ class Checkpoint:
                 them the model cannot be called.
 
         Raises:
-            FormatError: the file does not fit its architecture; the message names everything that is wrong.
+            FormatError: the file does not fit its architecture; the message names what is wrong.
         """
         _ = self._skeleton  # checked once; what is computed needs numbers that are right
         return self._build(constants)
@@ -186,16 +187,16 @@ class Checkpoint:
     def _misfit(self, *problems: str) -> FormatError:
         """The error of a file that does not fit its model; names what states another configuration than it has."""
         if self.stated is None:
-            return FormatError(f"{self.path} does not fit {self._family.model_class}: {'; '.join(problems)}")
+            return FormatError(f"{self.path} does not fit {self._family.model_class}: {several(problems, length=120)}")
         told: Config = {}
         if not self.has_diffusers_layout:
             with suppress(FormatError):
                 told = self._told_by_shapes
-        said = [*self.stated.differences(told, self._family.guessed), *problems[:_SHOWN]]
-        said += [f"{len(problems) - _SHOWN} more misfits"] if len(problems) > _SHOWN else []
+        said = [*self.stated.differences(told, self._family.guessed)[:_SHOWN], several(problems, 1, 90)]
         if formats.config_of(self.metadata) is None:
-            said.append(f"pass a base whose {self._family.component}/{CONFIG} is that of this model")
-        return FormatError(f"{self.path} does not fit the configuration in {self.stated.where}: {'; '.join(said)}")
+            said.append(f"pass a base whose {self._family.component}/{CONFIG} is this model's")
+        name, where = shown(self.path.name, 40), shown(self.stated.where, 60)
+        return FormatError(f"{name} does not fit the configuration in {where}: {'; '.join(said)}")
 
     def _build(self, constants: bool) -> torch.nn.Module:
         try:
@@ -203,11 +204,11 @@ class Checkpoint:
             return empty_model(self._family.model_class, self.config, constants=constants)
         except NOT_TO_BUILD as error:
             if self.stated is not None:
-                reason = shortened(" ".join(str(error).split()))
+                reason = shown(" ".join(str(error).split()), 40)
                 raise self._misfit(f"no {self._family.model_class} can have it ({reason})") from error
             raise FormatError(
                 f"{self.path} looks like {self.architecture.title}, but no {self.architecture.model_class} has such "
-                f"shapes: {shortened(self.config)}"
+                f"shapes: {written(self.config)}"
             ) from error
 
     @cached_property
@@ -220,8 +221,8 @@ class Checkpoint:
         }
         if self.has_diffusers_layout:  # every tensor is a parameter
             return untouched(stored)
+        config = self.config if self.stated is None else self.whole_config
         try:
-            config = self.config if self.stated is None else self.whole_config
             found = trace(stored, self._family.model_class, config, self._family.converter_prefix)
         except FormatError as error:
             raise self._misfit(str(error)) from None
@@ -245,8 +246,8 @@ class Checkpoint:
         A shape may have more or fewer leading ones: pad tokens are stored as [dim] and as [1, dim].
 
         Raises:
-            FormatError: the message names every missing, unexpected and wrongly shaped parameter, and every one whose
-                dtype is neither full precision nor FP8.
+            FormatError: the message names parameters that are missing, unexpected or wrongly shaped, or whose dtype is
+                neither full precision nor FP8: the first few of them, and how many there are.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from ..architectures import Config
 from ..errors import FormatError
+from ..text import shown, written
 from .header import TensorInfo
 
 CONFIG = "config.json"
 _CLASS = "_class_name"
-_SAID = 80
-"""Characters of a value that a message shows."""
 _LARGEST, _LISTED = 1 << 16, 64
 """A number and a length that any configuration may have, whatever the tensors."""
 
@@ -43,15 +42,15 @@ class Configuration:
         """
         if (stated := self.entries.get(_CLASS)) not in (None, model_class):
             raise FormatError(
-                f"{path} is a {model_class} by its tensors, but {self.where} is of a {stated}; pass the base that "
-                "belongs to it"
+                f"{shown(path)} is a {model_class} by its tensors, but {shown(self.where)} is of a {shown(stated)}; "
+                "pass the base that belongs to it"
             )
 
     def differences(self, told: Config, guessed: Collection[str]) -> list[str]:
         """A phrase for each entry that the tensors tell otherwise: as `told`, but for those that are `guessed`."""
         stated = self.arguments
         return [
-            f"{name} is {shortened(stated[name])} there and {value} by the tensors"
+            f"{name} is {written(stated[name])} there and {written(value)} by the tensors"
             for name, value in told.items()
             if name in stated and name not in guessed and _listed(stated[name]) != _listed(value)
         ]
@@ -86,7 +85,7 @@ def check_bounds(config: Config, tensors: Mapping[str, TensorInfo], table_values
         for number in _numbers(name, value, len(tensors)):
             limit = len(tensors) if "layers" in name else max(_LARGEST, largest)
             if not -limit <= number <= limit:  # NaN is not, either
-                raise ValueError(f"{name} is {shortened(number)}, and the file has no such tensors")
+                raise ValueError(f"{shown(name)} is {written(number)}, and the file has no such tensors")
     if table_values(config) > sum(info.values for info in tensors.values()):
         raise ValueError("its table of positions is larger than the file")
 
@@ -95,7 +94,7 @@ def _numbers(name: str, value: object, most: int) -> Iterator[float]:
     """The numbers in a value of a configuration, those in lists included."""
     if isinstance(value, (list, tuple)):
         if len(value) > max(most, _LISTED):
-            raise ValueError(f"{name} has {len(value)} entries")
+            raise ValueError(f"{shown(name)} has {len(value)} entries")
         for item in value:
             yield from _numbers(name, item, most)
     elif isinstance(value, (int, float)):
@@ -105,12 +104,6 @@ def _numbers(name: str, value: object, most: int) -> Iterator[float]:
 def as_text(model_class: str, arguments: Config) -> str:
     """:attr:`Configuration.text` of a class and its arguments."""
     return Configuration({_CLASS: model_class, **arguments}, model_class).text
-
-
-def shortened(value: object) -> str:
-    """What a stranger wrote, as a sentence can have it."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _SAID else f"{text[:_SAID]}…"
 
 
 def _listed(value: object) -> object:

@@ -10,13 +10,18 @@ from .. import formats
 from ..architectures import Architecture, recognise, recognise_class
 from ..errors import UnknownArchitectureError
 
-DTYPE_BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E5M2", formats.DTYPE_FP8), 1),
+_FP8 = ("F8_E5M2", "F8_E8M0", "F8_E5M2FNUZ", formats.DTYPE_FP8, f"{formats.DTYPE_FP8}FNUZ")
+DTYPE_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", *_FP8), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
-"""Bytes of one value, by safetensors dtype name."""
+"""Bits of one value, by safetensors dtype name: every one that safetensors 0.8 knows."""
+MOST_TENSORS = 100_000
+"""Tensors of a file that is read; no model that is known has a tenth of them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes that the values take in the file."""
-        return self.values * DTYPE_BYTES[self.dtype]
+        return (self.values * DTYPE_BITS[self.dtype] + 7) // 8
 
 
 class Recognised(NamedTuple):

@@ -4,6 +4,7 @@ Checkpoints are recognised by their headers, never by their names. On the Hub on
 chosen.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import FormatError, UnknownArchitectureError
 from ..formats import Format, format_of
 from ..hub_errors import Kind, explained
+from ..text import several, shown
 from .checkpoint import Checkpoint
 from .header import recognise_header
 
@@ -79,11 +81,13 @@ def locate(reference: str | Path, variant: str | None, weight_name: str | None, 
         FormatError: there is no such folder, repo, file or variant, or several files fit.
     """
     if variant is not None and variant not in {format.value for format in Format}:
-        raise FormatError(f"there is no variant {variant!r}; choose {' or '.join(format.value for format in Format)}")
+        raise FormatError(
+            f"there is no variant {shown(variant)!r}; choose {' or '.join(format.value for format in Format)}"
+        )
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for names that no file can have
         return Located(path, path.parent)
-    if path.is_dir():
+    if os.path.isdir(path):
         return Located(_in_folder(path, variant, weight_name), path)
     return _on_hub(str(reference), variant, weight_name, hub)
 
@@ -98,7 +102,7 @@ def _in_folder(folder: Path, variant: str | None, weight_name: str | None) -> Pa
 
     name = weight_name or _choose(names, variant, read_format, where=str(folder))
     if not (folder / name).is_file():
-        raise FormatError(f"{folder} has no file {name}; it holds {', '.join(names) or 'no safetensors file'}")
+        raise FormatError(f"{folder} has no file {shown(name)}; it holds {several(names) or 'no safetensors file'}")
     return folder / name
 
 
@@ -108,13 +112,13 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
 
     if match := _URL.fullmatch(reference):
         if match["host"] not in (_HUB_HOST, urlsplit(ENDPOINT).netloc):
-            raise FormatError(f"{reference} is not on the Hub; download it and give its path")
+            raise FormatError(f"{shown(reference)} is not on the Hub; download it and give its path")
         hub = HubOptions(unquote(match["revision"]), hub.token, hub.cache_dir, hub.local_files_only)
         reference = f"{match['repo']}/{unquote(match['file'])}"
     parts = PurePosixPath(reference).parts
     repo = "/".join(parts[:2])
     if not is_repo_id(repo) or ".." in parts:
-        raise FormatError(f"{reference} is neither a file nor a folder here, nor a Hub repo")
+        raise FormatError(f"{shown(reference)} is neither a file nor a folder here, nor a Hub repo")
     weight_name = weight_name or "/".join(parts[2:]) or None
     if hub.local_files_only:
         folder = _download(repo, [MODEL_INDEX, weight_name or ""], hub)
@@ -132,7 +136,9 @@ def _on_hub(reference: str, variant: str | None, weight_name: str | None, hub: H
 
     name = weight_name or _choose(candidates, variant, read_format, where=repo)
     if name not in names:
-        raise FormatError(f"{repo} has no file {name}; it holds {', '.join(candidates) or 'no safetensors file'}")
+        raise FormatError(
+            f"{shown(repo)} has no file {shown(name)}; it holds {several(candidates) or 'no safetensors file'}"
+        )
     folder = _download(repo, [name], hub)
     return Located(folder / name, folder, repo, hub)
 
@@ -154,8 +160,8 @@ def _choose(names: list[str], variant: str | None, read_format: Callable[[str], 
     if len(wanted) == 1:
         return wanted[0]
     wish = f" of variant {variant}" if variant else ""
-    held = ", ".join(names) or "no safetensors file"
-    raise FormatError(f"{where} does not hold just one model{wish}: it holds {held}; choose with weight_name")
+    held = several(names) or "no safetensors file"
+    raise FormatError(f"{shown(where)} does not hold just one model{wish}: it holds {held}; choose with weight_name")
 
 
 def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_weights: Iterable[str] = ()) -> Path:

@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
-from .header import TensorInfo
+from ..text import several, shown
+from .header import DTYPE_BITS, MOST_TENSORS, TensorInfo
 
 MAPPED_BYTES = 1 << 29
 """Bytes that are read through one mapping of a file before it is mapped anew."""
@@ -24,7 +25,8 @@ class MappedFile:
         tensors: `TensorInfo` of every tensor by key, in file order.
 
     Raises:
-        FormatError: not a safetensors file, or a truncated or damaged one.
+        FormatError: not a safetensors file, or a truncated or damaged one; it holds values of a kind that is not known,
+            or more tensors than `MOST_TENSORS`.
     """
 
     def __init__(self, path: Path, mapped_bytes: int = MAPPED_BYTES):
@@ -34,12 +36,17 @@ class MappedFile:
             # torch maps a file as memory of its own, which Linux refuses beyond what the machine has; numpy's does not.
             header = safe_open(str(path), framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise FormatError(f"{path} is not a complete safetensors file ({error})") from error
+            raise FormatError(f"{path} is not a complete safetensors file ({shown(error, 120)})") from error
         self._path, self._mapped_bytes, self._read_bytes = path, mapped_bytes, 0
         self._file: Any = None
         self.metadata: dict[str, str] = header.metadata() or {}
-        views = {key: header.get_slice(key) for key in header.offset_keys()}
+        keys = header.offset_keys()
+        if len(keys) > MOST_TENSORS:
+            raise FormatError(f"{path} holds {len(keys)} tensors; no model has more than {MOST_TENSORS}")
+        views = {key: header.get_slice(key) for key in keys}
         self.tensors = {key: TensorInfo(view.get_dtype(), tuple(view.get_shape())) for key, view in views.items()}
+        if strange := sorted({info.dtype for info in self.tensors.values()} - DTYPE_BITS.keys()):
+            raise FormatError(f"{path} holds values of a kind that this release does not know: {several(strange)}")
 
     def tensor(self, key: str) -> torch.Tensor:
         """The stored tensor `key`, on the CPU, in its stored dtype, memory-mapped."""

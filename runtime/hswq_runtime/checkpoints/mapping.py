@@ -15,6 +15,7 @@ import torch
 from ..architectures import Shapes
 from ..errors import FormatError
 from ..formats import Product
+from ..text import shown
 
 _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
@@ -49,9 +50,9 @@ def trace(shapes: Shapes, model_class: str, config: Mapping[str, Any], prefix: s
     try:
         converted = convert(checkpoint=tagged, config=config)
     except KeyError as error:
-        raise FormatError(f"missing {error.args[0]}") from error
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
-        raise FormatError(f"diffusers' converter cannot take it apart ({' '.join(str(error).split())})") from error
+        raise FormatError(f"missing {shown(error.args[0])}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise FormatError(f"diffusers' converter cannot take it apart ({shown(error)})") from error
     return {name: list(_pieces(tags, keys)) for name, tags in converted.items() if tags is not None}
 
 

@@ -1,0 +1,49 @@
+"""What strangers wrote, as an error message or a terminal may show it: names of files, keys, values of metadata."""
+
+import itertools
+from collections.abc import Iterable
+
+LONGEST_NAME = 80
+"""Characters of a name that are shown."""
+LONGEST_SENTENCE = 300
+"""Characters of an error message, whatever names are in it."""
+_LISTED = 3
+"""Names of a list that are shown."""
+
+
+def shown(text: object, most: int = LONGEST_NAME) -> str:
+    """A stranger's text (of anything else its `str`) with at most `most` characters.
+
+    What cannot be printed (control characters, marks that turn the direction of writing, line breaks) is escaped as in
+    Python, and what is too long is cut in its middle: the end of a name tells it from others, as its beginning does.
+    """
+    said = str(text)
+    if len(said) > most:
+        said = f"{said[: most - most // 2 - 1]}…{said[len(said) - most // 2 :]}"
+    if said.isprintable():
+        return said
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
+    return said if len(said) <= most else f"{said[: most - most // 2 - 1]}…{said[len(said) - most // 2 :]}"
+
+
+def written(value: object) -> str:
+    """A value that a stranger wrote, as Python has it. Numbers of thousands of digits and lists within lists within
+    lists have no such text."""
+    try:
+        return shown(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too large to be shown"
+
+
+def several(names: Iterable[object], most: int = _LISTED, length: int = LONGEST_NAME) -> str:
+    """A list of strangers' names as a sentence has it: the first `most` of them, each with at most `length`
+    characters, and how many were left out."""
+    rest = iter(names)
+    first = [shown(name, length) for name in itertools.islice(rest, most)]
+    left = sum(1 for _ in rest)
+    return ", ".join(first) + (f" and {left} more" if left else "")
+
+
+def sentence(text: str) -> str:
+    """A message on one line, with at most `LONGEST_SENTENCE` characters."""
+    return shown(" ".join(text.split()), LONGEST_SENTENCE)
