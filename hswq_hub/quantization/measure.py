@@ -50,8 +50,8 @@ INPUT_ROWS = RoundingSettings().tokens
 class InputRounding:
     """What it does that a linear layer's input is rounded to FP8.
 
-    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded.
-    work: multiplications that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
+    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded; with
+    guidance, of the output that the two calls of a step make together, see `amplification`. work: multiplications that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
     """
 
     scale: float
@@ -113,6 +113,7 @@ def measure_errors(
     layers, sizes = _layers(checkpoint, model, keys, len(plans), model.dtype.itemsize)
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
     rounded: dict[str, InputRounding] = {}
+    amplified = amplification(checkpoint, calibration)
     with (
         BlockReplays.open(model, calls, device, place, room) as replays,
         Threads(product_flops(model, calibration.made_by.get("generation", {}).get("size", 0))) as threads,
@@ -135,9 +136,21 @@ def measure_errors(
                 for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
                 if key in scales:
-                    rounded[key] = inputs.rounding(key, scales[key])
+                    rounded[key] = inputs.rounding(key, scales[key], amplified)
     in_order = {format: {key: found[format][key] for key in keys} for format in plans}
     return Errors(in_order, {key: rounded[key] for key in keys if key in rounded})
+
+
+def amplification(checkpoint: Checkpoint, calibration: Calibration) -> float:
+    """By how much guidance amplifies the square of what is independent in the two calls of a step, of which it makes
+    g · with − (g − 1) · without: g² + (g − 1)². 1 for a model without. What rounding inputs loses is independent there;
+    a weight is the same in both, so that most of its error is not amplified."""
+    architecture = checkpoint.architecture
+    scale, above = calibration.made_by.get("generation", {}).get("guidance"), architecture.guided_above
+    if scale is None or above is None or architecture.passes(scale) == 1:
+        return 1.0
+    g = scale - above + 1  # a scale that guides from 0 on is one less
+    return float(g**2 + (g - 1) ** 2)
 
 
 def passes_of_measuring(
@@ -287,15 +300,17 @@ class _Inputs(_Samples):
         super().end_call(values)
         self._ended += 1
 
-    def rounding(self, key: str, scale: float) -> InputRounding:
-        """What was found of one layer.
+    def rounding(self, key: str, scale: float, amplified: float) -> InputRounding:
+        """What was found of one layer. amplified: see :func:`amplification`.
 
         Raises:
             HSWQError: nothing finite.
         """
         (error,) = self.errors(key)
         modules = len(self._checkpoint.modules[key])
-        return InputRounding(scale, error, self._work[key] / self._ended, self._seen[key] / modules / self._ended)
+        return InputRounding(
+            scale, amplified * error, self._work[key] / self._ended, self._seen[key] / modules / self._ended
+        )
 
     def close(self) -> None:
         for handle in self._handles:

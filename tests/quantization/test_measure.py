@@ -1,6 +1,7 @@
 """Errors of single weights from derivatives, against what the model gives with those weights."""
 
 from dataclasses import astuple, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hswq_hub.quantization.plan import Plan, plan_naive
 from hswq_hub.quantization.writer import codes_of
 from hswq_hub.settings import ErrorSettings
 from hswq_runtime import Checkpoint, Format
+from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import layer_of
 from hswq_runtime.layers.fp8 import dequantize, quantize
@@ -122,6 +124,18 @@ def test_rounded_inputs_are_what_they_do_to_the_outputs(checkpoint, calibration,
         assert one.error == pytest.approx(expected**2 / values, rel=0.1, abs=1e-3 * largest), key
         assert one.scale == scale and one.rows == rows[0]
         assert one.work == rows[0] * checkpoint.tensors[key].values
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "factor"),
+    [("z-image", 0.0, 1.0), ("z-image", 2.0, 13.0), ("sdxl", 3.0, 13.0), ("sdxl", 1.0, 1.0), ("flux-1-dev", 3.5, 1.0)],
+)
+def test_guidance_amplifies_what_is_independent_in_two_calls(name, guidance, factor):
+    """Its variance is that of g · a − (g − 1) · b with two independent a and b."""
+    architecture = ARCHITECTURES[name]
+    made = Calibration({}, {"generation": {"guidance": guidance}}, [])
+    assert measure.amplification(SimpleNamespace(architecture=architecture), made) == factor
+    assert measure.amplification(SimpleNamespace(architecture=architecture), Calibration({}, {}, [])) == 1
 
 
 def test_only_some_rows_of_a_call_count(checkpoint, calibration, plans, tmp_path, monkeypatch):
