@@ -23,12 +23,19 @@ class RequestError(HSWQError):
 
 @dataclass(frozen=True)
 class Limits:
-    """A model's variants and default settings. Sizes: pixels a side, multiples of `SIZE_STEP`."""
+    """A model's variants and default settings. Sizes: pixels a side, multiples of `SIZE_STEP`. more: variants that are
+    compared only if a visitor asks for them."""
 
     variants: tuple[str, ...]
     steps: int
     guidance: float
     size: int
+    more: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All variants that may be asked for."""
+        return self.variants + self.more
 
     @property
     def smallest(self) -> int:
@@ -73,10 +80,10 @@ def validated_request(limits: Limits, prompt, negative, seed, steps, guidance, s
     """
     if not isinstance(variants, (list, tuple)):
         raise RequestError("the variants have to be a list of names")
-    unknown = [name for name in variants if name not in limits.variants]
+    unknown = [name for name in variants if name not in limits.all]
     if unknown:
-        raise RequestError(f"there is no variant {written(unknown[0])}; choose among {', '.join(limits.variants)}")
-    chosen = tuple(name for name in limits.variants if name in variants)
+        raise RequestError(f"there is no variant {written(unknown[0])}; choose among {', '.join(limits.all)}")
+    chosen = tuple(name for name in limits.all if name in variants)
     if len(chosen) < 2:
         raise RequestError("choose at least two variants: one alone has nothing to be compared with")
     prompt = _text(prompt, "prompt")

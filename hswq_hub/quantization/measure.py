@@ -50,8 +50,9 @@ INPUT_ROWS = RoundingSettings().tokens
 class InputRounding:
     """What it does that a linear layer's input is rounded to FP8.
 
-    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded; with
-    guidance, of the output that the two calls of a step make together, see `amplification`. work: multiplications that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
+    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded;
+    with guidance, of what a step makes of its two calls, see `amplification`. work: multiplications that a call of the
+    denoiser spends in the layer. rows: vectors that it multiplies then.
     """
 
     scale: float

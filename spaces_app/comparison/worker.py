@@ -23,9 +23,11 @@ from hswq_hub.generation.pipelines import SharedPipeline
 from hswq_runtime.checkpoints.base import configured
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Reader
+from hswq_runtime.layers.matmul import set_fp8_matmul
 
 from ..models.lora import find_lora, lora_applied
-from ..models.registry import Model
+from ..models.registry import IN_FP8, Model
 from ..request import Request, RequestError
 from ..zero import ON_ZERO_GPU
 
@@ -185,12 +187,12 @@ class Worker:
         for label in request.variants:
             _check(stop)
             emit(Note(f"Getting {label}", label))
-            checkpoints[label] = configured(Checkpoint(model.files[label]()), model.base)
+            checkpoints[label] = configured(Checkpoint(model.file(label)), model.base)
         if guess := next((checkpoint.guess for checkpoint in checkpoints.values() if checkpoint.guess), None):
             emit(Note(f"{guess[:1].upper()}{guess[1:]}."))
         shared = self._opened(model)
         if not shared.together:
-            shared.together = self._fit(checkpoints.values())
+            shared.together = self._fit({checkpoint.path: checkpoint for checkpoint in checkpoints.values()}.values())
         if not shared.together:
             emit(Note("The variants do not fit into memory together: they are loaded one after the other."))
         reference: Sample | None = None
@@ -210,6 +212,8 @@ class Worker:
                 recorded=asdict(model.generation),
             )
             with lora_applied(pipeline, lora), PeakMemory(self.device) as memory:
+                denoiser = getattr(pipeline, model.architecture.component)
+                set_fp8_matmul(denoiser, label.endswith(IN_FP8), reader=Reader.COMFYUI)
                 sample = generate(
                     pipeline,
                     request.prompt,

@@ -39,6 +39,8 @@ _LARGEST_TEXT, _LARGEST_WEIGHTS = 64 << 20, 40 << 30
 _WEIGHTS = ".safetensors"
 _VISITORS = HubOptions(token=False)
 """A visitor's choice is never fetched with the operator's token."""
+IN_FP8 = " in FP8"
+"""How a file's label ends as ComfyUI computes it on a GPU with FP8 arithmetic."""
 _OPEN = 16
 """Models whose records are held at once."""
 
@@ -67,8 +69,12 @@ class Model:
     @property
     def limits(self) -> Limits:
         """The variants and the default settings, as a request is checked against them."""
-        settings = self.generation
-        return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size)
+        settings, in_fp8 = self.generation, tuple(label + IN_FP8 for label in self.files if label != ORIGINAL)
+        return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size, in_fp8)
+
+    def file(self, label: str) -> Path:
+        """The file of a variant, which has one also as it is in FP8."""
+        return self.files[label.removesuffix(IN_FP8)]()
 
 
 class ModelRegistry:

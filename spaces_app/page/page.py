@@ -65,14 +65,15 @@ class Page:
         add_api(controller, **QUEUE)
 
     def _hero(self) -> None:
-        labels = self.start.limits.variants
+        limits = self.start.limits
+        labels = limits.all
         with gr.Row(elem_classes="sides", equal_height=True):
             self.left = gr.Dropdown(
                 list(labels), value=labels[0], label="Left", min_width=130, container=False, elem_id="left"
             )
             gr.HTML('<span class="against">against</span>', min_width=60)
             self.right = gr.Dropdown(
-                list(labels), value=labels[-1], label="Right", min_width=130, container=False, elem_id="right"
+                list(labels), value=limits.variants[-1], label="Right", min_width=130, container=False, elem_id="right"
             )
         with gr.Tabs(elem_classes="views"):
             with gr.Tab("Slider"):
@@ -154,7 +155,11 @@ class Page:
                 elem_id="examples",
             )
         self.variants = gr.CheckboxGroup(
-            list(limits.variants), value=list(limits.variants), label="Variants", elem_id="variants"
+            list(limits.all),
+            value=list(limits.variants),
+            label="Variants",
+            info="In FP8: as ComfyUI computes the file on a GPU with FP8 arithmetic.",
+            elem_id="variants",
         )
         with gr.Row(elem_classes="seed"):
             self.seed = gr.Number(FIRST_SEED, label="Seed", precision=0, elem_id="seed", min_width=120)
@@ -335,7 +340,7 @@ class Page:
 
     def _model(self, model: Model, request: Request | None) -> dict:
         """All that depends on the model, with the fields as `request` has them or at their defaults."""
-        limits, labels = model.limits, list(model.limits.variants)
+        limits, labels = model.limits, list(model.limits.all)
         fields = request or default_request(limits, model.examples[0])
         return {
             self.prompt: fields.prompt,
@@ -348,7 +353,7 @@ class Page:
             self.lora: fields.lora,
             self.examples: gr.Dataset(samples=[[prompt] for prompt in model.examples]),
             self.left: gr.update(choices=labels, value=labels[0]),
-            self.right: gr.update(choices=labels, value=labels[-1]),
+            self.right: gr.update(choices=labels, value=limits.variants[-1]),
             self.about: model.about,
             self.layers: "",
             self.status: view.status(model.missing),

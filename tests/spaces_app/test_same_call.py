@@ -40,6 +40,7 @@ def recording_pipeline(model):
         def __init__(self):
             self.calls = []
             self.vae = SimpleNamespace(config={})
+            self.transformer = self.unet = torch.nn.Module()
 
         def __call__(self, *args, **kwargs):
             given = dict(real.bind(self, *args, **kwargs).arguments)
