@@ -40,7 +40,7 @@ from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
-from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
+from hswq_hub.quantization.plan import Plan, input_scales, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, Recipe, recipe
 from hswq_hub.sources.find import resolve
@@ -191,8 +191,10 @@ class _Variants:
             return
         codes = codes_of(self.checkpoint, plan.format, rounded)
         arguments = self.checkpoint, self.calibration, {plan.format: plan}, {plan.format: codes}, how.measurement
-        errors, more = _timed(measure_errors, *arguments, place=self.folder)
-        self._write(label, keep(plan, self.checkpoint, how, errors[plan.format]), rounded, spent + more)
+        scales = input_scales(self.checkpoint, self.calibration, plan)
+        errors, more = _timed(measure_errors, *arguments, scales=scales, place=self.folder)
+        chosen = keep(plan, self.checkpoint, how, errors.weights[plan.format], errors.inputs)
+        self._write(label, chosen, rounded, spent + more)
 
     def _compensated(self, name: str, how: Recipe, versions: list[Format]):
         """Plans with nothing kept, the files with their weights rounded, and the seconds that took."""
