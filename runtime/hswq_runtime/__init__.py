@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ComponentError,
         DeviceError,
         FormatError,
+        FullPrecisionError,
         HSWQError,
         UnknownArchitectureError,
     )
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceError",
     "Format",
     "FormatError",
+    "FullPrecisionError",
     "HSWQConfig",
     "HSWQConv2d",
     "HSWQError",
@@ -56,6 +58,7 @@ _MODULES = {
     "DeviceError": "errors",
     "Format": "formats",
     "FormatError": "errors",
+    "FullPrecisionError": "errors",
     "HSWQConfig": "quantizer",
     "HSWQConv2d": "layers.modules",
     "HSWQError": "errors",

@@ -8,7 +8,8 @@ scale may be in another shard than its weight.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,12 @@ from safetensors import safe_open
 from . import formats
 from .architectures import Shapes, architecture_of
 from .checkpoints.fit import misfits
-from .checkpoints.mapping import gather_scale, row_count, trace, untouched
+from .checkpoints.mapping import gather_product, gather_scale, row_count, trace, untouched
 from .errors import FormatError
 from .layers import fp8
 from .layers.alignment import align_
 from .layers.matmul import set_fp8_matmul
-from .layers.modules import SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
+from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, dequantize_, quantized_twin
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -50,9 +51,11 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
         compute_dtype: the dtype to compute in if the loader is not given `torch_dtype`.
         fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`. Not stored, since it depends on the hardware.
         quant_method: as `config.json` states it; there is only one.
+        exact: names of the linear layers that their file wants multiplied in full precision, as `config.json` states
+            them for a saved model.
 
     Raises:
-        FormatError: layers cannot compute in `compute_dtype`.
+        FormatError: layers cannot compute in `compute_dtype`; `exact` is no list of names.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
         compute_dtype: torch.dtype | str = torch.bfloat16,
         fp8_matmul: bool = False,
         quant_method: str | None = None,
+        exact: Sequence[str] = (),
     ):
         self.quant_method = Method.HSWQ
         named = getattr(torch, compute_dtype, None) if isinstance(compute_dtype, str) else compute_dtype
@@ -67,13 +71,17 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
             raise FormatError(f"there is no dtype {compute_dtype!r}")
         self.compute_dtype = fp8.check_compute_dtype(named)
         self.fp8_matmul = fp8_matmul
+        if not isinstance(exact, (list, tuple)) or not all(isinstance(name, str) for name in exact):
+            raise FormatError(f"exact is a list of names of layers, not {exact!r}")
+        self.exact = tuple(exact)
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str | list[str]]:
         """The entries that are stored in `config.json`."""
         compute_dtype = str(self.compute_dtype).removeprefix("torch.")
-        return {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+        described = {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+        return described | ({"exact": [*self.exact]} if self.exact else {})
 
-    def to_diff_dict(self) -> dict[str, str]:
+    def to_diff_dict(self) -> dict[str, str | list[str]]:
         """The same entries: none is left out as a default."""
         return self.to_dict()
 
@@ -92,6 +100,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         self._stored: Shapes = {}
         self._weights: dict[str, formats.StoredWeight] = {}
         self._scales: dict[str, torch.Tensor | None] = {}
+        self._products: dict[str, formats.Product] = {}
 
     # --- Properties and adjustments that diffusers asks for -------------------------------------------
 
@@ -126,14 +135,16 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         holders: dict[str, safe_open] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
+        exact_layers: set[str] = set()
         for path in checkpoint_files:
             if not str(path).endswith(".safetensors"):
                 raise FormatError(f"{path} is not a safetensors file; others are not read")
             file = safe_open(str(path), framework="pt")
+            exact_layers |= formats.check_metadata(file.metadata() or {})
             for key in file.keys():  # noqa: SIM118 (not a dictionary)
                 view = file.get_slice(key)
                 holders[key], shapes[key], dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
-        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key))
+        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key), exact_layers)
         return [key for key in loaded_keys if key not in self._companions]
 
     def maybe_update_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,7 +161,13 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             state_dict[key] = state_dict[key].view(fp8.FP8)
         return state_dict
 
-    def _read_scales(self, dtypes: Mapping[str, str], shapes: Shapes, tensor: Callable[[str], torch.Tensor]) -> None:
+    def _read_scales(
+        self,
+        dtypes: Mapping[str, str],
+        shapes: Shapes,
+        tensor: Callable[[str], torch.Tensor],
+        exact_layers: Collection[str] = (),
+    ) -> None:
         # diffusers does not pass the metadata on, so the file may be one for ComfyUI, without scales on convolutions.
         unscaled = {key for key, shape in shapes.items() if formats.is_convolution(shape)}
         self._weights, self._companions = formats.find_weights(dtypes, None, unscaled)
@@ -160,6 +177,9 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             )
         self._scales = {
             key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
+        }
+        self._products = {
+            key: formats.read_product(weight, tensor, exact_layers) for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
@@ -190,11 +210,14 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             forbidden = name == first or (architecture and architecture.why_never_quantized(module))
             if forbidden or self._stays_fp32(name) or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 continue
-            scale = self._scales[name]
+            scale, product = self._scales[name], self._products[name]
+            if module in self.quantization_config.exact:  # a saved model: its file has no marks
+                product = self._products[name] = replace(product, exact=True)
             twin = quantized_twin(
                 layer,
                 scales=0 if scale is None else scale.numel(),
                 compute_dtype=self.quantization_config.compute_dtype,
+                product=product,
             )
             model.set_submodule(module, twin)
 
@@ -206,18 +229,20 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             traced = trace(self._stored, _loadable_class(model), model.config)
         weights: dict[str, formats.StoredWeight] = {}
         scales: dict[str, torch.Tensor | None] = {}
+        products: dict[str, formats.Product] = {}
         for name, pieces in traced.items():
             if all(piece.key in self._weights for piece in pieces) and name in converted:
                 weights[name] = self._weights[pieces[0].key]
                 scales[name] = gather_scale(pieces, self._scales)
-        self._weights, self._scales = weights, scales
+                products[name] = gather_product(pieces, self._products)
+        self._weights, self._scales, self._products = weights, scales, products
 
     def _stays_fp32(self, name: str) -> bool:
         return any(part in self._kept_in_fp32 for part in name.split("."))
 
     def _scale_names(self, model: ModelMixin) -> set[str]:
         names = (name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer))
-        return {f"{name}.{SCALE_BUFFER}" for name in names}
+        return {f"{name}.{buffer}" for name in names for buffer in (SCALE_BUFFER, INPUT_SCALE_BUFFER)}
 
     def check_if_quantized_param(
         self, model: ModelMixin, param_value: torch.Tensor, param_name: str, state_dict: object, **kwargs: Any
@@ -239,6 +264,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         if isinstance(module, HSWQLayer) and param_name in self._weights:
             module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
             module.scale = None if scale is None else scale.to(target_device)
+            if isinstance(module, HSWQLinear):
+                module.set_product(self._products[param_name], target_device)
             if dtype is not None:
                 module.compute_dtype = dtype
         else:  # foreign files also cast layers that cannot compute in FP8
@@ -268,11 +295,13 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
 def mark_quantized(model: ModelMixin, compute_dtype: torch.dtype, quantizer: HSWQQuantizer | None = None) -> None:
     """Let diffusers treat a model with FP8 layers as quantized, so that it can save and dequantize it.
 
-    The configuration that is saved with the model states `compute_dtype`.
+    The configuration that is saved with the model states `compute_dtype`, and which layers are exact.
     """
-    config = HSWQConfig(compute_dtype)
+    exact = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.exact]
+    config = HSWQConfig(compute_dtype, exact=exact)
     model.hf_quantizer = quantizer or HSWQQuantizer(config)
     model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
+    model.hf_quantizer.quantization_config.exact = config.exact
     model.is_quantized = True
     model.quantization_method = Method.HSWQ
     model.register_to_config(**{QUANTIZATION_CONFIG: config})

@@ -14,6 +14,7 @@ import torch
 
 from ..architectures import Shapes
 from ..errors import FormatError
+from ..formats import Product
 
 _ROWS = 1 << 32
 """A tag is `tensor number · _ROWS + row number`; no tensor has that many rows."""
@@ -80,6 +81,15 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
             rows.append((torch.ones(1, device="cpu") if scale is None else scale).expand(piece.stop - piece.start))
     joined = torch.cat(rows)
     return joined[:1].clone() if (joined == joined[0]).all() else joined
+
+
+def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product:
+    """How the layer of a parameter made of `pieces` is multiplied, from what is said of stored tensors by key.
+
+    An input is rounded in one unit: where the tensors do not agree, the layer is multiplied in full precision.
+    """
+    found = {products[piece.key] for piece in pieces}
+    return found.pop() if len(found) == 1 else Product(exact=True)
 
 
 def _tags(number: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -8,6 +8,7 @@ here are read from torch. Beyond ±448 a cast by torch gives NaN or ±448, depen
 
 import threading
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
@@ -15,6 +16,7 @@ from ..errors import FormatError
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
+_MULTIPLE = 16
 CHUNK_VALUES = 1 << 18
 """Values that the CPU expands or rounds at once: few enough to stay in its cache."""
 
@@ -89,29 +91,94 @@ def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
 
     The scale of an all-zero tensor or row is 1.
     """
-    amax = values.detach().abs().float().reshape(count, -1).amax(dim=1)
+    amax = values.detach().abs().reshape(count, -1).amax(dim=1).float()
     return torch.where(amax > 0, amax / FP8_MAX, 1.0)
 
 
-def matmul(input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """`input @ weight.T` with both factors in FP8 on the tensor cores: bfloat16 [..., N].
+def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """FP8 codes `q` such that `q · scale ≈ input`, by the arithmetic of stock ComfyUI: of the shape of `input`.
+
+    Its product with 1 / scale is rounded to its own dtype before it is rounded to FP8, as that of ComfyUI is.
 
     Args:
-        input: [..., K], any float dtype. Each row is rounded to FP8 with its own scale, amax / 448.
-        weight: FP8 [N, K]; K and N are multiples of 16.
-        scale: as in :func:`quantize`.
+        input: any shape, float32, bfloat16 or float16.
+        scale: float32 with one value; None: 1.
     """
-    rows = input.reshape(-1, input.shape[-1]).to(torch.float32)
-    row_scale = fresh_scale(rows, len(rows))[:, None]
-    column_scale = torch.ones((), device=weight.device) if scale is None else scale
-    product = torch._scaled_mm(
-        saturating_cast(rows / row_scale),
-        weight.t(),
-        scale_a=row_scale,
-        scale_b=column_scale.reshape(1, -1).expand(1, len(weight)).contiguous(),
-        out_dtype=torch.bfloat16,
-    )
-    return product.reshape(*input.shape[:-1], len(weight))
+    return saturating_cast(input if scale is None else input * (1.0 / scale).to(input.dtype))
+
+
+def quantize_rows(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP8 codes of the shape of `input` [..., K], and the scale of each row, amax / 448: float32 [rows].
+
+    The quotient is computed in float32.
+    """
+    rows = input.reshape(-1, input.shape[-1])
+    scale = fresh_scale(rows, len(rows))
+    return saturating_cast(rows / scale[:, None]).reshape(input.shape), scale
+
+
+def comfyui_weight(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`weight · scale` as stock ComfyUI expands it: both in `dtype`, and so is their product. Arguments: see
+    :func:`dequantize`."""
+    values = dequantize(weight, None, dtype)
+    return values if scale is None else values.mul_(_by_row(scale, weight).to(dtype))
+
+
+def matmul(
+    codes: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    input_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`(codes · input_scale) @ (weight · scale).T + bias` on the tensor cores: [..., N] in `dtype`.
+
+    Args:
+        codes: FP8 [..., K].
+        weight: FP8 [N, K]; it :func:`fits`.
+        scale: as in :func:`quantize`.
+        input_scale: float32 with one value, or with one for each row of `codes`; None: 1.
+        bias: [N] in `dtype`.
+    """
+    rows = codes.reshape(-1, codes.shape[-1]).contiguous()
+    one = _one(weight.device)
+    scale_a, scale_b = one if input_scale is None else input_scale, one if scale is None else scale
+    result = dtype
+    if scale_a.numel() == scale_b.numel() == 1:
+        scale_a, scale_b = scale_a.reshape(()), scale_b.reshape(())
+    else:
+        scale_a = scale_a.reshape(-1, 1).expand(len(rows), 1).contiguous()
+        scale_b = scale_b.reshape(1, -1).expand(1, len(weight)).contiguous()
+        if weight.is_cuda:
+            result = torch.bfloat16  # all that its kernels with several scales write
+    inside = bias if bias is not None and result == dtype and adds_bias(weight.device, dtype) else None
+    # Without fast accumulation, as ComfyUI has it: Hopper's adds up in 14 bits or so, which costs more than a bfloat16
+    # result rounds off where K is large. (It is what torch does by default.)
+    product = torch._scaled_mm(rows, weight.t(), scale_a=scale_a, scale_b=scale_b, bias=inside, out_dtype=result)
+    product = product.to(dtype).reshape(*codes.shape[:-1], len(weight))
+    return product if bias is None or inside is not None else product + bias
+
+
+def adds_bias(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether :func:`matmul` can add a bias before it rounds to `dtype`; on CUDA not to float32."""
+    return device.type != "cuda" or dtype != torch.float32
+
+
+def fits(weight: torch.Tensor) -> bool:
+    """Whether the hardware can multiply by an FP8 weight [N, K]: both are multiples of 16."""
+    return all(size % _MULTIPLE == 0 for size in weight.shape)
+
+
+@cache
+def _ones(device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), device=device)
+
+
+def _one(device: torch.device) -> torch.Tensor:
+    """The scale 1, made once for each device."""
+    return torch.ones((), device=device) if torch.compiler.is_compiling() else _ones(device)
 
 
 def can_matmul(device: torch.device) -> bool:
