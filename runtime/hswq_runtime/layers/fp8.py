@@ -9,6 +9,7 @@ here are read from torch. Beyond ±448 a cast by torch gives NaN or ±448, depen
 import threading
 from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -83,6 +84,9 @@ def dequantize(
         return _dequantize_on_cpu(weight, scale, result)
     if scale is None:
         return weight.to(dtype)
+    if kernels := _kernels(weight):
+        expanded: torch.Tensor = kernels.expand(weight, scale, dtype)
+        return expanded
     return (weight.to(torch.float32) * _by_row(scale, weight)).to(dtype)
 
 
@@ -104,6 +108,9 @@ def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Ten
         input: any shape, float32, bfloat16 or float16.
         scale: float32 with one value; None: 1.
     """
+    if kernels := _kernels(input):
+        codes: torch.Tensor = kernels.quantize(input, _one(input.device) if scale is None else scale)
+        return codes
     return saturating_cast(input if scale is None else input * (1.0 / scale).to(input.dtype))
 
 
@@ -113,6 +120,9 @@ def quantize_rows(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The quotient is computed in float32.
     """
     rows = input.reshape(-1, input.shape[-1])
+    if kernels := _kernels(input):
+        codes, scale = kernels.quantize_rows(rows)
+        return codes.reshape(input.shape), scale
     scale = fresh_scale(rows, len(rows))
     return saturating_cast(rows / scale[:, None]).reshape(input.shape), scale
 
@@ -202,6 +212,24 @@ def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _by_row(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`scale` in the shape [1 or N, 1, ...], which broadcasts over `weight`."""
     return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _kernels(values: torch.Tensor) -> ModuleType | None:
+    """The kernels that do an operation on `values` in one pass; None where the plain operations have to do.
+
+    That is on a CPU, without Triton, and for a compiler, which fuses the plain ones.
+    """
+    usable = values.is_cuda and type(values) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    return _import_kernels() if usable else None
+
+
+@cache
+def _import_kernels() -> ModuleType | None:
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
 
 
 # Put the four exponent and three mantissa bits of an FP8 value into the lowest exponent and highest mantissa bits of a
