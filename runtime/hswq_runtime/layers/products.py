@@ -83,8 +83,9 @@ def _multiplied_as_comfyui(
     one_scale = scale is None or scale.numel() == 1
     if one_scale and fp8.fits(weight) and (bias is None or fp8.adds_bias(weight.device, dtype)):
         return fp8.matmul(codes, weight, scale, input_scale, bias, dtype)
-    rounded = fp8.comfyui_weight(codes.reshape(1, -1), input_scale, dtype).reshape(input.shape)
-    return F.linear(rounded, fp8.comfyui_weight(weight, scale, dtype), bias)
+    rounded = fp8.comfyui_weight(codes.reshape(1, -1), input_scale, dtype).reshape(-1, input.shape[-1])
+    product = F.linear(rounded, fp8.comfyui_weight(weight, scale, dtype), bias)
+    return product.reshape(*input.shape[:-1], len(weight))
 
 
 def _check_can_matmul(device: torch.device) -> None:
