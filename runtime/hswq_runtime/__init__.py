@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         HSWQError,
         UnknownArchitectureError,
     )
-    from .formats import Format
+    from .formats import Format, Reader
     from .layers.matmul import set_fp8_matmul
     from .layers.modules import HSWQConv2d, HSWQLinear, dequantize_, weight_bytes
     from .loading import load_model
@@ -44,6 +44,7 @@ __all__ = [
     "HSWQLinear",
     "HSWQPipeline",
     "HSWQQuantizer",
+    "Reader",
     "UnknownArchitectureError",
     "dequantize_",
     "load_model",
@@ -65,6 +66,7 @@ _MODULES = {
     "HSWQLinear": "layers.modules",
     "HSWQPipeline": "pipeline",
     "HSWQQuantizer": "quantizer",
+    "Reader": "formats",
     "UnknownArchitectureError": "errors",
     "dequantize_": "layers.modules",
     "load_model": "loading",

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import tiny
 
+import hswq_runtime.layers
 from hswq_runtime import (
     Checkpoint,
     FormatError,
@@ -30,6 +32,7 @@ from hswq_runtime import (
 )
 from hswq_runtime.checkpoints.mapping import Piece, gather_product
 from hswq_runtime.formats import Product, Reader
+from hswq_runtime.layers import fp8
 
 QKV = f"{tiny.PREFIX}layers.0.attention.qkv"
 W1 = "layers.0.feed_forward.w1"
@@ -284,8 +287,13 @@ def test_an_input_scale_without_an_fp8_weight_is_refused(tmp_path):
 # --- Kernels ------------------------------------------------------------------------------------------
 
 KERNELS = """
+import unittest.mock
 import torch
+from hswq_runtime import HSWQLinear
+from hswq_runtime.formats import Product, Reader
 from hswq_runtime.layers import fp8, kernels
+
+fp8._kernels = lambda values: None
 
 def same(one, other, finite):
     one, other = (values.float() for values in (one, other))
@@ -317,8 +325,33 @@ for dtype, values in everything.items():
         same(kernels.expand(codes, scale, dtype), plain, ~codes.float().isnan())
 assert kernels.quantize(torch.empty(0, 16), torch.ones(1)).shape == (0, 16)
 assert kernels.expand(codes.reshape(3, 4, 24, 24), torch.ones(1), torch.bfloat16).shape == (3, 4, 24, 24)
+fp8._kernels = lambda values: kernels
+layer = HSWQLinear(64, 48, scales=1, compute_dtype=torch.bfloat16, product=Product(input_scale=0.37), device="cpu")
+layer.weight.data.copy_(fp8.quantize(torch.randn(48, 64)))
+layer.scale.fill_(0.0123)
+layer.bias, layer.fp8_matmul = None, True
+inputs = torch.randn(2, 3, 64).bfloat16()
+for product in (Product(input_scale=0.37), Product()):
+    for layer.reader in Reader:
+        layer.set_product(product)
+        found = layer(inputs)
+        with unittest.mock.patch.object(fp8, "_kernels", lambda values: None):
+            assert torch.equal(found, layer(inputs))
 print("the same")
 """
+
+
+def test_kernels_that_cannot_be_built_are_done_without(monkeypatch):
+    """On a machine without a C compiler, say. There is one warning, and every bit is as before."""
+    broken = ModuleType("kernels")
+    broken.quantize = lambda *_: (_ for _ in ()).throw(RuntimeError("Failed to find C compiler.\nAnd so on"))
+    monkeypatch.setitem(sys.modules, "hswq_runtime.layers.kernels", broken)
+    monkeypatch.setattr(hswq_runtime.layers, "kernels", broken, raising=False)
+    fp8._import_kernels.cache_clear()
+    with pytest.warns(UserWarning, match=r"Triton builds no kernels here \(Failed to find C compiler\.\)"):
+        assert fp8._import_kernels(torch.device("cpu")) is None
+    assert fp8._import_kernels(torch.device("cpu")) is None
+    fp8._import_kernels.cache_clear()
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -333,7 +366,7 @@ def test_kernels_round_as_the_plain_operations_do():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_kernels_round_as_the_plain_operations_do_on_cuda():
     ran = subprocess.run(
-        [sys.executable, "-c", f"import torch\ntorch.set_default_device('cuda')\n{KERNELS}"],
+        [sys.executable, "-c", f"import torch\ntorch.set_default_device('cuda')\n{KERNELS.replace('cpu', 'cuda')}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ here are read from torch. Beyond ±448 a cast by torch gives NaN or ±448, depen
 """
 
 import threading
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
@@ -109,7 +110,7 @@ def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Ten
         scale: float32 with one value; None: 1.
     """
     if kernels := _kernels(input):
-        codes: torch.Tensor = kernels.quantize(input, _one(input.device) if scale is None else scale)
+        codes: torch.Tensor = kernels.quantize(input, _ones(input.device, 1) if scale is None else scale)
         return codes
     return saturating_cast(input if scale is None else input * (1.0 / scale).to(input.dtype))
 
@@ -151,21 +152,24 @@ def matmul(
         input_scale: float32 with one value, or with one for each row of `codes`; None: 1.
         bias: [N] in `dtype`.
     """
-    rows = codes.reshape(-1, codes.shape[-1]).contiguous()
-    one = _one(weight.device)
-    scale_a, scale_b = one if input_scale is None else input_scale, one if scale is None else scale
-    result = dtype
+    rows, device = codes.reshape(-1, codes.shape[-1]).contiguous(), weight.device
+    scale_a = _ones(device, 1) if input_scale is None else input_scale
+    scale_b = _ones(device, 1) if scale is None else scale
+    result = dtype if dtype.itemsize <= torch.float32.itemsize else torch.float32
     if scale_a.numel() == scale_b.numel() == 1:
         scale_a, scale_b = scale_a.reshape(()), scale_b.reshape(())
     else:
         scale_a = scale_a.reshape(-1, 1).expand(len(rows), 1).contiguous()
-        scale_b = scale_b.reshape(1, -1).expand(1, len(weight)).contiguous()
+        scale_b = _ones(device, len(weight)) if scale is None else scale.reshape(-1).expand(len(weight)).contiguous()
+        scale_b = scale_b.reshape(1, -1)
         if weight.is_cuda:
             result = torch.bfloat16  # all that its kernels with several scales write
-    inside = bias if bias is not None and result == dtype and adds_bias(weight.device, dtype) else None
-    # Without fast accumulation, as ComfyUI has it: Hopper's adds up in 14 bits or so, which costs more than a bfloat16
-    # result rounds off where K is large. (It is what torch does by default.)
-    product = torch._scaled_mm(rows, weight.t(), scale_a=scale_a, scale_b=scale_b, bias=inside, out_dtype=result)
+    inside = bias if bias is not None and result == dtype and adds_bias(device, dtype) else None
+    # Fast accumulation, which Hopper has, keeps about 14 bits of a sum: over a long row that costs more than a bfloat16
+    # result rounds off. ComfyUI does without it as well.
+    product = torch._scaled_mm(
+        rows, weight.t(), scale_a=scale_a, scale_b=scale_b, bias=inside, out_dtype=result, use_fast_accum=False
+    )
     product = product.to(dtype).reshape(*codes.shape[:-1], len(weight))
     return product if bias is None or inside is not None else product + bias
 
@@ -180,15 +184,15 @@ def fits(weight: torch.Tensor) -> bool:
     return all(size % _MULTIPLE == 0 for size in weight.shape)
 
 
+def _ones(device: torch.device, count: int) -> torch.Tensor:
+    """Scales of 1, float32 [count], made once for each device; they are only read."""
+    return torch.ones(count, device=device) if torch.compiler.is_compiling() else _kept_ones(device, count)
+
+
 @cache
-def _ones(device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return torch.ones((), device=device)
-
-
-def _one(device: torch.device) -> torch.Tensor:
-    """The scale 1, made once for each device."""
-    return torch.ones((), device=device) if torch.compiler.is_compiling() else _ones(device)
+def _kept_ones(device: torch.device, count: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be used in training
+        return torch.ones(count, device=device)
 
 
 def can_matmul(device: torch.device) -> bool:
@@ -217,17 +221,25 @@ def _by_row(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _kernels(values: torch.Tensor) -> ModuleType | None:
     """The kernels that do an operation on `values` in one pass; None where the plain operations have to do.
 
-    That is on a CPU, without Triton, and for a compiler, which fuses the plain ones.
+    That is on a CPU, where Triton is missing or fails, for float64, and for a compiler, which fuses the plain ones.
     """
-    usable = values.is_cuda and type(values) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    return _import_kernels() if usable else None
+    usable = values.is_cuda and type(values) in (torch.Tensor, torch.nn.Parameter) and values.dtype != torch.float64
+    return _import_kernels(values.device) if usable and not torch.compiler.is_compiling() else None
 
 
 @cache
-def _import_kernels() -> ModuleType | None:
+def _import_kernels(device: torch.device) -> ModuleType | None:
     try:
         from . import kernels
+
+        kernels.quantize(torch.zeros(1, device=device), torch.ones(1, device=device))
     except ImportError:
+        return None
+    except Exception as error:  # it builds with this machine's C compiler and driver, and fails in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"Triton builds no kernels here ({reason}); FP8 layers are slower than they could be", stacklevel=2
+        )
         return None
     return kernels
 
