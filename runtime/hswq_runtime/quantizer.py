@@ -168,7 +168,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         tensor: Callable[[str], torch.Tensor],
         exact_layers: Collection[str] = (),
     ) -> None:
-        # diffusers does not pass the metadata on, so the file may be one for ComfyUI, without scales on convolutions.
+        # Of a single file diffusers does not pass the metadata on: it may be one for ComfyUI, without scales on
+        # convolutions, and what its header says of exact layers is not known; `load_model` reads both.
         unscaled = {key for key, shape in shapes.items() if formats.is_convolution(shape)}
         self._weights, self._companions = formats.find_weights(dtypes, None, unscaled)
         if not self._weights:
