@@ -20,7 +20,8 @@ import torch
 from hswq_runtime.architectures.row import Fold
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import WEIGHT, Format, Runs
+from hswq_runtime.fold import Runs
+from hswq_runtime.formats import WEIGHT, Format
 from hswq_runtime.layers.fp8 import FP8_MAX
 from hswq_runtime.loading import joined_rows
 

@@ -17,7 +17,8 @@ import torch
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format, Reader, Runs, layer_of
+from hswq_runtime.fold import Runs
+from hswq_runtime.formats import Format, Reader, layer_of
 from hswq_runtime.layers.fp8 import FP8_MAX
 
 from ..calibration.calibrate import Calibration, LayerStatistics

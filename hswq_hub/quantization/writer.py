@@ -17,6 +17,7 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.configuration import as_text
 from hswq_runtime.checkpoints.header import DTYPE_BITS, TensorInfo
 from hswq_runtime.errors import FormatError
+from hswq_runtime.fold import fold_entry
 from hswq_runtime.formats import Format, Metadata, Reader
 from hswq_runtime.layers.fp8 import quantize
 from hswq_runtime.text import several
@@ -200,7 +201,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan, source_sha256: str, base: str 
     if base is not None:
         ours[Metadata.BASE] = base
     if plan.moves:
-        ours[Metadata.FOLD] = formats.fold_entry(plan.moves)
+        ours[Metadata.FOLD] = fold_entry(plan.moves)
     if plan.format.scaled and plan.reader is not Reader.HSWQ:
         ours[Metadata.READER] = plan.reader.value
     carried = {key: value for key, value in checkpoint.metadata.items() if key in _CARRIED}

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
         ComponentError,
         DeviceError,
         FormatError,
+        FullPrecisionError,
         HSWQError,
         UnknownArchitectureError,
     )
-    from .formats import Format
+    from .formats import Format, Reader
     from .layers.matmul import set_fp8_matmul
     from .layers.modules import HSWQConv2d, HSWQLinear, dequantize_, weight_bytes
     from .loading import load_model
@@ -36,12 +37,14 @@ __all__ = [
     "DeviceError",
     "Format",
     "FormatError",
+    "FullPrecisionError",
     "HSWQConfig",
     "HSWQConv2d",
     "HSWQError",
     "HSWQLinear",
     "HSWQPipeline",
     "HSWQQuantizer",
+    "Reader",
     "UnknownArchitectureError",
     "dequantize_",
     "load_model",
@@ -56,12 +59,14 @@ _MODULES = {
     "DeviceError": "errors",
     "Format": "formats",
     "FormatError": "errors",
+    "FullPrecisionError": "errors",
     "HSWQConfig": "quantizer",
     "HSWQConv2d": "layers.modules",
     "HSWQError": "errors",
     "HSWQLinear": "layers.modules",
     "HSWQPipeline": "pipeline",
     "HSWQQuantizer": "quantizer",
+    "Reader": "formats",
     "UnknownArchitectureError": "errors",
     "dequantize_": "layers.modules",
     "load_model": "loading",

@@ -5,7 +5,8 @@
     │   └── AlreadyQuantizedError   a source holds FP8 or integer weights instead of full precision
     ├── UnknownArchitectureError    no row of `architectures/` matches the keys
     ├── ComponentError              a text encoder, VAE, tokenizer or scheduler is missing
-    └── DeviceError                 the requested device is not on this machine, or cannot do what is asked
+    ├── DeviceError                 the requested device is not on this machine, or cannot do what is asked
+    └── FullPrecisionError          layers are to multiply in FP8, but their file wants all of them exact
 
 Every message is one sentence: the cause and, where there is one, the next thing to do.
 """
@@ -42,3 +43,7 @@ class ComponentError(HSWQError):
 
 class DeviceError(HSWQError):
     """The requested device is not available, or cannot do what is asked."""
+
+
+class FullPrecisionError(HSWQError):
+    """Layers are to multiply in FP8, but their file wants every one multiplied in full precision."""

@@ -12,21 +12,18 @@ V2      ``X.scale`` F32         the value is the FP8 value times the scale: [1],
 ======  ======================  ========================================================================
 
 Linear layers also carry ``X.weight_scale`` (F32 scalar: 1 in V1, the scale in V2) and ``X.comfy_quant`` (U8,
-UTF-8 JSON). With those stock ComfyUI reads both formats and leaves unquantized layers as they are; without
-them it drops V2's scale and, on GPUs with FP8 arithmetic, casts the kept layers to FP8 as well. It has no
-scaled convolution and would ignore the scale, so convolutions do not carry them. A V2 file that is written for ComfyUI
-says so in its metadata, and its convolutions are as in V1.
+UTF-8 JSON: the number format, and ``full_precision_matrix_mult`` if the layer is not to be multiplied in FP8). One that
+is may carry ``X.input_scale`` (F32 scalar), the unit in which its input is rounded to FP8: see :class:`Product`. With
+those stock ComfyUI reads both formats and leaves unquantized layers as they are; without them it drops V2's scale and,
+on GPUs with FP8 arithmetic, casts the kept layers to FP8 as well. It has no scaled convolution and would ignore the
+scale, so convolutions do not carry them. A V2 file that is written for ComfyUI says so in its metadata, and its
+convolutions are as in V1.
 
-On a GPU with FP8 arithmetic it multiplies in FP8, and rounds the input of a layer too, at the scale ``X.input_scale``
-(F32 scalar; 1 without one), unless ``X.comfy_quant`` says ``"full_precision_matrix_mult": true``: see :class:`Product`.
+Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` and ``X.scale_input`` (1 is
+as good as none) with a tensor ``scaled_fp8`` for the whole file, whose two values say that no layer is to be multiplied
+in FP8; its header entry ``_quantization_metadata``; FP8 without any of these.
 
-Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` and ``X.scale_input`` with a
-tensor ``scaled_fp8`` for the whole file; its header entry ``_quantization_metadata``; FP8 without any of these.
-
-A V1 file may be folded: powers of two were moved between its tensors, which changes the weights but not the function.
-Its header then says in ``hswq_fold`` by which powers each tensor was multiplied: a JSON object, key -> [[rows,
-exponent], ...] over all of its rows. A loader that ignores the entry computes the same function; but a LoRA, trained
-on the original weights, does not fit the folded ones.
+A V1 file may be folded, see :mod:`.fold`.
 
 Writer and reader sit side by side: :func:`companions` says what to write, :func:`find_weights` reads it back.
 """
@@ -51,16 +48,17 @@ EARLY_SCALE = ".weight.scale"
 COMFY_SCALE = ".weight_scale"
 COMFY_MARK = ".comfy_quant"
 OLD_COMFY_SCALE = ".scale_weight"
-_SCALES = (SCALE, EARLY_SCALE, COMFY_SCALE, OLD_COMFY_SCALE)
 INPUT_SCALE = ".input_scale"
-_INPUT_SCALES = (INPUT_SCALE, ".scale_input")
-_COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, *_INPUT_SCALES)
-_COMFY_EXACT = "full_precision_matrix_mult"
+OLD_INPUT_SCALE = ".scale_input"
+_SCALES = (SCALE, EARLY_SCALE, COMFY_SCALE, OLD_COMFY_SCALE)
+_COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, INPUT_SCALE, OLD_INPUT_SCALE)
 _OLD_COMFY_MARK = "scaled_fp8"
 _COMFY_METADATA = "_quantization_metadata"
 _COMFY_FP8 = "float8_e4m3fn"
-_LARGEST_MOVE = 32
+_COMFY_EXACT = "full_precision_matrix_mult"
 _LONGEST_MARK = 4096
+_OLD_COMFY_EXACT = 2
+"""Values of `scaled_fp8` in a file whose layers are multiplied in full precision."""
 
 DTYPE_FP8 = "F8_E4M3"
 DTYPE_U8 = "U8"
@@ -110,14 +108,15 @@ class Reader(StrEnum):
 
 @dataclass(frozen=True)
 class Product:
-    """How a reader may multiply with a weight. exact: in full precision. Otherwise it may in FP8, its input rounded at
-    `input_scale`; None: the file has none, and ComfyUI takes 1, this project's runtime one a token."""
+    """How a file wants the input of a linear layer multiplied by its FP8 weight.
+
+    Attributes:
+        exact: in full precision, with the expanded weight. If not, in FP8: what a file without marks says.
+        input_scale: FP8 values of the input times this are the input, a float32 number; None: the file has none.
+    """
 
     exact: bool = False
     input_scale: float | None = None
-
-
-UNSAID = Product()  # true of a weight of which a file says nothing
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,11 @@ class StoredWeight:
 
     Attributes:
         key: of the weight.
-        scale_keys, input_scale_keys: of its scales, ours first, and of those of its layer's input; each have to agree.
+        scale_keys: of its scales, ours first; they have to agree.
         mark_key: of ComfyUI's description of the number format.
         format: the format that the file's metadata names.
+        input_scale_keys: of the scales of its input, the current name first; they have to agree.
+        old_mark_key: of ComfyUI's older description of the whole file.
     """
 
     key: str
@@ -136,6 +137,7 @@ class StoredWeight:
     mark_key: str | None = None
     format: Format | None = None
     input_scale_keys: tuple[str, ...] = ()
+    old_mark_key: str | None = None
 
 
 def layer_of(key: str) -> str:
@@ -150,22 +152,23 @@ def companions(
 
     Args:
         scale: factor of the FP8 values (1.0 in V1), or a tensor [rows, 1] of factors.
-        comfyui: write those of ComfyUI as well (for Linear layers; its convolutions read none).
-        product: how it may multiply. None: as the formats were published, V2 exactly, V1 as it likes.
+        comfyui: write ComfyUI's as well (for Linear layers; its convolutions read none).
+        product: how to multiply by it, which ComfyUI's say. None: exactly in V2, in FP8 without an input scale in V1.
     """
     import torch  # here, because command-line help reads this module and must not wait for torch
 
-    layer = layer_of(key)
+    layer, product = layer_of(key), product or Product(exact=format.scaled)
     beside: dict[str, torch.Tensor] = {}
     if format.scaled:
         beside[layer + SCALE] = torch.atleast_1d(torch.as_tensor(scale, dtype=torch.float32))
     if comfyui:
-        product = Product(exact=format.scaled) if product is None else product
-        mark = {"format": _COMFY_FP8} | ({_COMFY_EXACT: True} if product.exact else {})
-        if product.input_scale is not None:
-            beside[layer + INPUT_SCALE] = torch.tensor(product.input_scale, dtype=torch.float32)
+        mark: dict[str, str | bool] = {"format": _COMFY_FP8}
+        if product.exact:
+            mark[_COMFY_EXACT] = True
         beside[layer + COMFY_SCALE] = torch.as_tensor(scale, dtype=torch.float32)
         beside[layer + COMFY_MARK] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+        if product.input_scale is not None and not product.exact:
+            beside[layer + INPUT_SCALE] = torch.tensor(product.input_scale, dtype=torch.float32)
     return beside
 
 
@@ -186,6 +189,7 @@ def find_weights(
     scaled = format is Format.V2 or any(_has_our_scale(k, dtypes) for k in dtypes if _is_fp8(k, dtypes))
     weights = {}
     companion_keys = {key for key in dtypes if key.split(".")[-1] == _OLD_COMFY_MARK}
+    old_mark = next(iter(companion_keys), None)
     for key in (k for k in dtypes if _is_fp8(k, dtypes)):
         layer = layer_of(key)
         companion_keys.update(layer + suffix for suffix in _COMPANIONS if layer + suffix in dtypes)
@@ -197,8 +201,9 @@ def find_weights(
         if mark in dtypes and layer + COMFY_SCALE not in dtypes:
             scale = shown(layer + COMFY_SCALE)
             raise FormatError(f"{shown(key)} has no scale ({scale}) though {shown(mark)} describes it")
-        inputs = tuple(layer + suffix for suffix in _INPUT_SCALES if layer + suffix in dtypes)
-        weights[key] = StoredWeight(key, scale_keys, mark if mark in dtypes else None, format, inputs)
+        input_scale_keys = tuple(layer + name for name in (INPUT_SCALE, OLD_INPUT_SCALE) if layer + name in dtypes)
+        mark_key = mark if mark in dtypes else None
+        weights[key] = StoredWeight(key, scale_keys, mark_key, format, input_scale_keys, old_mark)
     for key in dtypes.keys() - companion_keys:
         suffix = next((s for s in _COMPANIONS if key.endswith(s)), None)
         # Without any weight beside it the key may be a parameter of the model (Flux names its norms `.scale`);
@@ -234,11 +239,7 @@ def read_scale(weight: StoredWeight, rows: int, tensor: Callable[[str], torch.Te
         _read_mark(weight.mark_key, tensor(weight.mark_key))
     if not weight.scale_keys:
         return None
-    scales = {key: check_scale(key, tensor(key), rows) for key in weight.scale_keys}
-    (first, scale), *others = scales.items()
-    for key, other in others:
-        if not (scale == other).all():
-            raise FormatError(f"{shown(key)} is {_shown(other)}, but {shown(first)} is {_shown(scale)}")
+    first, scale = _agreed({key: check_scale(key, tensor(key), rows) for key in weight.scale_keys})
     unscaled = bool((scale == 1).all())
     if weight.format is Format.V1 and not unscaled:
         raise FormatError(f"{first} is {_shown(scale)}, but the file says that it is V1, which has no scales")
@@ -262,31 +263,61 @@ def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
     return values
 
 
-def read_product(weight: StoredWeight, tensor: Callable[[str], torch.Tensor]) -> Product:
-    """How a reader may multiply with a stored weight. `tensor` reads the stored tensor of a key.
+def read_product(
+    weight: StoredWeight, tensor: Callable[[str], torch.Tensor], exact_layers: Collection[str] = ()
+) -> Product:
+    """How the file wants the layer of a stored weight multiplied.
+
+    Args:
+        tensor: reads the stored tensor of a key.
+        exact_layers: what :func:`check_metadata` returned of the header.
 
     Raises:
-        FormatError: not one finite and positive scale of inputs; ComfyUI's description names another number format.
+        FormatError: an input scale that is not one finite and positive value; two that differ; ComfyUI's description
+            names another number format, or something else than whether to multiply in full precision.
     """
-    mark = {} if weight.mark_key is None else _read_mark(weight.mark_key, tensor(weight.mark_key))
-    scales = {key: check_scale(key, tensor(key), 1).item() for key in weight.input_scale_keys}
-    if len(set(scales.values())) > 1:
-        raise FormatError(" and ".join(f"{shown(k)} is {scale:g}" for k, scale in scales.items()) + "; they must agree")
-    exact = bool(mark.get(_COMFY_EXACT))
-    return Product(exact, None if exact else next(iter(scales.values()), None))
+    exact = layer_of(weight.key) in exact_layers
+    if weight.mark_key is not None:
+        exact = exact or _read_mark(weight.mark_key, tensor(weight.mark_key))
+    elif weight.old_mark_key is not None:
+        exact = exact or tensor(weight.old_mark_key).numel() == _OLD_COMFY_EXACT
+    scales = {key: check_scale(key, tensor(key), 1) for key in weight.input_scale_keys}
+    # Converters to the older names wrote 1 where nothing had been measured; ComfyUI drops it.
+    scales = {key: scale for key, scale in scales.items() if not (key.endswith(OLD_INPUT_SCALE) and scale.item() == 1)}
+    return Product(exact, _agreed(scales)[1].item() if scales else None)
 
 
-def _read_mark(key: str, mark: torch.Tensor) -> dict[str, Any]:
+def _agreed(scales: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+    """The first key and its scale.
+
+    Raises:
+        FormatError: another differs from it.
+    """
+    (first, scale), *others = scales.items()
+    for key, other in others:
+        if not (scale == other).all():
+            raise FormatError(f"{shown(key)} is {_shown(other)}, but {shown(first)} is {_shown(scale)}")
+    return first, scale
+
+
+def _read_mark(key: str, mark: torch.Tensor) -> bool:
+    """Whether ComfyUI's description of an E4M3 layer wants it multiplied in full precision."""
     try:
         if mark.numel() > _LONGEST_MARK:
             raise ValueError
-        described: dict[str, Any] = json.loads(bytes(mark.reshape(-1).tolist()))
-        named = described["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        described = json.loads(bytes(mark.reshape(-1).tolist()))
+        named, exact = described["format"], described.get(_COMFY_EXACT, False)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"{key} is no description of a number format") from None
     if named != _COMFY_FP8:
         raise FormatError(f"{key} says {written(named)}; this release reads {_COMFY_FP8}")
-    return described
+    return _truth(key, exact)
+
+
+def _truth(where: str, exact: object) -> bool:
+    if not isinstance(exact, bool):
+        raise FormatError(f"{where} says {_COMFY_EXACT}: {written(exact)}, which is neither true nor false")
+    return exact
 
 
 def _shown(scale: torch.Tensor) -> str:
@@ -295,21 +326,28 @@ def _shown(scale: torch.Tensor) -> str:
     )
 
 
-def check_metadata(metadata: Mapping[str, str]) -> None:
+def check_metadata(metadata: Mapping[str, str]) -> set[str]:
     """Check that every layer which ComfyUI's header entry describes, if there is one, is E4M3.
+
+    Returns:
+        the names of the layers that it wants multiplied in full precision, as `X` of `X.weight`.
 
     Raises:
         FormatError: another number format, or an entry that cannot be read.
     """
-    if (entry := metadata.get(_COMFY_METADATA)) is None:
-        return
+    if (text := metadata.get(_COMFY_METADATA)) is None:
+        return set()
     try:
-        named = {layer: described["format"] for layer, described in json.loads(entry)["layers"].items()}
+        layers = json.loads(text)["layers"]
+        named = {
+            layer: (described["format"], described.get(_COMFY_EXACT, False)) for layer, described in layers.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FormatError(f"the header's {_COMFY_METADATA} cannot be read") from None
-    for layer, described in named.items():
+    for layer, (described, _) in named.items():
         if described != _COMFY_FP8:
             raise FormatError(f"{shown(layer)} is {written(described)} by the header; this release reads {_COMFY_FP8}")
+    return {layer for layer, (_, exact) in named.items() if _truth(f"the header of {shown(layer)}", exact)}
 
 
 def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
@@ -328,49 +366,6 @@ def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise FormatError(f"the file's {Metadata.CONFIG.value} is no configuration of a model")
     return config
-
-
-Runs = tuple[tuple[int, int], ...]
-"""(rows, exponent), ...: consecutive runs of rows, each multiplied by 2 to the exponent."""
-
-
-def fold_entry(moves: Mapping[str, Runs]) -> str:
-    """The header entry of a folded file, from the runs of each moved tensor by key."""
-    return json.dumps({key: [list(run) for run in runs] for key, runs in sorted(moves.items())}, separators=(",", ":"))
-
-
-def fold_of(metadata: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Runs]:
-    """The inverse of :func:`fold_entry`; {} for a file that is not folded. `rows`: number of rows by key.
-
-    Raises:
-        FormatError: the entry cannot be read, or does not fit the tensors.
-    """
-    text = metadata.get(Metadata.FOLD.value)
-    if text is None:
-        return {}
-    try:
-        moves = {key: tuple((count, exponent) for count, exponent in runs) for key, runs in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"the file's {Metadata.FOLD.value} cannot be read") from error
-    for key, runs in moves.items():
-        numbers = [number for run in runs for number in run]
-        whole = all(type(number) is int for number in numbers) and all(count > 0 for count, _ in runs)
-        if not whole or sum(count for count, _ in runs) != rows.get(key):
-            raise FormatError(f"the file's {Metadata.FOLD.value} does not fit {shown(key)}")
-        if any(abs(exponent) > _LARGEST_MOVE for _, exponent in runs):
-            raise FormatError(f"the file's {Metadata.FOLD.value} moves {shown(key)} by more than 2^{_LARGEST_MOVE}")
-    return moves
-
-
-def unfold_factors(moves: Mapping[str, Runs]) -> dict[str, torch.Tensor]:
-    """Powers of two that take the `moves` of a folded file back, by key: float32 [1] or [rows]."""
-    import torch
-
-    factors = {key: torch.tensor([2.0**-exponent for _, exponent in runs]) for key, runs in moves.items()}
-    return {
-        key: factor if len(factor) == 1 else factor.repeat_interleave(torch.tensor([n for n, _ in moves[key]]))
-        for key, factor in factors.items()
-    }
 
 
 def has_plain_convolutions(metadata: Mapping[str, str]) -> bool:

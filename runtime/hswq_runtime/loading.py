@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from .checkpoints.checkpoint import Checkpoint
-from .checkpoints.mapping import Piece, gather_product
-from .formats import Product, layer_of, read_product
+from .checkpoints.mapping import Piece
+from .formats import layer_of
 from .layers import fp8
 from .layers.alignment import aligned
 from .layers.matmul import set_fp8_matmul
-from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, quantized_twin
+from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, quantized_twin
 from .quantizer import mark_quantized
 
 
@@ -39,6 +39,7 @@ def load_model(
         FormatError: missing, unexpected or wrongly shaped keys, all of which are named; a bad scale; FP8 as `dtype`.
         UnknownArchitectureError: see :class:`Checkpoint`.
         DeviceError: `fp8_matmul` and no such hardware.
+        FullPrecisionError: `fp8_matmul` and a file that wants no layer multiplied in FP8.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
@@ -53,14 +54,15 @@ def load_model(
             whole = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
             state[name] = aligned(whole) if torch.device(device).type == "cpu" else whole
             continue
-        module, scale, product = layer_of(name), checkpoint.scale_of(pieces), _product(checkpoint, pieces)
-        scales = 0 if scale is None else scale.numel()
-        twin = quantized_twin(model.get_submodule(module), scales=scales, compute_dtype=dtype, product=product)
+        module, scale = layer_of(name), checkpoint.scale_of(pieces)
+        scales, product = 0 if scale is None else scale.numel(), checkpoint.product_of(pieces)
+        plain = model.get_submodule(module)
+        twin = quantized_twin(plain, scales=scales, compute_dtype=dtype, product=product)
         model.set_submodule(module, twin)
         state[name] = _joined([_rows(checkpoint, piece) for piece in pieces]).reshape(shapes[name])
         if scale is not None:
             state[f"{module}.{SCALE_BUFFER}"] = scale
-        if product.input_scale is not None:
+        if isinstance(twin, HSWQLinear) and product.input_scale is not None:
             state[f"{module}.{INPUT_SCALE_BUFFER}"] = torch.tensor([product.input_scale], device="cpu")
     model.load_state_dict(state, strict=True, assign=True)
     model.to(device).requires_grad_(False).eval()
@@ -68,11 +70,6 @@ def load_model(
         mark_quantized(model, dtype)
         set_fp8_matmul(model, fp8_matmul)
     return model
-
-
-def _product(checkpoint: Checkpoint, pieces: list[Piece]) -> Product:
-    products = {p.key: read_product(checkpoint.quantized[p.key], checkpoint.tensor) for p in pieces}
-    return gather_product(pieces, products)
 
 
 def joined_rows(checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -80,6 +80,7 @@ class HSWQPipeline:
             ComponentError: the base lacks a component, or one cannot be loaded.
             UnknownArchitectureError: the keys match no known architecture.
             DeviceError: `fp8_matmul` without hardware for it.
+            FullPrecisionError: `fp8_matmul` for a file that wants no layer multiplied in FP8.
         """
         dtype = dtype or torch_dtype
         hub = HubOptions(revision, token, cache_dir, local_files_only)

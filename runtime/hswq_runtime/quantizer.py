@@ -8,7 +8,8 @@ scale may be in another shard than its weight.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from .errors import FormatError
 from .layers import fp8
 from .layers.alignment import align_
 from .layers.matmul import set_fp8_matmul
-from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, dequantize_, quantized_twin
+from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, dequantize_, quantized_twin
 from .text import several
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
     Args:
         compute_dtype: the dtype to compute in if the loader is not given `torch_dtype`.
         fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`. Not stored, since it depends on the hardware.
-        exact: names of layers that never multiply in FP8, besides those of which the file says so.
         quant_method: as `config.json` states it; there is only one.
+        exact: names of the linear layers that their file wants multiplied in full precision, as `config.json` states
+            them for a saved model.
 
     Raises:
-        FormatError: layers cannot compute in `compute_dtype`.
+        FormatError: layers cannot compute in `compute_dtype`; `exact` is no list of names.
     """
 
     def __init__(
@@ -62,25 +64,25 @@ class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers ha
         compute_dtype: torch.dtype | str = torch.bfloat16,
         fp8_matmul: bool = False,
         quant_method: str | None = None,
-        exact: Collection[str] = (),
+        exact: Sequence[str] = (),
     ):
         self.quant_method = Method.HSWQ
-        if isinstance(exact, str) or not all(isinstance(name, str) for name in exact):
-            raise FormatError("exact has to be a list of names of layers")
-        self.exact = sorted(exact)
         named = getattr(torch, compute_dtype, None) if isinstance(compute_dtype, str) else compute_dtype
         if not isinstance(named, torch.dtype):
             raise FormatError(f"there is no dtype {compute_dtype!r}")
         self.compute_dtype = fp8.check_compute_dtype(named)
         self.fp8_matmul = fp8_matmul
+        if not isinstance(exact, (list, tuple)) or not all(isinstance(name, str) for name in exact):
+            raise FormatError(f"exact is a list of names of layers, not {exact!r}")
+        self.exact = tuple(exact)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | list[str]]:
         """The entries that are stored in `config.json`."""
         compute_dtype = str(self.compute_dtype).removeprefix("torch.")
-        entries: dict[str, Any] = {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
-        return entries | ({"exact": self.exact} if self.exact else {})
+        described = {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
+        return described | ({"exact": [*self.exact]} if self.exact else {})
 
-    def to_diff_dict(self) -> dict[str, Any]:
+    def to_diff_dict(self) -> dict[str, str | list[str]]:
         """The same entries: none is left out as a default."""
         return self.to_dict()
 
@@ -134,14 +136,16 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         holders: dict[str, safe_open] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
+        exact_layers: set[str] = set()
         for path in checkpoint_files:
             if not str(path).endswith(".safetensors"):
                 raise FormatError(f"{path} is not a safetensors file; others are not read")
             file = safe_open(str(path), framework="pt")
+            exact_layers |= formats.check_metadata(file.metadata() or {})
             for key in file.keys():  # noqa: SIM118 (not a dictionary)
                 view = file.get_slice(key)
                 holders[key], shapes[key], dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
-        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key))
+        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key), exact_layers)
         return [key for key in loaded_keys if key not in self._companions]
 
     def maybe_update_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -158,8 +162,15 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             state_dict[key] = state_dict[key].view(fp8.FP8)
         return state_dict
 
-    def _read_scales(self, dtypes: Mapping[str, str], shapes: Shapes, tensor: Callable[[str], torch.Tensor]) -> None:
-        # diffusers does not pass the metadata on, so the file may be one for ComfyUI, without scales on convolutions.
+    def _read_scales(
+        self,
+        dtypes: Mapping[str, str],
+        shapes: Shapes,
+        tensor: Callable[[str], torch.Tensor],
+        exact_layers: Collection[str] = (),
+    ) -> None:
+        # Of a single file diffusers does not pass the metadata on: it may be one for ComfyUI, without scales on
+        # convolutions, and what its header says of exact layers is not known; `load_model` reads both.
         unscaled = {key for key, shape in shapes.items() if formats.is_convolution(shape)}
         self._weights, self._companions = formats.find_weights(dtypes, None, unscaled)
         if not self._weights:
@@ -169,7 +180,9 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         self._scales = {
             key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
         }
-        self._products = {key: formats.read_product(weight, tensor) for key, weight in self._weights.items()}
+        self._products = {
+            key: formats.read_product(weight, tensor, exact_layers) for key, weight in self._weights.items()
+        }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
     def _process_model_before_weight_loading(
@@ -200,11 +213,13 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             if forbidden or self._stays_fp32(name) or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 continue
             scale, product = self._scales[name], self._products[name]
+            if module in self.quantization_config.exact:  # a saved model: its file has no marks
+                product = self._products[name] = replace(product, exact=True)
             twin = quantized_twin(
                 layer,
                 scales=0 if scale is None else scale.numel(),
                 compute_dtype=self.quantization_config.compute_dtype,
-                product=formats.Product(exact=True) if module in self.quantization_config.exact else product,
+                product=product,
             )
             model.set_submodule(module, twin)
 
@@ -228,7 +243,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         return any(part in self._kept_in_fp32 for part in name.split("."))
 
     def _scale_names(self, model: ModelMixin) -> set[str]:
-        names = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer)]
+        names = (name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer))
         return {f"{name}.{buffer}" for name in names for buffer in (SCALE_BUFFER, INPUT_SCALE_BUFFER)}
 
     def check_if_quantized_param(
@@ -251,8 +266,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         if isinstance(module, HSWQLayer) and param_name in self._weights:
             module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
             module.scale = None if scale is None else scale.to(target_device)
-            if module.input_scale is not None:
-                module.input_scale = torch.tensor([self._products[param_name].input_scale], device=target_device)
+            if isinstance(module, HSWQLinear):
+                module.set_product(self._products[param_name], target_device)
             if dtype is not None:
                 module.compute_dtype = dtype
         else:  # foreign files also cast layers that cannot compute in FP8
@@ -282,12 +297,13 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
 def mark_quantized(model: ModelMixin, compute_dtype: torch.dtype, quantizer: HSWQQuantizer | None = None) -> None:
     """Let diffusers treat a model with FP8 layers as quantized, so that it can save and dequantize it.
 
-    The configuration that is saved with the model states `compute_dtype`.
+    The configuration that is saved with the model states `compute_dtype`, and which layers are exact.
     """
-    exact = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLayer) and layer.exact]
+    exact = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.exact]
     config = HSWQConfig(compute_dtype, exact=exact)
     model.hf_quantizer = quantizer or HSWQQuantizer(config)
     model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
+    model.hf_quantizer.quantization_config.exact = config.exact
     model.is_quantized = True
     model.quantization_method = Method.HSWQ
     model.register_to_config(**{QUANTIZATION_CONFIG: config})

@@ -18,7 +18,8 @@ from hswq_hub.settings import RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, HSWQError, load_model
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError
-from hswq_runtime.formats import Metadata, fold_of
+from hswq_runtime.fold import fold_of
+from hswq_runtime.formats import Metadata
 
 BLOCK = f"{tiny.PREFIX}layers.0."
 

@@ -1,4 +1,4 @@
-"""A layer whose input has an outlier of 6.6e4, as Z-Image's have: one scale for all of it leaves nothing of the rest."""
+"""A layer whose input has an outlier of 6.6e4, as Z-Image's have: one scale for all leaves nothing of the rest."""
 
 from dataclasses import replace
 

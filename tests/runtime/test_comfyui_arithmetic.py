@@ -1,218 +1,256 @@
-"""What ComfyUI computes on a GPU with FP8 arithmetic, against comfy-kitchen's own code, bit for bit."""
+"""What ComfyUI computes from a file on a GPU with FP8 arithmetic, against its own library, to the bit."""
 
 import json
-import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from comfy_kitchen.tensor import QuantizedTensor, TensorCoreFP8Layout
 from safetensors.torch import load_file, save_file
-from support import tiny
+from support import loras, tiny
 
-from hswq_hub.generation.recording import map_tensors
-from hswq_runtime import HSWQConfig, HSWQLinear, load_model, set_fp8_matmul
-from hswq_runtime.errors import FormatError, HSWQError
-from hswq_runtime.formats import Format, Product, Reader, companions, layer_of
-from hswq_runtime.layers.fp8 import FP8, saturating_cast
+from hswq_runtime import Checkpoint, FullPrecisionError, HSWQLinear, load_model, set_fp8_matmul
+from hswq_runtime.formats import Product, Reader
+from hswq_runtime.layers import fp8
 
-LAYOUT = "TensorCoreFP8Layout"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EXACT, UNSCALED, SCALED = Product(exact=True), Product(), Product(input_scale=0.25)
-
-
-def as_kitchen(layer: HSWQLinear, x: torch.Tensor) -> torch.Tensor:
-    """What ComfyUI's layer does with an input: it takes the scale 1 where the file has none."""
-    dtype, one = x.dtype, torch.ones(())
-    scale = one if layer.scale is None else layer.scale.reshape(())
-    params = TensorCoreFP8Layout.Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(layer.weight.shape))
-    weight = QuantizedTensor(layer.weight.data, LAYOUT, params)
-    bias = None if layer.bias is None else layer.bias.data
-    if layer.exact:
-        return F.linear(x, weight.dequantize(), bias)
-    at = one if layer.input_scale is None else layer.input_scale.reshape(())
-    rounded = QuantizedTensor.from_float(x.reshape(-1, x.shape[-1]), LAYOUT, scale=at)
-    if any(size % 16 for size in layer.weight.shape):  # the hardware refuses, and the handler expands both
-        made = F.linear(rounded.dequantize(), weight.dequantize(), bias)
-    else:
-        made = F.linear(rounded, weight, bias)
-    return made.reshape(*x.shape[:-1], len(layer.weight))
+kitchen = pytest.importorskip("comfy_kitchen.tensor")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+W1 = "layers.0.feed_forward.w1"
+KINDS = Product(exact=True), Product(), Product(input_scale=0.37), Product(input_scale=0.015), Product(input_scale=1.0)
 
 
-def a_layer(product: Product, dtype: torch.dtype, *, scale: float | None, bias: bool, size=(48, 32)) -> HSWQLinear:
-    out, n = size
-    layer = HSWQLinear(n, out, bias, scales=int(scale is not None), compute_dtype=dtype, product=product)
-    generator = torch.Generator().manual_seed(3)
-    layer.weight.data.copy_(saturating_cast(torch.randn(out, n, generator=generator) * 20))
+def marked(tensors):
+    """Give the layers of a file in ComfyUI's format each kind of product in turn."""
+    marks = sorted(key for key in tensors if key.endswith(".comfy_quant"))
+    for number, key in enumerate(marks):
+        product, layer = KINDS[number % len(KINDS)], key.removesuffix(".comfy_quant")
+        said = {"format": "float8_e4m3fn"} | ({"full_precision_matrix_mult": True} if product.exact else {})
+        tensors[key] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+        if product.input_scale is not None:
+            tensors[layer + ".input_scale"] = torch.tensor(product.input_scale)
+
+
+def simulation(path, dtype, **how):
+    model = load_model(path, dtype, **how)
+    assert set_fp8_matmul(model, reader=Reader.COMFYUI) > 0
+    return model
+
+
+class Theirs(torch.nn.Module):
+    """A linear layer as ComfyUI has it, with the tensors of one of ours."""
+
+    def __init__(self, layer: HSWQLinear):
+        super().__init__()
+        self.layer, self.dtype = layer, layer.compute_dtype
+        one = torch.tensor(1.0)
+        scale = one if layer.scale is None else layer.scale.reshape(())
+        kind = "TensorCoreFP8Layout"
+        params = kitchen.TensorCoreFP8Layout.Params(scale=scale, orig_dtype=self.dtype, orig_shape=layer.weight.shape)
+        self.quantized = kitchen.QuantizedTensor(layer.weight.data, kind, params)
+        self.input_scale = one if layer.input_scale is None else layer.input_scale.reshape(())
+
+    @torch.inference_mode()  # as ComfyUI runs; otherwise torch takes the product apart before it is theirs
+    def forward(self, input):
+        weight, bias = self.quantized, self.layer.bias
+        if self.layer.exact:
+            return F.linear(input, weight.dequantize(), bias)
+        flat = input.reshape(-1, input.shape[-1])
+        rounded = kitchen.QuantizedTensor.from_float(flat, "TensorCoreFP8Layout", scale=self.input_scale)
+        return F.linear(rounded, weight, bias).reshape(*input.shape[:-1], -1)
+
+
+@pytest.fixture(autouse=True)
+def hardware(monkeypatch):
+    """On a CPU torch multiplies whatever the shape; this refuses what a GPU refuses, and ComfyUI falls back."""
+    from comfy_kitchen.tensor import fp8 as theirs
+
+    multiply = theirs.scaled_mm_v2
+
+    def refuse(input, weight, **arguments):
+        if input.shape[1] % 16 or weight.shape[1] % 16:
+            raise RuntimeError("trailing dimensions must be divisible by 16")
+        return multiply(input, weight, **arguments)
+
+    monkeypatch.setattr(theirs, "scaled_mm_v2", refuse)
+
+
+def layer(k, n, product, dtype, bias=True, scale=0.0123):
+    torch.manual_seed(k * n)
+    made = HSWQLinear(k, n, bias, scales=0 if scale is None else 1, compute_dtype=dtype, product=product, device="cpu")
+    made.weight.data.copy_(fp8.quantize(torch.randn(n, k) * (5 if scale is None else 30)))
     if scale is not None:
-        layer.scale.fill_(scale)
+        made.scale.fill_(scale)
     if bias:
-        layer.bias = torch.nn.Parameter(torch.randn(out, generator=generator).to(dtype))
-    return layer
+        made.bias = torch.nn.Parameter(torch.randn(n).to(dtype), requires_grad=False)
+    return made
 
 
-def simulated(layer: HSWQLinear) -> HSWQLinear:
-    set_fp8_matmul(torch.nn.Sequential(layer), reader=Reader.COMFYUI)
-    return layer
+def inputs(k, shape=(7,)):
+    values = torch.randn(*shape, k) * torch.logspace(-4, 3, k)
+    values.flatten()[:3] = torch.tensor([6.5e4, -6.5e4, 0.0])
+    values[-1] = 0
+    return values
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("product", [EXACT, UNSCALED, SCALED])
-@pytest.mark.parametrize("scale", [None, 0.0078125])
-@pytest.mark.parametrize("size", [(48, 32), (20, 12), (48, 12)])
-def test_a_layer_is_computed_as_by_comfy_kitchen(dtype, product, scale, size):
-    generator = torch.Generator().manual_seed(1)
+@DTYPES
+@pytest.mark.parametrize("product", KINDS, ids=str)
+@pytest.mark.parametrize("size", [(64, 48), (96, 256), (20, 32), (32, 20), (7, 5)], ids=str)
+def test_a_layer_is_theirs_to_the_bit(dtype, product, size):
     for bias in (True, False):
-        layer = simulated(a_layer(product, dtype, scale=scale, bias=bias, size=size))
-        assert layer.fp8_matmul == (not product.exact)
-        for shape in ((7, size[1]), (2, 5, size[1]), (2, 3, 2, size[1])):
-            x = torch.randn(shape, generator=generator) * 3
-            x.view(-1)[0], x.view(-1)[1] = 6.6e4 if dtype != torch.float16 else 6e4, 0.0
-            x = x.to(dtype)
-            with torch.no_grad():
-                assert torch.equal(layer(x), as_kitchen(layer, x)), (bias, shape)
-            assert torch.equal(layer(torch.zeros_like(x)), as_kitchen(layer, torch.zeros_like(x)))
+        for scale in (0.0123, None):
+            ours = layer(*size, product, dtype, bias, scale)
+            set_fp8_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
+            for shape in ((7,), (1,), (2, 3), (2, 3, 2)):
+                x = inputs(size[0], shape).to(dtype)
+                found, expected = ours(x), Theirs(ours)(x)
+                assert found.dtype == dtype and torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("format", list(Format))
-def test_a_model_is_computed_as_by_comfy_kitchen(tmp_path, dtype, format):
-    """Layers of each kind in one file, among them some that hardware cannot multiply."""
-    model = load_model(marked(tmp_path, format), dtype)
-    layers = [layer for layer in model.modules() if isinstance(layer, HSWQLinear)]
-    assert {layer.exact for layer in layers} == {True, False}
-    assert {layer.input_scale is None for layer in layers if not layer.exact} == {True, False}
-    before = run(model, dtype)
-    count = set_fp8_matmul(model, reader=Reader.COMFYUI)
-    assert count == sum(not layer.exact for layer in layers)
-    found = run(model, dtype)
-    set_fp8_matmul(model, False)
-    assert torch.equal(run(model, dtype), before)
-    for layer in layers:
-        layer.forward = lambda x, layer=layer: as_kitchen(layer, x)
-    assert torch.equal(found, run(model, dtype)) and not torch.equal(found, before)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activations_beyond_the_range_saturate_as_theirs_do(dtype):
+    ours = layer(32, 32, Product(), dtype, bias=False)
+    set_fp8_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
+    far = torch.full((2, 32), 6.6e4, dtype=dtype)
+    assert torch.equal(ours(far), Theirs(ours)(far))
+    assert torch.equal(ours(far), ours(torch.full((2, 32), 448.0, dtype=dtype)))
 
 
-@torch.no_grad()
-def run(model, dtype: torch.dtype) -> torch.Tensor:
-    cast = {name: map_tensors(lambda t: t.to(dtype), value) for name, value in tiny.inputs().items()}
-    return model(**cast)[0][0]
+@DTYPES
+def test_a_whole_model_is_theirs_to_the_bit(tmp_path, dtype):
+    path = tiny.quantized(tmp_path, "comfyui", change=marked)
+    ours, theirs = simulation(path, dtype), load_model(path, dtype)
+    for name, one in [*theirs.named_modules()]:
+        if isinstance(one, HSWQLinear):
+            theirs.set_submodule(name, Theirs(one))
+    arguments = tiny.inputs()
+    arguments["x"], arguments["cap_feats"] = ([t.to(dtype) for t in arguments[name]] for name in ("x", "cap_feats"))
+    with torch.no_grad():
+        found, expected = (model(**arguments)[0][0] for model in (ours, theirs))
+        exact = load_model(path, dtype)(**arguments)[0][0]
+    assert torch.equal(found, expected) and found.isfinite().all()
+    assert not torch.equal(found, exact)
 
 
-def marked(folder, format: Format):
-    """A tiny file of `format` as the hub writes it, each third layer with another product."""
-    path = folder / "marked.safetensors"
-    tensors = load_file(tiny.quantized(folder, format.value))
-    keys = [key for key, tensor in tensors.items() if tensor.dtype == FP8]
-    for number, key in enumerate(keys):
-        product = (EXACT, UNSCALED, SCALED)[number % 3]
-        scale = tensors.get(f"{layer_of(key)}.scale", torch.ones(1)).item()
-        tensors |= companions(key, scale, format, comfyui=True, product=product)
-    save_file(tensors, path)
-    return path
+def test_every_layer_that_is_not_marked_rounds_its_input_sensitive_or_not(tmp_path):
+    model = simulation(tiny.quantized(tmp_path, "comfyui", change=marked), torch.float32)
+    layers = [one for one in model.modules() if isinstance(one, HSWQLinear)]
+    assert {one.fp8_matmul for one in layers if one.exact} == {False}
+    assert {one.fp8_matmul for one in layers if not one.exact} == {True}
+    rounding = [name for name, one in model.named_modules() if isinstance(one, HSWQLinear) and one.fp8_matmul]
+    assert any("adaLN" in name or "embedder" in name for name in rounding)
 
 
-def test_products_survive_saving_by_diffusers_and_pickling(tmp_path):
-    model = load_model(marked(tmp_path, Format.V2), torch.float32)
-    said = {name: product(layer) for name, layer in linear(model).items()}
-    assert set(said.values()) == {EXACT, UNSCALED, SCALED}
-    model.save_pretrained(tmp_path / "saved", max_shard_size="100KB")
-    again = type(model).from_pretrained(tmp_path / "saved")
-    assert {name: product(layer) for name, layer in linear(again).items()} == said
-    again.save_pretrained(tmp_path / "twice", max_shard_size="100KB")
-    type(model).from_pretrained(tmp_path / "twice").save_pretrained(tmp_path / "again", max_shard_size="100KB")
-    for path in (tmp_path / "twice").glob("*.safetensors*"):
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-    pickled = pickle.loads(pickle.dumps(model))
-    assert {name: product(layer) for name, layer in linear(pickled).items()} == said
-    layer = a_layer(SCALED, torch.float32, scale=0.5, bias=True).to(torch.bfloat16)
-    assert layer.input_scale.dtype == torch.float32 and layer.bias.dtype == torch.bfloat16
+def test_a_file_without_marks_in_fp8_is_simulated_with_scale_one(tmp_path):
+    model = simulation(tiny.quantized(tmp_path, "comfyui"), torch.float32)
+    w1 = model.get_submodule(W1)
+    assert w1.input_scale is None and w1.fp8_matmul
+    x = torch.randn(3, 96)
+    rounded = fp8.saturating_cast(x).float()
+    assert torch.allclose(w1(x), F.linear(rounded, w1.dequantized_weight()), rtol=1e-5, atol=1e-6)
 
 
-def linear(model) -> dict[str, HSWQLinear]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, HSWQLinear)}
-
-
-def product(layer: HSWQLinear) -> Product:
-    return Product(layer.exact, None if layer.input_scale is None else layer.input_scale.item())
-
-
-def test_the_runtime_multiplies_with_the_scales_of_the_file(tmp_path):
-    """Static ones where the file has them, one a token where not; and what it wants exact is exact."""
-    model = load_model(marked(tmp_path, Format.V1), torch.float32)
-    plain = load_model(marked(tmp_path, Format.V1), torch.float32)
-    assert 0 < set_fp8_matmul(model) == sum(layer.fp8_matmul for layer in linear(model).values())
-    kinds = set()
-    for name, layer in linear(model).items():
-        x = torch.randn(4, layer.in_features, generator=torch.Generator().manual_seed(2))
-        made, expanded = layer(x), plain.get_submodule(name)(x)
-        kinds.add((layer.fp8_matmul, product(layer)))
-        if not layer.fp8_matmul:
-            assert torch.equal(made, expanded), name
-        elif layer.input_scale is None:
-            assert torch.allclose(made, expanded, rtol=0.1, atol=0.05 * expanded.abs().max().item()), name
-            assert not torch.equal(made, expanded)
-        else:
-            assert torch.equal(made, as_kitchen(layer, x)), name
-    assert {(False, EXACT), (True, UNSCALED), (True, SCALED)} <= kinds
-
-
-def test_a_file_that_wants_all_exact_refuses_products_in_fp8(tmp_path):
-    tensors = load_file(tiny.quantized(tmp_path, "v1"))
-    for key in [key for key, tensor in tensors.items() if tensor.dtype == FP8]:
-        tensors |= companions(key, 1.0, Format.V1, comfyui=True, product=EXACT)
-    save_file(tensors, tmp_path / "exact.safetensors")
-    with pytest.raises(HSWQError, match="--speed"):
-        load_model(tmp_path / "exact.safetensors", fp8_matmul=True)
-    model = load_model(tmp_path / "exact.safetensors")
+def test_marked_files_are_simulated_with_their_scale_in_the_compute_dtype(tmp_path):
+    path = tiny.quantized(tmp_path, "comfyui-old")
+    model = load_model(path, torch.bfloat16)
+    w1 = model.get_submodule(W1)
+    w1.scale.fill_(0.0123)
+    x = torch.randn(3, 96).bfloat16()
+    once = w1(x)
     assert set_fp8_matmul(model, reader=Reader.COMFYUI) == 0
+    twice = F.linear(x, w1.weight.bfloat16() * w1.scale.bfloat16())
+    assert torch.equal(w1(x), twice) and not torch.equal(once, twice)
+    set_fp8_matmul(model, False)
+    assert torch.equal(w1(x), once)
 
 
-@pytest.mark.parametrize("name", ["input_scale", "scale_input"])
-def test_other_tools_scales_of_inputs_are_read(tmp_path, name):
-    tensors = load_file(tiny.quantized(tmp_path, "v1"))
-    key = next(key for key in tensors if key.endswith("layers.0.feed_forward.w1.weight"))
-    tensors[f"{layer_of(key)}.{name}"] = torch.tensor(0.5)
-    save_file(tensors, tmp_path / "foreign.safetensors")
-    layer = load_model(tmp_path / "foreign.safetensors").layers[0].feed_forward.w1
-    assert product(layer) == Product(input_scale=0.5)
+def test_layers_with_one_scale_a_row_round_their_input_and_expand_their_weight(tmp_path):
+    model = simulation(tiny.quantized(tmp_path, "v2-rows"), torch.float32)
+    w1 = model.get_submodule(W1)
+    x = torch.randn(3, 96)
+    assert torch.equal(w1(x), F.linear(fp8.saturating_cast(x).float(), w1.dequantized_weight()))
 
 
-@pytest.mark.parametrize("bad", [torch.tensor(0.0), torch.tensor(float("nan")), torch.tensor(-1.0), torch.ones(7)])
-def test_a_senseless_scale_of_inputs_is_refused(tmp_path, bad):
-    tensors = load_file(tiny.quantized(tmp_path, "v1"))
-    key = next(key for key in tensors if key.endswith("layers.0.feed_forward.w1.weight"))
-    tensors[f"{layer_of(key)}.input_scale"] = bad
-    save_file(tensors, tmp_path / "foreign.safetensors")
-    with pytest.raises(FormatError, match="input_scale"):
-        load_model(tmp_path / "foreign.safetensors")
-    tensors |= {f"{layer_of(key)}.input_scale": torch.tensor(1.0), f"{layer_of(key)}.scale_input": torch.tensor(2.0)}
-    save_file(tensors, tmp_path / "foreign.safetensors")
-    with pytest.raises(FormatError, match="agree"):
-        load_model(tmp_path / "foreign.safetensors")
+@pytest.mark.parametrize("fused", [False, True], ids=["beside", "fused"])
+def test_a_lora_makes_its_layers_exact(tmp_path, fused):
+    path = tiny.quantized(tmp_path, "comfyui", change=marked)
+    model, plain = simulation(path, torch.float32), load_model(path, torch.float32)
+    for one in (model, plain):
+        pipe = loras.pipeline(one)
+        pipe.load_lora_weights(loras.diffusers_layout())
+        if fused:
+            pipe.fuse_lora()
+    adapted = [name for name, one in plain.named_modules() if hasattr(one, "base_layer")]
+    assert any(not plain.get_submodule(name).base_layer.exact for name in adapted)
+    x = torch.randn(3, 96)
+    for name in adapted:
+        ours, exact = model.get_submodule(name), plain.get_submodule(name)
+        if ours.in_features == 96:
+            assert torch.equal(ours(x), exact(x)), name
+    if not fused:
+        pipe = loras.pipeline(model)
+        pipe.disable_lora()
+        (name, *_) = [name for name in adapted if not model.get_submodule(name).base_layer.exact]
+        off, exact = model.get_submodule(name), plain.get_submodule(name).base_layer
+        x = torch.randn(3, exact.in_features)
+        assert not torch.equal(off(x), exact(x)), "a LoRA that is off is none"
 
 
-def test_a_layer_with_a_lora_is_exact(tmp_path):
-    model = load_model(marked(tmp_path, Format.V1), torch.float32)
-    name = next(name for name, layer in linear(model).items() if not layer.exact and "feed_forward" in name)
-    from peft import LoraConfig
-
-    model.add_adapter(LoraConfig(target_modules=[name], r=2))
-    count = set_fp8_matmul(model, reader=Reader.COMFYUI)
-    assert not model.get_submodule(f"{name}.base_layer").fp8_matmul
-    assert count == sum(not layer.exact for layer in linear(model).values()) - 1
+def test_gradients_are_those_of_the_exact_product(tmp_path):
+    path, gradients = tiny.quantized(tmp_path, "comfyui", change=marked), []
+    for model in (simulation(path, torch.float32), load_model(path, torch.float32)):
+        x = torch.ones(3, 96, requires_grad=True)
+        model.get_submodule(W1)(x).sum().backward()
+        gradients.append(x.grad)
+    assert torch.allclose(*gradients)
 
 
-def test_derivatives_are_those_of_the_exact_product():
-    layer = a_layer(SCALED, torch.float32, scale=0.5, bias=True)
-    x = torch.randn(3, 32, requires_grad=True)
-    set_fp8_matmul(torch.nn.Sequential(layer))
-    layer(x).sum().backward()
-    assert torch.allclose(x.grad, layer.dequantized_weight().sum(0).expand(3, -1))
+@pytest.mark.parametrize("reader", list(Reader))
+@pytest.mark.parametrize("product", KINDS[1:3], ids=str)
+def test_it_compiles_without_graph_breaks(reader, product):
+    torch._dynamo.reset()
+    ours, x = layer(64, 48, product, torch.float32), torch.randn(3, 64)
+    set_fp8_matmul(torch.nn.Sequential(ours), reader=reader)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), ours(x), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", ["all", [1, 2]])
-def test_the_list_of_exact_layers_is_one_of_names(bad):
-    with pytest.raises(FormatError, match="names of layers"):
-        HSWQConfig(exact=bad)
-    assert json.loads(HSWQConfig(exact=["b", "a"]).to_json_string())["exact"] == ["a", "b"]
+# --- Ours -----------------------------------------------------------------------------------------------
+
+
+def test_our_own_product_takes_the_file_s_input_scale():
+    ours = layer(64, 48, Product(input_scale=0.015), torch.float32)
+    set_fp8_matmul(torch.nn.Sequential(ours))
+    theirs, x = Theirs(ours), torch.randn(3, 64)
+    assert torch.equal(ours(x), theirs(x))
+    ours.set_product(Product())
+    assert not torch.equal(ours(x), theirs(x)), "without one, every row has its own"
+
+
+def test_marked_and_sensitive_layers_and_odd_shapes_stay_exact(tmp_path):
+    model = load_model(tiny.quantized(tmp_path, "comfyui", change=marked), torch.float32, fp8_matmul=True)
+    for name, one in model.named_modules():
+        if isinstance(one, HSWQLinear) and one.fp8_matmul:
+            assert not one.exact and not any(word in name for word in ("embedder", "adaLN", "final"))
+
+
+def test_a_folded_file_can_be_opened_as_it_is_stored(tmp_path):
+    def fold(tensors):
+        marked(tensors)
+        tensors[f"{tiny.PREFIX}{W1}.input_scale"] = torch.tensor(0.5)
+
+    entry = {"hswq_fold": json.dumps({f"{tiny.PREFIX}{W1}.weight": [[256, 2]]})}
+    path = tiny.quantized(tmp_path, "comfyui", change=fold)
+    save_file(load_file(path), path, metadata=entry)
+    unfolded, stored = load_model(path), load_model(Checkpoint(path, unfold=False))
+    one, other = unfolded.get_submodule(W1), stored.get_submodule(W1)
+    assert torch.equal(one.scale * 4, other.scale)
+    assert one.input_scale is None, "it is that of the folded input"
+    assert other.input_scale.item() == 0.5
+
+
+def test_a_file_that_wants_every_layer_exact_is_refused(tmp_path):
+    path = tiny.quantized(tmp_path, "comfyui-old")
+    for load in (lambda: load_model(path, fp8_matmul=True), lambda: set_fp8_matmul(load_model(path))):
+        with pytest.raises(FullPrecisionError, match=r"load the model without fp8_matmul, or quantize .* --speed"):
+            load()
+    assert set_fp8_matmul(load_model(path), False) == 0
+    assert set_fp8_matmul(load_model(tiny.checkpoint(tmp_path))) == 0, "a model without FP8 layers has none to mark"

@@ -7,7 +7,7 @@ import torch
 
 from hswq_runtime import formats
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Product
 
 
 def mark(tensors):
@@ -20,6 +20,95 @@ def test_v1_has_a_unit_scale_for_comfyui_and_none_of_its_own():
     assert beside["a.b.weight_scale"].dtype == torch.float32 and beside["a.b.weight_scale"].shape == ()
     assert beside["a.b.weight_scale"].item() == 1.0
     assert mark(beside) == {"format": "float8_e4m3fn"}
+
+
+@pytest.mark.parametrize("format", list(Format))
+def test_how_to_multiply_is_said_to_comfyui(format):
+    def said(product):
+        beside = formats.companions("a.b.weight", 0.25 if format.scaled else 1.0, format, comfyui=True, product=product)
+        return mark(beside), beside.get("a.b.input_scale")
+
+    exact = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+    assert said(Product(exact=True)) == (exact, None)
+    assert said(Product(exact=True, input_scale=0.5)) == (exact, None), "nothing would read it"
+    assert said(Product()) == ({"format": "float8_e4m3fn"}, None)
+    described, scale = said(Product(input_scale=0.37))
+    assert described == {"format": "float8_e4m3fn"}
+    assert scale.dtype == torch.float32 and scale.shape == () and scale == torch.tensor(0.37)
+    assert not any(
+        "input" in key
+        for key in formats.companions("a.weight", 1.0, format, comfyui=False, product=Product(input_scale=0.5))
+    )
+
+
+def product(**stored):
+    """`read_product` of a weight `a`, beside which `stored` stands."""
+    tensors = {
+        f"a.{name}": value if isinstance(value, torch.Tensor) else torch.tensor(value) for name, value in stored.items()
+    }
+    if "scaled_fp8" in stored:
+        tensors["scaled_fp8"] = tensors.pop("a.scaled_fp8")
+    if "comfy_quant" in stored:
+        tensors["a.weight_scale"] = torch.ones(())
+    dtypes = {"a.weight": "F8_E4M3", **dict.fromkeys(tensors, "F32")}
+    weights, companions = formats.find_weights(dtypes, None)
+    assert companions == tensors.keys()
+    return formats.read_product(weights["a.weight"], tensors.__getitem__)
+
+
+def text(described):
+    return torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
+
+
+def test_how_to_multiply_is_read():
+    exact = text({"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
+    fast = text({"format": "float8_e4m3fn", "full_precision_matrix_mult": False})
+    assert product() == Product(), "without marks: in FP8"
+    assert product(comfy_quant=exact) == Product(exact=True)
+    assert product(comfy_quant=exact, input_scale=0.5) == Product(exact=True, input_scale=0.5)
+    assert product(comfy_quant=fast, input_scale=[0.5]) == Product(input_scale=0.5)
+    assert product(scale_input=0.5) == Product(input_scale=0.5)
+    assert product(scale_input=0.5, input_scale=0.5) == Product(input_scale=0.5)
+    assert product(input_scale=1.0) == Product(input_scale=1.0)
+    assert product(scale_input=1.0) == Product(), "the older converters wrote it everywhere, and ComfyUI drops it"
+    assert product(scaled_fp8=torch.zeros(2), scale_input=0.5) == Product(exact=True, input_scale=0.5)
+    assert product(scaled_fp8=torch.zeros(0)) == Product()
+
+
+@pytest.mark.parametrize("format", list(Format))
+@pytest.mark.parametrize("wanted", [Product(exact=True), Product(), Product(input_scale=0.37)], ids=str)
+def test_how_to_multiply_comes_back(format, wanted):
+    beside = formats.companions("a.weight", 1.0, format, comfyui=True, product=wanted)
+    weights, companions = formats.find_weights({"a.weight": "F8_E4M3", **dict.fromkeys(beside, "F32")}, format)
+    assert companions == beside.keys()
+    found = formats.read_product(weights["a.weight"], beside.__getitem__)
+    assert found.exact == wanted.exact
+    assert found.input_scale == (wanted.input_scale and torch.tensor(wanted.input_scale).item())
+
+
+@pytest.mark.parametrize("name", ["input_scale", "scale_input"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), [1.0, 2.0], []], ids=str)
+def test_impossible_input_scales_are_refused(name, value):
+    with pytest.raises(FormatError, match=rf"a\.{name}"):
+        product(**{name: value})
+
+
+def test_contradicting_or_nonsensical_words_on_multiplying_are_refused():
+    with pytest.raises(FormatError, match=r"a\.scale_input is 0\.25, but a\.input_scale is 0\.5"):
+        product(input_scale=0.5, scale_input=0.25)
+    with pytest.raises(FormatError, match="neither true nor false"):
+        product(comfy_quant=text({"format": "float8_e4m3fn", "full_precision_matrix_mult": "yes"}))
+    with pytest.raises(FormatError, match="neither true nor false"):
+        header = {"layers": {"a": {"format": "float8_e4m3fn", "full_precision_matrix_mult": 1}}}
+        formats.check_metadata({"_quantization_metadata": json.dumps(header)})
+
+
+def test_a_header_may_say_which_layers_are_exact():
+    layers = {name: {"format": "float8_e4m3fn", "full_precision_matrix_mult": name == "a"} for name in "ab"}
+    exact = formats.check_metadata({"_quantization_metadata": json.dumps({"layers": layers})})
+    assert exact == {"a"} and formats.check_metadata({}) == set()
+    found = [formats.read_product(formats.StoredWeight(f"{name}.weight"), {}.__getitem__, exact) for name in "ab"]
+    assert found == [Product(exact=True), Product()]
 
 
 def test_v2_has_the_scale_twice_for_two_kinds_of_loaders():

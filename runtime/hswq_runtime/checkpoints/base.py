@@ -56,7 +56,8 @@ def configured(checkpoint: Checkpoint, *places: str | Path, hub: HubOptions | No
     for place in dict.fromkeys(map(str, places)):
         path = _denoiser_folder(place, checkpoint.architecture.component, hub or HubOptions())
         if path is not None and (path / CONFIG).is_file():
-            return Checkpoint(checkpoint.path, stated=Configuration.read(path / CONFIG, f"{place}/{name}"))
+            stated = Configuration.read(path / CONFIG, f"{place}/{name}")
+            return Checkpoint(checkpoint.path, stated=stated, unfold=checkpoint.unfold)
     return checkpoint
 
 

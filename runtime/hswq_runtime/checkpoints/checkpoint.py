@@ -5,7 +5,7 @@ parameters a stored tensor becomes.
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,8 @@ from .configuration import CONFIG, Configuration, check_bounds
 from .fit import NOT_TO_BUILD, empty_model, misfits
 from .header import TensorInfo, recognise_header
 from .mapped import MAPPED_BYTES, MappedFile
-from .mapping import Piece, gather_scale, row_count, trace, untouched
+from .mapping import Piece, gather_product, gather_scale, trace, untouched
+from .stored import read_products, read_scales, stored_weights, unfold_factors
 
 _SHOWN = 3
 """Entries that are named where a configuration is wrong as a whole."""
@@ -35,13 +36,13 @@ class Checkpoint:
     Args:
         path: the file.
         stated: the denoiser's configuration, for a file whose own header has none. None: it is guessed from shapes.
+        unfold: take the moves of a folded file back, so that a LoRA fits. ComfyUI does not.
         mapped_bytes: bytes that are read through one memory mapping of it, see :class:`.mapped.MappedFile`.
 
     Attributes:
-        path: the file.
         metadata: the header's strings, {} if it has none.
         tensors: `TensorInfo` of every tensor by key, in file order.
-        prefix: prefix of the denoiser's keys.
+        prefix: of the denoiser's keys.
         format: the format that the metadata names, or None.
         has_diffusers_layout: whether the keys are diffusers' parameter names instead of those of the original layout.
         stated: the configuration in its header, else the given one, else None.
@@ -51,8 +52,15 @@ class Checkpoint:
         UnknownArchitectureError: the keys match no known architecture.
     """
 
-    def __init__(self, path: str | Path, *, stated: Configuration | None = None, mapped_bytes: int = MAPPED_BYTES):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        stated: Configuration | None = None,
+        unfold: bool = True,
+        mapped_bytes: int = MAPPED_BYTES,
+    ):
+        self.path, self.unfold = Path(path), unfold
         self._file = MappedFile(self.path, mapped_bytes)
         self.metadata, self.tensors = self._file.metadata, self._file.tensors
         own = formats.config_of(self.metadata)
@@ -64,7 +72,7 @@ class Checkpoint:
         if self.stated is not None:
             self.stated.check_class(self._family.model_class, self.path)
         self.format = formats.format_of(self.metadata)
-        formats.check_metadata(self.metadata)
+        self._exact_layers = formats.check_metadata(self.metadata)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -109,11 +117,7 @@ class Checkpoint:
 
     @cached_property
     def _quantized(self) -> tuple[dict[str, formats.StoredWeight], set[str]]:
-        dtypes = {key: self.tensors[key].dtype for key in self._denoiser_keys}
-        unscaled: Collection[str] = ()
-        if formats.has_plain_convolutions(self.metadata):
-            unscaled = {key for key in self._denoiser_keys if formats.is_convolution(self.tensors[key].shape)}
-        return formats.find_weights(dtypes, self.format, unscaled)
+        return stored_weights(self.denoiser_tensors, self.metadata)
 
     @property
     def quantized(self) -> Mapping[str, formats.StoredWeight]:
@@ -252,14 +256,10 @@ class Checkpoint:
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: self._shape(pieces) for name, pieces in self.parameters.items()}
         problems = misfits(wanted, found) + [f"unexpected {key}" for key in self._left_over]
-        for pieces in self.parameters.values():
-            dtype = self.tensors[pieces[0].key].dtype
-            if (
-                dtype not in formats.FULL_PRECISION
-                and dtype != formats.DTYPE_FP8
-                and pieces[0].key not in self.quantized
-            ):
-                problems.append(f"{pieces[0].key} is {dtype}, which this release does not read")
+        for key in (pieces[0].key for pieces in self.parameters.values()):
+            dtype = self.tensors[key].dtype
+            if dtype not in formats.FULL_PRECISION | {formats.DTYPE_FP8} and key not in self.quantized:
+                problems.append(f"{key} is {dtype}, which this release does not read")
         if problems:
             raise self._misfit(*problems)
 
@@ -285,12 +285,10 @@ class Checkpoint:
         model = self._skeleton
         found: dict[str, type[torch.nn.Module]] = {}
         for key in self._denoiser_keys:
-            owners = self.modules.get(key, [])
-            if not key.endswith(formats.WEIGHT) or not owners:
-                continue
+            owners = self.modules.get(key, []) if key.endswith(formats.WEIGHT) else []
             modules = [model.get_submodule(formats.layer_of(name)) for name in owners]
             for kind in (torch.nn.Linear, torch.nn.Conv2d):
-                if all(isinstance(module, kind) for module in modules):
+                if modules and all(isinstance(module, kind) for module in modules):
                     found[key] = kind
         return found
 
@@ -319,25 +317,31 @@ class Checkpoint:
         Raises:
             FormatError: a bad scale, see :func:`hswq_runtime.formats.read_scale`; a fold that does not fit.
         """
-        scales = {
-            key: formats.read_scale(weight, row_count(self.tensors[key].shape), self.tensor)
-            for key, weight in self.quantized.items()
-        }
-        if not self._unfold:
-            return scales
-        # Then every weight has a scale, as in V2, so that a model that is saved states all of them.
-        one = torch.ones(1, device="cpu")
-        return {key: (one if scale is None else scale) * self._unfold.get(key, one) for key, scale in scales.items()}
+        return read_scales(self.quantized, self.tensors, self.tensor, self._unfold)
+
+    @cached_property
+    def products(self) -> dict[str, formats.Product]:
+        """How the file wants the layer of every stored FP8 weight multiplied, by key.
+
+        A folded file whose moves are taken back has no input scales: they are those of the folded inputs.
+
+        Raises:
+            FormatError: a bad input scale, see :func:`hswq_runtime.formats.read_product`.
+        """
+        return read_products(self.quantized, self.tensor, self._exact_layers, unfolded=bool(self._unfold))
 
     @cached_property
     def _unfold(self) -> dict[str, torch.Tensor]:
-        rows = {key: row_count(info.shape) for key, info in self.tensors.items()}
-        return formats.unfold_factors(formats.fold_of(self.metadata, rows))
+        return unfold_factors(self.tensors, self.metadata) if self.unfold else {}
 
     def scale_of(self, pieces: list[Piece]) -> torch.Tensor | None:
         """The factor of a parameter that is made of `pieces`, FP8 or not: None, [1] or [rows]."""
         keys = {piece.key for piece in pieces}
         return gather_scale(pieces, {key: self.scales.get(key, self._unfold.get(key)) for key in keys})
+
+    def product_of(self, pieces: list[Piece]) -> formats.Product:
+        """How the layer of a parameter made of `pieces`, all FP8, is multiplied: exactly where they do not agree."""
+        return gather_product(pieces, self.products)
 
     def held_as_fp8(self, key: str) -> bool:
         """Whether the loaded model holds the tensor `key` in FP8: it is the FP8 weight of a layer that allows it."""
@@ -353,8 +357,9 @@ class Checkpoint:
         for pieces in self.parameters.values():
             values = torch.Size(self._shape(pieces)).numel()
             if all(self.held_as_fp8(piece.key) for piece in pieces):
-                scale = self.scale_of(pieces)
-                total += values * FP8.itemsize + (0 if scale is None else scale.nbytes)
+                scale, is_linear = self.scale_of(pieces), self.layers[pieces[0].key] is torch.nn.Linear
+                has_input_scale = is_linear and self.product_of(pieces).input_scale is not None
+                total += values * FP8.itemsize + 4 * (has_input_scale + (0 if scale is None else scale.numel()))
             else:
                 total += values * self.dtype.itemsize
         return total
@@ -379,11 +384,8 @@ class Checkpoint:
     @property
     def bundled(self) -> set[str]:
         """Names of the pipeline's components that this file holds besides the denoiser."""
-        return {
-            name
-            for name, start in self.architecture.bundled.items()
-            if any(key.startswith(start) for key in self.tensors)
-        }
+        starts = self.architecture.bundled.items()
+        return {name for name, start in starts if any(key.startswith(start) for key in self.tensors)}
 
     @cached_property
     def scheduler(self) -> Config:

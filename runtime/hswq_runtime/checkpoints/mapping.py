@@ -66,13 +66,6 @@ def row_count(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product:
-    """How a parameter made of `pieces` may be multiplied with, from what is said of stored tensors: exactly, unless
-    they agree."""
-    found = {products[piece.key] for piece in pieces}
-    return found.pop() if len(found) == 1 else Product(exact=True)
-
-
 def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
     """The scale of a parameter made of `pieces`, from the scales of stored tensors: None, [1] or [rows].
 
@@ -89,6 +82,15 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
             rows.append((torch.ones(1, device="cpu") if scale is None else scale).expand(piece.stop - piece.start))
     joined = torch.cat(rows)
     return joined[:1].clone() if (joined == joined[0]).all() else joined
+
+
+def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product:
+    """How the layer of a parameter made of `pieces` is multiplied, from what is said of stored tensors by key.
+
+    An input is rounded in one unit: where the tensors do not agree, the layer is multiplied in full precision.
+    """
+    found = {products[piece.key] for piece in pieces}
+    return found.pop() if len(found) == 1 else Product(exact=True)
 
 
 def _tags(number: int, shape: tuple[int, ...]) -> torch.Tensor:

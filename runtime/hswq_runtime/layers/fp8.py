@@ -7,7 +7,10 @@ here are read from torch. Beyond ±448 a cast by torch gives NaN or ±448, depen
 """
 
 import threading
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -83,6 +86,9 @@ def dequantize(
         return _dequantize_on_cpu(weight, scale, result)
     if scale is None:
         return weight.to(dtype)
+    if kernels := _kernels(weight):
+        expanded: torch.Tensor = kernels.expand(weight, scale, dtype)
+        return expanded
     return (weight.to(torch.float32) * _by_row(scale, weight)).to(dtype)
 
 
@@ -91,72 +97,103 @@ def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
 
     The scale of an all-zero tensor or row is 1.
     """
-    amax = values.detach().abs().float().reshape(count, -1).amax(dim=1)
+    amax = values.detach().abs().reshape(count, -1).amax(dim=1).float()
     return torch.where(amax > 0, amax / FP8_MAX, 1.0)
 
 
-def quantize_input(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """FP8 codes `q` such that `q · scale ≈ values`: as comfy-kitchen's eager backend rounds them, in the dtype of
-    `values`. scale: float32, one value."""
-    return saturating_cast(values * (1.0 / scale).to(values.dtype))
+def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """FP8 codes `q` such that `q · scale ≈ input`, by the arithmetic of stock ComfyUI: of the shape of `input`.
+
+    Its product with 1 / scale is rounded to its own dtype before it is rounded to FP8, as that of ComfyUI is.
+
+    Args:
+        input: any shape, float32, bfloat16 or float16.
+        scale: float32 with one value; None: 1.
+    """
+    if kernels := _kernels(input):
+        codes: torch.Tensor = kernels.quantize(input, _ones(input.device, 1) if scale is None else scale)
+        return codes
+    return saturating_cast(input if scale is None else input * (1.0 / scale).to(input.dtype))
+
+
+def quantize_rows(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP8 codes of the shape of `input` [..., K], and the scale of each row, amax / 448: float32 [rows].
+
+    The quotient is computed in float32.
+    """
+    rows = input.reshape(-1, input.shape[-1])
+    if kernels := _kernels(input):
+        codes, scale = kernels.quantize_rows(rows)
+        return codes.reshape(input.shape), scale
+    scale = fresh_scale(rows, len(rows))
+    return saturating_cast(rows / scale[:, None]).reshape(input.shape), scale
+
+
+def comfyui_weight(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`weight · scale` as stock ComfyUI expands it: both in `dtype`, and so is their product. Arguments: see
+    :func:`dequantize`."""
+    values = dequantize(weight, None, dtype)
+    return values if scale is None else values.mul_(_by_row(scale, weight).to(dtype))
 
 
 def matmul(
-    input: torch.Tensor,
+    codes: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
+    input_scale: torch.Tensor | None,
     bias: torch.Tensor | None,
     dtype: torch.dtype,
-    input_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`input @ weight.T + bias` with both factors in FP8 on the tensor cores: [..., N] in `dtype`.
+    """`(codes · input_scale) @ (weight · scale).T + bias` on the tensor cores: [..., N] in `dtype`.
 
     Args:
-        input: [..., K], any float dtype.
-        weight: FP8 [N, K]; K and N are multiples of 16.
+        codes: FP8 [..., K].
+        weight: FP8 [N, K]; it :func:`fits`.
         scale: as in :func:`quantize`.
+        input_scale: float32 with one value, or with one for each row of `codes`; None: 1.
         bias: [N] in `dtype`.
-        input_scale: float32 [1], at which the input is rounded to FP8; None: each row with its own, amax / 448.
     """
-    rows = input.reshape(-1, input.shape[-1])
-    of_weight = unit_scale(weight.device) if scale is None else scale
-    if input_scale is not None and of_weight.numel() == 1:
-        # Added by the product itself, but for what cuBLAS does not: a bias to float32. Sums are in float32 throughout
-        # (no fast accumulation), as in ComfyUI: the faster ones of Hopper keep 14 bits.
-        after = bias if weight.is_cuda and dtype == torch.float32 else None
-        product = torch._scaled_mm(
-            quantize_input(rows, input_scale),
-            weight.t(),
-            scale_a=input_scale.reshape(()),
-            scale_b=of_weight.reshape(()),
-            bias=bias if after is None else None,
-            out_dtype=dtype,
-        )
+    rows, device = codes.reshape(-1, codes.shape[-1]).contiguous(), weight.device
+    scale_a = _ones(device, 1) if input_scale is None else input_scale
+    scale_b = _ones(device, 1) if scale is None else scale
+    result = dtype if dtype.itemsize <= torch.float32.itemsize else torch.float32
+    if scale_a.numel() == scale_b.numel() == 1:
+        scale_a, scale_b = scale_a.reshape(()), scale_b.reshape(())
     else:
-        after = bias
-        row_scale = fresh_scale(rows, len(rows)) if input_scale is None else input_scale.expand(len(rows))
-        product = torch._scaled_mm(
-            saturating_cast(rows.float() / row_scale[:, None]),
-            weight.t(),
-            scale_a=row_scale[:, None].contiguous(),
-            scale_b=of_weight.reshape(1, -1).expand(1, len(weight)).contiguous(),
-            out_dtype=torch.bfloat16,  # CUDA has no other for scales a row
-        ).to(dtype)
-    product = product if after is None else product + after
-    return product.reshape(*input.shape[:-1], len(weight))
+        scale_a = scale_a.reshape(-1, 1).expand(len(rows), 1).contiguous()
+        scale_b = _ones(device, len(weight)) if scale is None else scale.reshape(-1).expand(len(weight)).contiguous()
+        scale_b = scale_b.reshape(1, -1)
+        if weight.is_cuda:
+            result = torch.bfloat16  # all that its kernels with several scales write
+    inside = bias if bias is not None and result == dtype and adds_bias(device, dtype) else None
+    # Fast accumulation, which Hopper has, keeps about 14 bits of a sum: over a long row that costs more than a bfloat16
+    # result rounds off. ComfyUI does without it as well.
+    product = torch._scaled_mm(
+        rows, weight.t(), scale_a=scale_a, scale_b=scale_b, bias=inside, out_dtype=result, use_fast_accum=False
+    )
+    product = product.to(dtype).reshape(*codes.shape[:-1], len(weight))
+    return product if bias is None or inside is not None else product + bias
 
 
-def unit_scale(device: torch.device) -> torch.Tensor:
-    """Float32 [1] of 1, on `device`; it is read and never written."""
-    if torch.compiler.is_compiling():
-        return torch.ones(1, device=device)
-    if device not in _units:
-        with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
-            _units[device] = torch.ones(1, device=device)
-    return _units[device]
+def adds_bias(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether :func:`matmul` can add a bias before it rounds to `dtype`; on CUDA not to float32."""
+    return device.type != "cuda" or dtype != torch.float32
 
 
-_units: dict[torch.device, torch.Tensor] = {}
+def fits(weight: torch.Tensor) -> bool:
+    """Whether the hardware can multiply by an FP8 weight [N, K]: both are multiples of 16."""
+    return all(size % MULTIPLE == 0 for size in weight.shape)
+
+
+def _ones(device: torch.device, count: int) -> torch.Tensor:
+    """Scales of 1, float32 [count], made once for each device; they are only read."""
+    return torch.ones(count, device=device) if torch.compiler.is_compiling() else _kept_ones(device, count)
+
+
+@cache
+def _kept_ones(device: torch.device, count: int) -> torch.Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be used in training
+        return torch.ones(count, device=device)
 
 
 def can_matmul(device: torch.device) -> bool:
@@ -180,6 +217,32 @@ def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _by_row(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`scale` in the shape [1 or N, 1, ...], which broadcasts over `weight`."""
     return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _kernels(values: torch.Tensor) -> ModuleType | None:
+    """The kernels that do an operation on `values` in one pass; None where the plain operations have to do.
+
+    That is on a CPU, where Triton is missing or fails, for float64, and for a compiler, which fuses the plain ones.
+    """
+    usable = values.is_cuda and type(values) in (torch.Tensor, torch.nn.Parameter) and values.dtype != torch.float64
+    return _import_kernels(values.device) if usable and not torch.compiler.is_compiling() else None
+
+
+@cache
+def _import_kernels(device: torch.device) -> ModuleType | None:
+    try:
+        from . import kernels
+
+        kernels.quantize(torch.zeros(1, device=device), torch.ones(1, device=device))
+    except ImportError:
+        return None
+    except Exception as error:  # it builds with this machine's C compiler and driver, and fails in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"Triton builds no kernels here ({reason}); FP8 layers are slower than they could be", stacklevel=2
+        )
+        return None
+    return kernels
 
 
 # Put the four exponent and three mantissa bits of an FP8 value into the lowest exponent and highest mantissa bits of a

@@ -13,8 +13,9 @@ from peft.tuners.lora import Conv2d, Linear, model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, onload_layer
 
 from ..errors import HSWQError
+from ..formats import Reader
 from .fp8 import FP8, dequantize
-from .modules import HSWQConv2d, HSWQLayer
+from .modules import HSWQConv2d, HSWQLayer, HSWQLinear
 
 
 class _MergesByRequantizing:
@@ -103,7 +104,27 @@ class _MergesByRequantizing:
 
 
 class HSWQLoraLinear(_MergesByRequantizing, Linear):  # type: ignore[misc]  # PEFT has no types
-    """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQLinear`."""
+    """PEFT's LoRA layer over an :class:`hswq_runtime.HSWQLinear`.
+
+    ComfyUI multiplies in full precision where a LoRA is on, and so does a simulation of it.
+    """
+
+    active_adapters: list[str]
+    disable_adapters: bool
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """PEFT's: the base layer's product with what the active adapters add."""
+        base = self.get_base_layer()
+        on = self.merged or (not self.disable_adapters and any(name in self.lora_A for name in self.active_adapters))
+        if not (isinstance(base, HSWQLinear) and base.fp8_matmul and base.reader is Reader.COMFYUI and on):
+            output: torch.Tensor = super().forward(x, *args, **kwargs)
+            return output
+        base.fp8_matmul = False
+        try:
+            exact: torch.Tensor = super().forward(x, *args, **kwargs)
+            return exact
+        finally:
+            base.fp8_matmul = True
 
 
 class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):  # type: ignore[misc]  # PEFT has no types

@@ -11,15 +11,15 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.grad import conv2d_input
 
-from ..errors import DeviceError, HSWQError
-from ..formats import INPUT_SCALE, SCALE, UNSAID, Product, Reader
-from . import fp8
+from ..errors import HSWQError
+from ..formats import INPUT_SCALE, SCALE, Product, Reader
+from . import fp8, products
 
 SCALE_BUFFER = SCALE.removeprefix(".")
 INPUT_SCALE_BUFFER = INPUT_SCALE.removeprefix(".")
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+_UNMARKED = Product()
 
 
 class HSWQLayer(nn.Module):
@@ -29,32 +29,20 @@ class HSWQLayer(nn.Module):
         weight: FP8, frozen, of the plain layer's shape.
         scale: None, or a float32 buffer [1] or [N], one value for each row (index of the weight's first dimension).
         compute_dtype: dtype of the expanded weight and of the bias; PEFT gives adapters on the layer this dtype.
-        exact: the file wants no product in FP8.
-        input_scale: None, or a float32 buffer [1], the scale at which the input is rounded for a product in FP8.
-        fp8_matmul: multiply in FP8.
-        reader: whose arithmetic it is, to the bit.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
-    input_scale: torch.Tensor | None
     compute_dtype: torch.dtype
-    exact = False
-    fp8_matmul = False
-    reader = Reader.HSWQ
 
     def reset_parameters(self) -> None:
         """Does nothing: weights come from a file, and drawing random ones takes longer than reading it."""
 
-    def _hold_fp8(
-        self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None, product: Product = UNSAID
-    ) -> None:
-        self.compute_dtype, self.exact = compute_dtype, product.exact
+    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None) -> None:
+        self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
         scale = torch.empty(scales, dtype=torch.float32, device=device) if scales else None
         self.register_buffer(SCALE_BUFFER, scale)
-        inputs = None if product.input_scale is None else torch.full((1,), product.input_scale, device=device)
-        self.register_buffer(INPUT_SCALE_BUFFER, inputs)
 
     def dequantized_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight in `dtype` (None: `compute_dtype`), a new tensor of the plain layer's shape."""
@@ -82,8 +70,8 @@ class HSWQLayer(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored FP8 bytes or their scale.
-        stored = [tensor for tensor in (self.weight, self.scale, self.input_scale) if tensor is not None]
+        # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored FP8 bytes or the scales.
+        stored = [self.weight, *(buffer for buffer in self._buffers.values() if buffer is not None)]
 
         def keep_stored(tensor: torch.Tensor) -> torch.Tensor:
             applied = fn(tensor)
@@ -109,18 +97,23 @@ class HSWQLayer(nn.Module):
 
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
-        matmul = ", fp8_matmul" if self.fp8_matmul else ", exact" if self.exact else ""
-        return (
-            f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}{matmul}"
-        )
+        return f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}"
 
 
 class HSWQLinear(HSWQLayer, nn.Linear):
     """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias is in `compute_dtype`.
 
-    With `fp8_matmul` the input is rounded to FP8 as well, at `input_scale` or else with one scale a row, and multiplied
-    on the tensor cores.
+    Attributes:
+        exact: whether the file wants it multiplied in full precision, see :class:`hswq_runtime.formats.Product`.
+        input_scale: None, or a float32 buffer [1]: FP8 values of the input times this are the input.
+        fp8_matmul: round the input to FP8 as well, and multiply on the tensor cores.
+        reader: whose arithmetic that is, see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
     """
+
+    exact: bool
+    input_scale: torch.Tensor | None
+    fp8_matmul = False
+    reader = Reader.HSWQ
 
     def __init__(
         self,
@@ -130,26 +123,32 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         *,
         scales: int,
         compute_dtype: torch.dtype,
-        product: Product = UNSAID,
+        product: Product = _UNMARKED,
         device: torch.device | str | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scales, compute_dtype, device, product)
+        self._hold_fp8(scales, compute_dtype, device)
+        self.register_buffer(INPUT_SCALE_BUFFER, None)
+        self.set_product(product, device)
 
     @classmethod
     def like(
-        cls, layer: nn.Linear, *, scales: int, compute_dtype: torch.dtype, product: Product = UNSAID
+        cls, layer: nn.Linear, *, scales: int, compute_dtype: torch.dtype, product: Product = _UNMARKED
     ) -> "HSWQLinear":
         """An empty layer on the meta device, of `layer`'s shape."""
-        return cls(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            scales=scales,
-            compute_dtype=compute_dtype,
-            product=product,
-            device="meta",
-        )
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        return cls(*sizes, scales=scales, compute_dtype=compute_dtype, product=product, device="meta")
+
+    def set_product(self, product: Product, device: torch.device | str | None = None) -> None:
+        """Take over what a file says of this layer's product; `device`: where its input scale is to be."""
+        self.exact, scale = product.exact, product.input_scale
+        self.input_scale = None if scale is None else torch.tensor([scale], dtype=torch.float32, device=device)
+
+    def extra_repr(self) -> str:
+        """Arguments and state, for `print(model)`."""
+        exact, scale = ", exact" if self.exact else "", "" if self.input_scale is None else ", input_scale=[1]"
+        matmul = f", fp8_matmul={self.reader.value}" if self.fp8_matmul else ""
+        return f"{super().extra_repr()}{exact}{scale}{matmul}"
 
     def _plain_shell(self) -> nn.Linear:
         shell = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
@@ -157,15 +156,11 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        multiply: Callable[..., torch.Tensor] = _expand_and_multiply
-        options: tuple[Any, ...] = ()
-        if self.reader is Reader.COMFYUI:
-            multiply, options = _multiply_as_comfyui, (self.input_scale, self.fp8_matmul)
-        elif self.fp8_matmul:
-            multiply, options = _multiply, (self.input_scale,)
-        if torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias)):
-            return _with_gradient(multiply, options, (), input, self)
-        return multiply(input, self.weight, self.scale, self.bias, self.compute_dtype, *options)
+        multiply = products.LINEAR[self.reader, self.fp8_matmul]
+        operands = input, self.weight, self.scale, self.bias, self.compute_dtype
+        if products.needs_gradient(input, self.bias):
+            return products.with_gradient(multiply, *operands, input_scale=self.input_scale)
+        return multiply(*operands, self.input_scale)
 
 
 class HSWQConv2d(HSWQLayer, nn.Conv2d):
@@ -202,7 +197,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not (torch.is_grad_enabled() and (input.requires_grad or _is_trained(self.bias))):
+        if not products.needs_gradient(input, self.bias):
             expanded = fp8.dequantize(self.weight, self.scale, self.compute_dtype, transient=True)
             convolved: torch.Tensor = self._conv_forward(input, expanded, self.bias)
             return convolved
@@ -210,110 +205,9 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        return _with_gradient(_expand_and_multiply, (), (self.stride, padding, self.dilation, self.groups), input, self)
-
-
-def _expand_and_multiply(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    *geometry: Any,
-) -> torch.Tensor:
-    """`geometry`: as of :class:`_Product`."""
-    expanded = fp8.dequantize(weight, scale, dtype, transient=True)
-    return F.conv2d(input, expanded, bias, *geometry) if geometry else F.linear(input, expanded, bias)
-
-
-def _multiply(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-) -> torch.Tensor:
-    if not fp8.can_matmul(weight.device):
-        raise DeviceError(f"{weight.device} has no FP8 matrix product; load the model without fp8_matmul")
-    return fp8.matmul(input, weight, scale, bias, dtype, input_scale)
-
-
-def _multiply_as_comfyui(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    rounds: bool,
-) -> torch.Tensor:
-    """What ComfyUI computes on a GPU with FP8 arithmetic, on any device. rounds: the input as well; where the hardware
-    cannot multiply the two, both are expanded, as the weight alone is otherwise: in `dtype`, also the scale."""
-    one = fp8.unit_scale(weight.device)
-    at, of_weight = (one if s is None else s for s in (input_scale, scale))
-    if rounds and fp8.can_matmul(weight.device) and not any(size % fp8.MULTIPLE for size in weight.shape):
-        return fp8.matmul(input, weight, of_weight, bias, dtype, at)
-    if rounds:
-        input = fp8.quantize_input(input, at).to(dtype) * at.to(dtype)
-    return F.linear(input, weight.to(dtype) * of_weight.to(dtype), bias)
-
-
-class _Product(torch.autograd.Function):
-    """A product that saves the FP8 weight for the backward pass instead of the expanded one.
-
-    `options`: of a linear layer's `multiply`. `geometry`: stride, padding, dilation and groups of a convolution; () for
-    a linear layer.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        multiply: Callable[..., torch.Tensor],
-        options: tuple[Any, ...],
-        geometry: tuple[Any, ...],
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(weight, scale)
-        ctx.geometry, ctx.input_shape = geometry, input.shape
-        return multiply(input, weight, scale, bias, dtype, *options, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, scale = ctx.saved_tensors
-        _, _, _, input_needed, _, _, bias_needed, _ = ctx.needs_input_grad
-        input: torch.Tensor | None = None
-        bias: torch.Tensor | None = None
-        if input_needed:
-            expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
-            if ctx.geometry:
-                input = conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
-            else:
-                input = gradient @ expanded
-        if bias_needed:
-            bias = gradient.sum((0, 2, 3)) if ctx.geometry else gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        return None, None, None, input, None, None, bias, None
-
-
-def _with_gradient(
-    multiply: Callable[..., torch.Tensor],
-    options: tuple[Any, ...],
-    geometry: tuple[Any, ...],
-    input: torch.Tensor,
-    layer: HSWQLinear | HSWQConv2d,
-) -> torch.Tensor:
-    product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # torch has no types here
-        multiply, options, geometry, input, layer.weight, layer.scale, layer.bias, layer.compute_dtype
-    )
-    return product
-
-
-def _is_trained(bias: torch.Tensor | None) -> bool:
-    return bias is not None and bias.requires_grad
+        operands = input, self.weight, self.scale, self.bias, self.compute_dtype
+        geometry = self.stride, padding, self.dilation, self.groups
+        return products.with_gradient(products.convolved, *operands, geometry=geometry)
 
 
 class _Geometry(TypedDict):
@@ -350,11 +244,13 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
 
 
 def quantized_twin(
-    layer: nn.Module, *, scales: int, compute_dtype: torch.dtype, product: Product = UNSAID
+    layer: nn.Module, *, scales: int, compute_dtype: torch.dtype, product: Product = _UNMARKED
 ) -> HSWQLayer:
     """The empty FP8 layer, on the meta device, that replaces `layer` (nn.Linear or nn.Conv2d).
 
-    `scales`: number of its scales: 0, 1, or the number of rows of its weight. `product`: of a linear layer.
+    Args:
+        scales: number of its scales: 0, 1, or the number of rows of its weight.
+        product: how to multiply by it; a convolution is always computed in full precision.
 
     Raises:
         TypeError: any other class of layer.
