@@ -248,12 +248,13 @@ class Card:
         text = template.render(
             comparisons=comparisons(self.evaluation) if self.evaluation else [],
             in_fp8=in_fp8(self.evaluation) if self.evaluation else [],
-            work=self._work_in_fp8(),
+            work=self.work_in_fp8,
             unscaled=self._unscaled(),
         )
         return [line for line in text.splitlines() if line]
 
-    def _work_in_fp8(self) -> dict[str, float]:
+    @property
+    def work_in_fp8(self) -> dict[str, float]:
         """By label, the share of the linear layers' work that a file wants in FP8; not of files that say nothing."""
         shares = {}
         for format in self.formats:

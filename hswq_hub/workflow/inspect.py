@@ -34,13 +34,13 @@ class Inspection:
     """Facts of one file.
 
     variant: the model that its components are of, where several have the same keys. format: "V1", "V2", "FP8" (cast
-    without our metadata) or "full precision". parts: values by part of the file; dtypes: values of the denoiser by
-    safetensors dtype. never_quantized: layer -> why. kept: recipe -> what stays in full precision besides. sizes:
-    recipe and format -> bytes of the file, at least and at most. Both are empty for a file that is quantized already.
-    size, steps: of a picture, by default. call: of the denoiser, for such a picture; passes: how many in a step.
-    config: of the denoiser; guess: what of it is guessed, unless the base says otherwise; None: the file states it.
-    bundled: the components that the file holds besides the denoiser. scheduler: what it says of its scheduler's
-    configuration. metadata: all entries of the header.
+    without our metadata) or "full precision". scaled_inputs: layers with a scale for their inputs. parts: values by
+    part of the file; dtypes: values of the denoiser by safetensors dtype. never_quantized: layer -> why. kept: recipe
+    -> what stays in full precision besides. sizes: recipe and format -> bytes of the file, at least and at most. Both
+    are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser, for
+    such a picture; passes: how many in a step. config: of the denoiser; guess: what of it is guessed, unless the base
+    says otherwise; None: the file states it. bundled: the components that the file holds besides the denoiser.
+    scheduler: what it says of its scheduler's configuration. metadata: all entries of the header.
     """
 
     file: str
@@ -54,6 +54,7 @@ class Inspection:
     dtypes: dict[str, int]
     layers: int
     quantized_layers: int
+    scaled_inputs: int
     never_quantized: dict[str, str]
     kept: dict[str, str]
     sizes: dict[tuple[str, str], tuple[int, int]]
@@ -78,7 +79,7 @@ class Inspection:
             f"{shown(self.file)}: {self.variant}, {self.format}, {megabytes(self.file_bytes)}",
             *_column("parameters", [f"{_millions(self.parameters)} in the denoiser ({self._precision()})"]),
             *_column("parts", (f"{shown(part)}: {_millions(values)}" for part, values in self.parts.items())),
-            *_column("layers", [f"{self.layers} linear or convolution, {self.quantized_layers} of them FP8"]),
+            *_column("layers", self._layer_lines()),
             *(_column("holds too", [", ".join(self.bundled)]) if self.bundled else ()),
             *(_column("scheduler", [_settings(self.scheduler)]) if self.scheduler else ()),
             *_column("never FP8", (f"{shown(layer)}: {reason}" for layer, reason in self.never_quantized.items())),
@@ -92,6 +93,12 @@ class Inspection:
                 "metadata", (f"{shown(name, 60)}: {shown(value)}" for name, value in self._ours_first()), _METADATA
             ),
         ]
+
+    def _layer_lines(self) -> list[str]:
+        lines = [f"{self.layers} linear or convolution, {self.quantized_layers} of them FP8"]
+        if self.scaled_inputs:
+            lines.append(f"{self.scaled_inputs} with a scale for their inputs, to multiply in FP8 on GPUs that can")
+        return lines
 
     def _ours_first(self) -> list[tuple[str, str]]:
         """The entries of the metadata by name, those that this project writes before all others."""
@@ -167,6 +174,7 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
         dtypes=dict(dtypes),
         layers=len(checkpoint.layers),
         quantized_layers=len(checkpoint.quantized),
+        scaled_inputs=sum(bool(weight.input_scale_keys) for weight in checkpoint.quantized.values()),
         never_quantized={layer: reason for layer, reason in reasons.items() if reason is not None},
         kept={} if checkpoint.quantized else {recipe.name: _kept(checkpoint, recipe) for recipe in RECIPES.values()},
         sizes={} if checkpoint.quantized else _sizes(checkpoint, RECIPES.values()),
