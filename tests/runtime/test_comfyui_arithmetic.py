@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from support import loras, tiny
+from support.kitchen import Theirs, theirs_in
 
 from hswq_runtime import Checkpoint, FullPrecisionError, HSWQLinear, load_model, set_fp8_matmul
 from hswq_runtime.formats import Product, Reader
 from hswq_runtime.layers import fp8
 
-kitchen = pytest.importorskip("comfy_kitchen.tensor")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 W1 = "layers.0.feed_forward.w1"
 KINDS = Product(exact=True), Product(), Product(input_scale=0.37), Product(input_scale=0.015), Product(input_scale=1.0)
@@ -33,29 +33,6 @@ def simulation(path, dtype, **how):
     model = load_model(path, dtype, **how)
     assert set_fp8_matmul(model, reader=Reader.COMFYUI) > 0
     return model
-
-
-class Theirs(torch.nn.Module):
-    """A linear layer as ComfyUI has it, with the tensors of one of ours."""
-
-    def __init__(self, layer: HSWQLinear):
-        super().__init__()
-        self.layer, self.dtype = layer, layer.compute_dtype
-        one = torch.tensor(1.0)
-        scale = one if layer.scale is None else layer.scale.reshape(())
-        kind = "TensorCoreFP8Layout"
-        params = kitchen.TensorCoreFP8Layout.Params(scale=scale, orig_dtype=self.dtype, orig_shape=layer.weight.shape)
-        self.quantized = kitchen.QuantizedTensor(layer.weight.data, kind, params)
-        self.input_scale = one if layer.input_scale is None else layer.input_scale.reshape(())
-
-    @torch.inference_mode()  # as ComfyUI runs; otherwise torch takes the product apart before it is theirs
-    def forward(self, input):
-        weight, bias = self.quantized, self.layer.bias
-        if self.layer.exact:
-            return F.linear(input, weight.dequantize(), bias)
-        flat = input.reshape(-1, input.shape[-1])
-        rounded = kitchen.QuantizedTensor.from_float(flat, "TensorCoreFP8Layout", scale=self.input_scale)
-        return F.linear(rounded, weight, bias).reshape(*input.shape[:-1], -1)
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +94,7 @@ def test_activations_beyond_the_range_saturate_as_theirs_do(dtype):
 @DTYPES
 def test_a_whole_model_is_theirs_to_the_bit(tmp_path, dtype):
     path = tiny.quantized(tmp_path, "comfyui", change=marked)
-    ours, theirs = simulation(path, dtype), load_model(path, dtype)
-    for name, one in [*theirs.named_modules()]:
-        if isinstance(one, HSWQLinear):
-            theirs.set_submodule(name, Theirs(one))
+    ours, theirs = simulation(path, dtype), theirs_in(load_model(path, dtype))
     arguments = tiny.inputs()
     arguments["x"], arguments["cap_feats"] = ([t.to(dtype) for t in arguments[name]] for name in ("x", "cap_feats"))
     with torch.no_grad():

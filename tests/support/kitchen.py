@@ -1,0 +1,38 @@
+"""A linear layer as ComfyUI computes it on a GPU with FP8 arithmetic, by comfy-kitchen's eager backend."""
+
+import torch
+import torch.nn.functional as F
+from comfy_kitchen import tensor as kitchen
+
+from hswq_runtime import HSWQLinear
+
+
+class Theirs(torch.nn.Module):
+    """A linear layer as ComfyUI has it, with the tensors of one of ours."""
+
+    def __init__(self, layer: HSWQLinear):
+        super().__init__()
+        self.layer, self.dtype = layer, layer.compute_dtype
+        one = torch.tensor(1.0)
+        scale = one if layer.scale is None else layer.scale.reshape(())
+        kind = "TensorCoreFP8Layout"
+        params = kitchen.TensorCoreFP8Layout.Params(scale=scale, orig_dtype=self.dtype, orig_shape=layer.weight.shape)
+        self.quantized = kitchen.QuantizedTensor(layer.weight.data, kind, params)
+        self.input_scale = one if layer.input_scale is None else layer.input_scale.reshape(())
+
+    @torch.inference_mode()  # as ComfyUI runs; otherwise torch takes the product apart before it is theirs
+    def forward(self, input):
+        weight, bias = self.quantized, self.layer.bias
+        if self.layer.exact:
+            return F.linear(input, weight.dequantize(), bias)
+        flat = input.reshape(-1, input.shape[-1])
+        rounded = kitchen.QuantizedTensor.from_float(flat, "TensorCoreFP8Layout", scale=self.input_scale)
+        return F.linear(rounded, weight, bias).reshape(*input.shape[:-1], -1)
+
+
+def theirs_in(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` with ComfyUI's layers in place of ours."""
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, HSWQLinear):
+            model.set_submodule(name, Theirs(layer))
+    return model
