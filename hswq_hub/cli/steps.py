@@ -60,8 +60,7 @@ def calibrate(
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
-    from ..workflow.preflight import say_prompts, warn_of_guess
-    from ..workflow.stages.calibrate import warn_of_zeros
+    from ..workflow.preflight import say_prompts, warn_of_guess, warn_of_zeros
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hswq_runtime.text import several
+
+from ..calibration.weights import empty_weights
 from ..common.targets import check_target
 from ..common.text import plain
 from ..quantization.compensate import passes_of_rounding
@@ -14,6 +17,7 @@ from ..sources.prompts.prompts import Share
 from ..sources.source import Source
 from .memory import Memory
 from .steps import Log, Step, check_disks, silent
+from .workspace import Workspace
 
 _SHOWN = 80
 """Characters of a negative prompt that are shown."""
@@ -90,3 +94,25 @@ def _shares(shares: Sequence[Share], prompts: Sequence[str]) -> str:
 def arriving_bytes(source: Source) -> dict[Path, int]:
     """What its file takes once it is fetched, and where."""
     return {cache.folder(): source.path.stat().st_size}
+
+
+def check_weights(workspace: Workspace, source: Source, log: Log) -> None:
+    """Check all weights of `source` before anything is made of them, once for each file; `log` is warned of zeros.
+
+    The digest of a source knows nothing of its values, so this reads the denoiser once more, as long as a copy of the
+    file takes. What was found is kept in the workspace, which belongs to that digest: later runs read nothing.
+
+    Raises:
+        FormatError: a tensor holds NaN or infinity.
+    """
+    empty = workspace.empty_weights()
+    if empty is None:
+        empty = empty_weights(source.checkpoint)
+        workspace.note_weights(empty)
+    warn_of_zeros(empty, log)
+
+
+def warn_of_zeros(empty: Sequence[str], log: Log) -> None:
+    """Say which weights are all zeros: layers that do nothing yet, or a damaged file."""
+    if empty:
+        log(f"warning: nothing but zeros in {several(empty)}")

@@ -29,9 +29,9 @@ from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
 from .forecast import Forecast
 from .memory import Memory, memory_of
-from .preflight import arriving_bytes, preflight, prompt_rows
+from .preflight import arriving_bytes, check_weights, preflight, prompt_rows
 from .recall import remember
-from .stages.calibrate import calibration_step, check_weights
+from .stages.calibrate import calibration_step
 from .stages.evaluate import evaluation_step
 from .stages.folder import folder_step
 from .stages.quantize import Quantization, naive_step

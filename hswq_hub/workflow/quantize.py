@@ -21,10 +21,10 @@ from ..sources.source import Source
 from .estimate import estimate
 from .forecast import Forecast
 from .memory import memory_of
-from .preflight import warn_of_guess
+from .preflight import check_weights, warn_of_guess
 from .publish import settle
 from .recall import remember
-from .stages.calibrate import STAGE, STATISTICS, check_weights
+from .stages.calibrate import STAGE, STATISTICS
 from .stages.quantize import Quantization, plan_of, quantized_name
 from .steps import Log, Step, check_disks, make, remaining_steps, silent
 from .workspace import Workspace

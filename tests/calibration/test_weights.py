@@ -54,7 +54,7 @@ def test_zeros_are_allowed_and_named(tmp_path):
 
 
 def test_weights_are_read_once_for_each_file(tmp_path, monkeypatch):
-    from hswq_hub.workflow.stages import calibrate
+    from hswq_hub.workflow import preflight
 
     monkeypatch.chdir(tmp_path)
     source = resolve(str(spoilt(tmp_path, WEIGHT, 0.0, everywhere=True)), resolve("demo").base)
@@ -63,6 +63,6 @@ def test_weights_are_read_once_for_each_file(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(FormatError):  # nothing is made
             plan.run(lines.append)
-        monkeypatch.setattr(calibrate, "empty_weights", lambda _: pytest.fail("read again"))
+        monkeypatch.setattr(preflight, "empty_weights", lambda _: pytest.fail("read again"))
     warning = f"warning: nothing but zeros in {WEIGHT}"
     assert lines == [warning, "made", warning, "made"]

@@ -1,23 +1,18 @@
-"""The stage `calibrate`: one step, the statistics of every layer; and before it a look at all weights."""
+"""The stage `calibrate`: one step, the statistics of every layer."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from hswq_runtime.text import several
-
 from ...calibration.calibrate import calibrate, steps_made
-from ...calibration.weights import empty_weights
 from ...common.identity import environment_fingerprint
 from ...generation.placement import usable_memory
 from ...settings import CalibrationSettings
 from ...sources.components import base_identity
 from ...sources.source import Source
 from ..forecast import cost_of, sizes_of, usual_size
-from ..steps import Log, Step, Work
-from ..workspace import Workspace
+from ..steps import Step, Work
 
 STAGE = "calibrate"
 STATISTICS = "calibration.safetensors"
@@ -25,28 +20,6 @@ ROOMS = ("hswq_hub.generation", "hswq_hub.calibration", __name__)
 """The code that decides the product."""
 _LAUNCHES = 10
 """Small operations that the statistics of one layer take in one call."""
-
-
-def check_weights(workspace: Workspace, source: Source, log: Log) -> None:
-    """Check all weights of `source` before anything is made of them, once for each file; `log` is warned of zeros.
-
-    The digest of a source knows nothing of its values, so this reads the denoiser once more, as long as a copy of the
-    file takes. What was found is kept in the workspace, which belongs to that digest: later runs read nothing.
-
-    Raises:
-        FormatError: a tensor holds NaN or infinity.
-    """
-    empty = workspace.empty_weights()
-    if empty is None:
-        empty = empty_weights(source.checkpoint)
-        workspace.note_weights(empty)
-    warn_of_zeros(empty, log)
-
-
-def warn_of_zeros(empty: Sequence[str], log: Log) -> None:
-    """Say which weights are all zeros: layers that do nothing yet, or a damaged file."""
-    if empty:
-        log(f"warning: nothing but zeros in {several(empty)}")
 
 
 def calibration_step(

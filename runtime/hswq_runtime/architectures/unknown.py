@@ -7,8 +7,8 @@ from ..text import several, shown
 from .row import Architecture
 
 _NAMES_OF_DIFFUSERS = ("single_transformer_blocks.", "joint_transformer_blocks.", "all_x_embedder.", "down_blocks.0.")
-_SHOWN, _LONGEST = 3, 40
-"""Groups of blocks, and other tensors, that are listed at most, and characters of a name."""
+_SHOWN, _ALONE, _LONGEST = 2, 2, 40
+"""Groups of blocks, and other tensors, that are listed at most, and characters of a name: a sentence has room for."""
 
 
 def describe_unknown(tensors: Iterable[str], rows: Collection[Architecture], prefixes: Iterable[str]) -> str:
@@ -41,7 +41,8 @@ def _groups(tensors: Iterable[str]) -> str:
         f"{shown(name, _LONGEST)} x {len(numbers)}"
         for name, numbers in sorted(blocks.items(), key=lambda b: -len(b[1]))
     ]
-    parts = parts[:_SHOWN] + [_with_shape(tensors, key) for key in sorted(alone)[:_SHOWN]]
+    alone.sort(key=lambda key: (not key.endswith(".weight"), key))  # whose shapes tell most
+    parts = parts[:_SHOWN] + [_with_shape(tensors, key) for key in alone[:_ALONE]]
     return f": {', '.join(parts)}" if parts else ""
 
 
@@ -60,7 +61,8 @@ def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[
     fewest = min((len(lacks) for _, lacks in found.values()), default=0)
     near = [(title, several(lacks, 1, _LONGEST)) for title, lacks in found.values() if len(lacks) == fewest]
     if near:
-        like = f"most like {'; or '.join(f'{title}, but without {lacks}' for title, lacks in near[:2])}"
+        (title, lacks), *others = near
+        like = f"most like {title}, but without {lacks}" + (f", or {others[0][0]}" if others else "")
     else:
         like = f"like none of those known ({several(row.title for row in rows)})"
-    return f"{like}; a row in hswq_runtime/architectures would make it known, as ARCHITECTURE.md says"
+    return f"{like}; ARCHITECTURE.md says how a row makes it known"

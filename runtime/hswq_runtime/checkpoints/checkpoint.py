@@ -68,7 +68,7 @@ class Checkpoint:
         try:
             self._family, self.prefix, self.has_diffusers_layout = recognise_header(self.tensors, self.metadata)
         except UnknownArchitectureError as error:
-            raise UnknownArchitectureError(f"{self.path}: {error}") from None
+            raise UnknownArchitectureError(f"{shown(self.path.name)}: {error}") from None
         if self.stated is not None:
             self.stated.check_class(self._family.model_class, self.path)
         self.format = formats.format_of(self.metadata)
