@@ -61,8 +61,8 @@ def _nearest(keys: set[str], rows: Collection[Architecture], prefixes: Iterable[
     fewest = min((len(lacks) for _, lacks in found.values()), default=0)
     near = [(title, several(lacks, 1, _LONGEST)) for title, lacks in found.values() if len(lacks) == fewest]
     if near:
-        (title, lacks), *others = near
-        like = f"most like {title}, but without {lacks}" + (f", or {others[0][0]}" if others else "")
+        (title, without), *others = near
+        like = f"most like {title}, but without {without}" + (f", or {others[0][0]}" if others else "")
     else:
         like = f"like none of those known ({several(row.title for row in rows)})"
     return f"{like}; ARCHITECTURE.md says how a row makes it known"
