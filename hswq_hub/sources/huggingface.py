@@ -287,8 +287,8 @@ def _texts(value: object) -> list[str]:
 
 
 def _size(file: RepoSibling) -> int | None:
-    """Bytes of a file, None if that is not listed."""
-    return file.size if isinstance(file.size, int) and file.size >= 0 else None
+    """Bytes of a file, None if that is not listed, or is more than any file can have."""
+    return file.size if isinstance(file.size, int) and 0 <= file.size < 1 << 63 else None
 
 
 def _no_repo(repo: str) -> str:

@@ -132,7 +132,7 @@ class Targets:
             elif kind < 0.8:
                 entry["dtype"] = chance.choice([*DTYPE_BITS, "F8", "Q4_K", "", "float32", "bf16"])
             else:
-                offsets = entry["data_offsets"]
+                offsets = [*entry["data_offsets"], 0, 0][:2]  # what came before may have left one
                 entry["data_offsets"] = chance.choice(
                     [offsets[::-1], [0, 0], [offsets[0], offsets[1] + 1], [0, 2**63], [-1, 3], [0.5, 1], offsets[:1]]
                 )

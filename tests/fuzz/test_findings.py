@@ -212,6 +212,9 @@ def test_odd_values_in_an_answer_of_the_hub_are_left_out():
     listing = hub.listing(HubRef("owner/repo"))
     assert [(file.size, file.sha256) for file in listing.files] == [(None, None)] and listing.provenance.gated is None
     assert hub.components_size("owner/repo") == 0
+    endless = [{"rfilename": "model.safetensors", "size": 10**400}]
+    (file,) = answering({"id": "owner/repo", "sha": "ab", "siblings": endless}).listing(HubRef("owner/repo")).files
+    assert file.size is None
     assert answering({"id": "owner/repo", "siblings": files, "tags": 7}).listing(HubRef("owner/repo")).files
 
 
