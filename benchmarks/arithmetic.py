@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from fidelity import fresh_captions
+from fidelity import add_model_options, fresh_captions, source_of
 from results import HERE, put_section
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
@@ -28,7 +28,6 @@ from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, recipe
-from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
 
@@ -168,22 +167,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("report").add_argument("works", type=Path, nargs="+")
     command = commands.add_parser("make")
-    command.add_argument("reference")
-    command.add_argument("--base")
-    command.add_argument("--prompts", type=Path, help="folder with calibration.txt and evaluation.txt")
-    command.add_argument("--work", type=Path, required=True)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--steps", type=int, help="of a picture that is measured on")
-    command.add_argument("--guidance", type=float)
+    add_model_options(command)
     command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
     command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(arguments.works)
         return
-    source = resolve(arguments.reference, arguments.base)
-    if arguments.prompts:
-        source = replace(source, prompts=Prompts.read(arguments.prompts))
+    source = source_of(arguments)
     first, guidance = 10_000 * arguments.seed, arguments.guidance
     settings = CalibrationSettings(arguments.samples, seed=first, guidance=guidance, whole=False)
     measured = EvaluationSettings(arguments.pairs, arguments.steps, 1000 + first, guidance=guidance)

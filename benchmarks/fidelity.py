@@ -252,19 +252,30 @@ def _with_rounding(plan: Plan, rounding: str) -> Plan:
     return replace(plan, decisions=tuple(replace(d, rounding=rounding) if d.quantized else d for d in plan.decisions))
 
 
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Which model, with which prompts and seed, and where the work is."""
+    command.add_argument("reference")
+    command.add_argument("--base")
+    command.add_argument("--prompts", type=Path, help="folder with calibration.txt and evaluation.txt")
+    command.add_argument("--work", type=Path, required=True)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, help="of a picture that is measured on")
+    command.add_argument("--guidance", type=float)
+
+
+def source_of(arguments: argparse.Namespace) -> Source:
+    """The model that these options name, with its own prompts or theirs."""
+    source = resolve(arguments.reference, arguments.base)
+    return replace(source, prompts=Prompts.read(arguments.prompts)) if arguments.prompts else source
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("report").add_argument("works", type=Path, nargs="+")
     for name in ("make", "measure"):
         command = commands.add_parser(name)
-        command.add_argument("reference")
-        command.add_argument("--base")
-        command.add_argument("--prompts", type=Path, help="folder with calibration.txt and evaluation.txt")
-        command.add_argument("--work", type=Path, required=True)
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--steps", type=int, help="of a picture that is measured on")
-        command.add_argument("--guidance", type=float)
+        add_model_options(command)
         if name == "make":
             command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
             command.add_argument("--goals", action="store_true", help="only what the goals compare")
@@ -274,9 +285,7 @@ def main() -> None:
     if arguments.command == "report":
         report(arguments.works)
         return
-    source = resolve(arguments.reference, arguments.base)
-    if arguments.prompts:
-        source = replace(source, prompts=Prompts.read(arguments.prompts))
+    source = source_of(arguments)
     if arguments.command == "make":
         settings = CalibrationSettings(arguments.samples, seed=10_000 * arguments.seed, guidance=arguments.guidance)
         make(source, settings, arguments.work, arguments.goals)

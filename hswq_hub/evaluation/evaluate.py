@@ -180,7 +180,6 @@ def evaluate(
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
     shared = SharedPipeline(architecture, source.base, device, dtype, settings.size, device_memory)
     samples: dict[str, list[Sample]] = {}
-    originals: list[Sample] = []
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
@@ -194,7 +193,7 @@ def evaluate(
             negative_prompt=source.negative_prompt(settings.guidance),
         )
         made = samples[label] = _pictures(pipeline, pairs, generation, label)
-        originals = originals or made
+        originals = samples[ORIGINAL]
         variant = _result(label, checkpoint, _compared(pairs, originals, made))
         denoiser = getattr(pipeline, architecture.component)
         # A folded file computes with other inputs there than here, unfolded; with errors measured it is exact anyway.

@@ -17,13 +17,14 @@ def shown(text: object, most: int = LONGEST_NAME) -> str:
     What cannot be printed (control characters, marks that turn the direction of writing, line breaks) is escaped as in
     Python, and what is too long is cut in its middle: the end of a name tells it from others, as its beginning does.
     """
-    said = str(text)
-    if len(said) > most:
-        said = f"{said[: most - most // 2 - 1]}…{said[len(said) - most // 2 :]}"
+    said = _cut(str(text), most)
     if said.isprintable():
         return said
-    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)
-    return said if len(said) <= most else f"{said[: most - most // 2 - 1]}…{said[len(said) - most // 2 :]}"
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said), most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[len(text) - most // 2 :]}"
 
 
 def written(value: object) -> str:
