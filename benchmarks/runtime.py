@@ -44,7 +44,7 @@ from runtime_measuring import files_of, load_ratio, measure, product_times, sett
 STEP_GOAL = 1.05
 """On a GPU, compiled: a step in exact mode takes at most this, times that of the plain model."""
 PRODUCT_GOAL = 1.5
-"""On a GPU, compiled: `fp8_matmul` is at least so many times as fast as the plain layer."""
+"""On a GPU, compiled: `quantized_matmul` is at least so many times as fast as the plain layer."""
 
 
 def hardware(args) -> str:
@@ -89,11 +89,13 @@ def table(rows: list[dict]) -> list[str]:
 def product_table(found: list[dict], tokens: int) -> list[str]:
     """Times of single layers, in milliseconds."""
     lines = [
-        f"| one layer, {tokens} tokens | plain | HSWQ | fp8_matmul | error of fp8_matmul |",
+        f"| one layer, {tokens} tokens | plain | HSWQ | quantized_matmul | error of quantized_matmul |",
         "|---|---:|---:|---:|---:|",
     ]
     for row in found:
-        times = (f"{row[name] * 1e3:.3f} ms ({row[name] / row['plain']:.2f}×)" for name in ("exact", "fp8_matmul"))
+        times = (
+            f"{row[name] * 1e3:.3f} ms ({row[name] / row['plain']:.2f}×)" for name in ("exact", "quantized_matmul")
+        )
         cells = [f"{row['inputs']} to {row['outputs']}", f"{row['plain'] * 1e3:.3f} ms", *times, f"{row['error']:.1e}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -103,12 +105,12 @@ def goals(rows: list[dict], found: list[dict]) -> list[str]:
     """Whether what a GPU is meant to reach was reached."""
     steps = {row["name"]: row["step"] for row in rows}
     ratio = steps["HSWQ"] / steps["plain"]
-    slowest = min(row["plain"] / row["fp8_matmul"] for row in found)
+    slowest = min(row["plain"] / row["quantized_matmul"] for row in found)
     return [
         "| goal | reached | measured |",
         "|---|---|---:|",
         f"| step of HSWQ over that of plain at most {STEP_GOAL} | {said(ratio <= STEP_GOAL)} | {ratio:.3f} |",
-        f"| every layer with fp8_matmul at least {PRODUCT_GOAL} times as fast as plain | "
+        f"| every layer with quantized_matmul at least {PRODUCT_GOAL} times as fast as plain | "
         f"{said(slowest >= PRODUCT_GOAL)} | {slowest:.3f} |",
     ]
 
@@ -190,7 +192,7 @@ def main():
         "Time of `load_model` over that of `safetensors.torch.load_file` on the same file, until every byte of the "
         f"weights was read: {ratios}.",
         "",
-        "`fp8_matmul` rounds the input of every large layer to FP8, with one scale a token. With three bits of "
+        "`quantized_matmul` rounds the input of every large layer to FP8, with one scale a token. With three bits of "
         "mantissa that is an error of 2.6 % (root mean square) in each value, and so in each product, whatever the "
         "scale; its LoRA is judged by that, see `try_lora`. On a CPU it is there for tests only.",
     ]

@@ -20,7 +20,7 @@ def load(name: str, folder: Path, dtype: torch.dtype):
         return model_class.from_pretrained(plain, torch_dtype=dtype)
     if name.startswith("HSWQ"):
         model = model_class.from_pretrained(folder / "hswq", torch_dtype=dtype)
-        hswq_runtime.set_fp8_matmul(model, "fp8_matmul" in name)
+        hswq_runtime.set_quantized_matmul(model, "quantized_matmul" in name)
         return model
     if name == "layerwise casting":
         model = model_class.from_pretrained(plain, torch_dtype=dtype)
@@ -66,7 +66,7 @@ def quanto_class():
 CANDIDATES = {
     "plain": None,
     "HSWQ": None,
-    "HSWQ fp8_matmul": None,
+    "HSWQ quantized_matmul": None,
     "layerwise casting": None,
     "diffusers BFL fp8r": None,
     "torchao": "torchao",

@@ -101,7 +101,7 @@ def step(model, args, dtype) -> dict:
 
 
 def product_times(sizes: list[tuple[int, int]], tokens: int, args) -> list[dict]:
-    """Seconds of one layer's product with `tokens` rows, and by how much `fp8_matmul` is off: for each of `sizes`."""
+    """Seconds of one layer's product with `tokens` rows, and by how much `quantized_matmul` is off: for each of `sizes`."""
     from hswq_runtime.layers import fp8
     from hswq_runtime.layers.modules import quantized_twin
 
@@ -115,9 +115,9 @@ def product_times(sizes: list[tuple[int, int]], tokens: int, args) -> list[dict]
         exact, fast = (quantized_twin(plain, scales=1, compute_dtype=dtype) for _ in range(2))
         for layer in (exact, fast):
             layer.load_state_dict({"weight": fp8.quantize(weight, scale), "scale": scale}, assign=True)
-        plain.weight.data, fast.fp8_matmul = exact.dequantized_weight(), True
+        plain.weight.data, fast.quantized_matmul = exact.dequantized_weight(), True
         row = {"inputs": inputs, "outputs": outputs}
-        for name, layer in {"plain": plain, "exact": exact, "fp8_matmul": fast}.items():
+        for name, layer in {"plain": plain, "exact": exact, "quantized_matmul": fast}.items():
             layer.to(args.device).requires_grad_(False)
             torch._dynamo.reset()  # or it would compile the next shape for any shape
             call = functools.partial(torch.compile(layer, fullgraph=True) if args.compile else layer, given)
@@ -172,10 +172,10 @@ def try_saving(name, model, expected, args, dtype) -> str:
             else:
                 again = diffusers.ZImageTransformer2DModel.from_pretrained(folder, torch_dtype=dtype).to(args.device)
             held = weight_bytes(again)
-            if "fp8_matmul" in name:
-                from hswq_runtime import set_fp8_matmul
+            if "quantized_matmul" in name:
+                from hswq_runtime import set_quantized_matmul
 
-                set_fp8_matmul(again)
+                set_quantized_matmul(again)
             same = torch.equal(run(again, args, dtype), expected)
     except Exception as error:
         return refusal(error)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata, Reader, layer_of
-from hswq_runtime.layers.matmul import set_fp8_matmul
+from hswq_runtime.layers.matmul import set_quantized_matmul
 from hswq_runtime.layers.modules import HSWQLinear
 
 from ..common.files import write_atomically
@@ -198,10 +198,10 @@ def evaluate(
         denoiser = getattr(pipeline, architecture.component)
         # A folded file computes with other inputs there than here, unfolded; with errors measured it is exact anyway.
         folded = Metadata.FOLD.value in checkpoint.metadata
-        if not folded and set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
+        if not folded and set_quantized_matmul(denoiser, reader=Reader.COMFYUI):
             made, rounded = _pictures(pipeline, pairs, generation, f"{label} in FP8"), _rounded(checkpoint, denoiser)
             variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made))
-            set_fp8_matmul(denoiser, False)
+            set_quantized_matmul(denoiser, False)
         variants.append(variant)
     return Evaluation(
         protocol={
@@ -239,7 +239,7 @@ def _compared(pairs: list[tuple[str, int]], originals: list[Sample], samples: li
 
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
     """How many of the file's layers multiply in FP8."""
-    fast = {name for name, m in denoiser.named_modules() if isinstance(m, HSWQLinear) and m.fp8_matmul}
+    fast = {name for name, m in denoiser.named_modules() if isinstance(m, HSWQLinear) and m.quantized_matmul}
     return sum(any(layer_of(name) in fast for name in checkpoint.modules[key]) for key in checkpoint.quantized)
 
 
@@ -249,7 +249,7 @@ def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> Vari
         file=checkpoint.path.name,
         file_bytes=checkpoint.path.stat().st_size,
         weight_bytes=checkpoint.weight_bytes,
-        kept_layers=sum(not checkpoint.held_as_fp8(key) for key in checkpoint.layers),
+        kept_layers=sum(not checkpoint.held_quantized(key) for key in checkpoint.layers),
         layers=len(checkpoint.layers),
         pairs=pairs,
     )

@@ -1,12 +1,15 @@
 """Rounds all weights of a plan with compensation, and writes them to a file of the plan's format.
 
-The published file copies its FP8 weights from this one, but for those that are kept in the end. Second moments are of
-the original model's inputs, so layers are rounded independently, in any order.
+The published file copies its quantized weights from this one, but for those that are kept in the end. Second moments
+are of the original model's inputs, so layers are rounded independently, in any order.
+
+INT8 weights are rounded where their inputs are rotated: with W R in place of W, and RᵀHR in place of H. There inputs
+are rounded as well, in steps of s for one token, which adds s² / 12 to the second moment of each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ from torch import nn
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format
-from hswq_runtime.layers.fp8 import FP8
+from hswq_runtime.formats import Format, Number
+from hswq_runtime.layers.int8 import rotate
+from hswq_runtime.layers.numbers import NUMBERS
 from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
@@ -28,10 +32,11 @@ from ..generation.generate import product_flops
 from ..settings import CALIBRATION_MEMORY, COMPENSATED, GB, RoundingSettings
 from .blocks import BlockReplays, blocks_of, replay_passes
 from .fold import moved
-from .gptq import compensated
+from .gptq import compensated, conditional_variances
 from .kfac import BLOCK, Problem, compensated_both_ways
 from .moments import Layer, Moments, layers_of, modules_of, second_moments
 from .plan import Decision, Plan
+from .search import cheapest_scales
 from .writer import quantized_file
 
 
@@ -76,6 +81,7 @@ def write_compensated(
     flops = product_flops(model, size)
     todo = {format: {d.key: d for d in plan.quantized} for format, plan in plans.items()}
     layers = layers_of(checkpoint, model, next(iter(todo.values())))
+    int8 = {d.key: d.group for plan in plans.values() for d in plan.quantized if d.number is Number.INT8}
     with ExitStack() as stack:
         files = {
             format: stack.enter_context(quantized_file(checkpoint, plan, paths[format], source_sha256=source_sha256))
@@ -93,7 +99,13 @@ def write_compensated(
             of_part = {key: layers[key] for key in part.layers}
             with Threads(flops) as threads:
                 moments = second_moments(
-                    replays, of_part, settings.tokens, computed=part.computed, outputs=outputs, between=threads.adapt
+                    replays,
+                    of_part,
+                    settings.tokens,
+                    computed=part.computed,
+                    outputs=outputs,
+                    int8={key: int8[key] for key in of_part if key in int8},
+                    between=threads.adapt,
                 )
             with progress(total=len(of_part), desc="round", unit="layer") as bar:
                 for keys in _together(of_part, outputs, workspace):
@@ -101,36 +113,67 @@ def write_compensated(
                     where = device if fits else "cpu"
                     weights = {key: checkpoint.tensor(key).to(where) for key in keys}
                     wanted = [
-                        _wanted(weights[key], {f: todo[f][key] for f in files}, moments.pop(key).to(where))
+                        _wanted(weights[key], {f: todo[f][key] for f in files}, moments.pop(key).to(where), settings)
                         for key in keys
                     ]
                     with Threads(2.0 * max(weight.numel() for weight in weights.values()), steady=True):
                         found = compensated_layers(wanted, settings)
-                    for key, codes in zip(keys, found, strict=True):
-                        for (format, file), made in zip(files.items(), codes, strict=True):
-                            file.put_weight(todo[format][key], made, todo[format][key].scale_tensor(weights[key]))
+                    for key, weight, codes in zip(keys, wanted, found, strict=True):
+                        for (format, file), form, made in zip(files.items(), weight.forms, codes, strict=True):
+                            file.put_weight(todo[format][key], made, form.scale)
                     bar.update(len(keys))
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A stored weight [out, n] or [out, in / groups, kH, kW] that is rounded; n is the number of inputs of one row.
+class Form:
+    """A weight as it is rounded for one file.
 
-    forms: what it is for each file, and the scale there: None, one value, or one for each row in a shape that
-    broadcasts against the weight. moments: of its layer; if they include outputs, rounding uses both.
+    values: [out, n] or [out, in / groups, kH, kW]; n is the number of inputs of one row. scale: by which readers
+    multiply the codes: one value, or one for each row in a shape that broadcasts against the weight. number: of the
+    codes. inputs: second moments [groups, n, n] of the inputs that the values are multiplied with; None: those of the
+    layer.
     """
 
-    forms: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    values: torch.Tensor
+    scale: torch.Tensor
+    number: Number = Number.FP8
+    inputs: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A stored weight that is rounded: its form for each file. moments: of its layer; if they include outputs, rounding
+    uses both."""
+
+    forms: Sequence[Form]
     moments: Moments
 
 
-def _wanted(weight: torch.Tensor, decisions: Mapping[Format, Decision], moments: Moments) -> Wanted:
+def _wanted(
+    weight: torch.Tensor, decisions: Mapping[Format, Decision], moments: Moments, settings: RoundingSettings
+) -> Wanted:
     # A fold scales inputs and outputs of each module by a power of two; moments matter only up to a positive factor.
     forms = [
-        (moved(weight, decision.fold), decision.scale_tensor(weight) if format.scaled else None)
-        for format, decision in decisions.items()
+        int8_form(weight, moments, decision.group, settings.damping)
+        if decision.number is Number.INT8
+        else Form(moved(weight, decision.fold), decision.scale_tensor(weight))
+        for decision in decisions.values()
     ]
     return Wanted(forms, moments)
+
+
+def int8_form(weight: torch.Tensor, moments: Moments, group: int | None, damping: float) -> Form:
+    """A weight [out, n] as it is rounded to INT8, with the cheapest scale for each row.
+
+    Args:
+        group: inputs that are rotated together.
+        damping: see :func:`.gptq.damped`.
+    """
+    values, (inputs,) = rotate(weight.double(), group), moments.inputs.double()
+    turned = rotate(rotate(inputs, group).T, group)
+    turned.diagonal().add_(moments.noise)
+    scale = cheapest_scales(values, conditional_variances(turned, damping), NUMBERS[Number.INT8].largest).float()
+    return Form(values, scale, Number.INT8, turned.unsqueeze(0))
 
 
 def _together(layers: Mapping[str, Layer], outputs: bool, workspace: float | None = None) -> Iterator[list[str]]:
@@ -148,7 +191,7 @@ def _together(layers: Mapping[str, Layer], outputs: bool, workspace: float | Non
 
 
 def compensated_layers(wanted: Sequence[Wanted], settings: RoundingSettings) -> list[list[torch.Tensor]]:
-    """FP8 codes for each form of each of `wanted`."""
+    """Codes for each form of each of `wanted`."""
     found: list[list[list[torch.Tensor]]] = [[[] for _ in weight.forms] for weight in wanted]
     problems: list[Problem] = []
     places: list[list[list[torch.Tensor]]] = []
@@ -156,10 +199,12 @@ def compensated_layers(wanted: Sequence[Wanted], settings: RoundingSettings) -> 
         start = 0
         for place, (group, count) in enumerate(weight.moments.rows):
             rows = slice(start, start := start + count)
-            parts, inputs = [_rows(*form, rows) for form in weight.forms], weight.moments.inputs[group]
+            parts, inputs = [_rows(form, rows) for form in weight.forms], weight.moments.inputs[group]
             if weight.moments.outputs is None:
-                for target, (values, scale) in zip(codes, parts, strict=True):
-                    made = compensated(values, inputs, scale, damping=settings.damping, sweeps=settings.sweeps)
+                for target, part in zip(codes, parts, strict=True):
+                    h = inputs if part.inputs is None else part.inputs[group]
+                    damping, sweeps, number = settings.damping, settings.sweeps, part.number
+                    made = compensated(part.values, h, part.scale, number=number, damping=damping, sweeps=sweeps)
                     target.append(made)
                 continue
             for forms in _alike(parts):
@@ -170,39 +215,36 @@ def compensated_layers(wanted: Sequence[Wanted], settings: RoundingSettings) -> 
         for target, one in zip(targets, made, strict=True):
             target.append(one)
     return [
-        [_joined(parts).reshape(form.shape) for parts, (form, _) in zip(codes, weight.forms, strict=True)]
+        [_joined(parts).reshape(form.values.shape) for parts, form in zip(codes, weight.forms, strict=True)]
         for weight, codes in zip(wanted, found, strict=True)
     ]
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([part.view(torch.uint8) for part in parts]).view(FP8)
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
 
 
-def _rows(weight: torch.Tensor, scale: torch.Tensor | None, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Some rows of a weight, [rows, n], and of its scale, [1, 1] or [rows, 1]."""
-    part = weight.reshape(len(weight), -1)[rows]
-    if scale is None:
-        return part, None
-    column = scale.reshape(-1, 1)
-    return part, column if len(column) == 1 else column[rows]
+def _rows(form: Form, rows: slice) -> Form:
+    """Some rows of a form: values [rows, n], scale [1, 1] or [rows, 1]."""
+    column = form.scale.reshape(-1, 1)
+    scale = column if len(column) == 1 else column[rows]
+    return replace(form, values=form.values.reshape(len(form.values), -1)[rows], scale=scale)
 
 
-def _alike(parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> list[list[int]]:
-    """Which of `parts` have the moments' factors in common: those without scales of their own for each row."""
-    shared = [i for i, (_, scale) in enumerate(parts) if scale is None or scale.numel() == 1]
+def _alike(parts: Sequence[Form]) -> list[list[int]]:
+    """Which of `parts` have the moments' factors in common: those with the layer's inputs and without scales of their
+    own for each row."""
+    shared = [i for i, part in enumerate(parts) if part.scale.numel() == 1 and part.inputs is None]
     return [shared] * bool(shared) + [[i] for i in range(len(parts)) if i not in shared]
 
 
-def _problem(
-    parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]], inputs: torch.Tensor, outputs: torch.Tensor
-) -> Problem:
+def _problem(parts: Sequence[Form], inputs: torch.Tensor, outputs: torch.Tensor) -> Problem:
     """Of parts that are alike."""
-    (weight, scale), *_ = parts
-    if scale is not None and scale.numel() > 1:
-        return Problem(weight.unsqueeze(0), inputs, outputs, scale)
-    stored = [weight.double() if scale is None else weight.double() / scale.double() for weight, scale in parts]
-    return Problem(torch.stack(stored), inputs, outputs)
+    first = parts[0]
+    if first.scale.numel() > 1 or first.inputs is not None:
+        inputs = inputs if first.inputs is None else first.inputs[0]
+        return Problem(first.values.unsqueeze(0), inputs, outputs, first.scale, first.number)
+    return Problem(torch.stack([part.values.double() / part.scale.double() for part in parts]), inputs, outputs)
 
 
 def knows_outputs(rounding: str) -> bool:

@@ -19,7 +19,8 @@ and are all done at once; columns go in blocks, so that most of the work is matr
 
 import torch
 
-from hswq_runtime.layers.fp8 import FP8, dequantize, quantize
+from hswq_runtime.formats import Number
+from hswq_runtime.layers.numbers import NUMBERS
 
 _BLOCK = 128
 
@@ -29,23 +30,24 @@ def compensated(
     moment: torch.Tensor,
     scale: torch.Tensor | None = None,
     *,
+    number: Number = Number.FP8,
     damping: float = 0.01,
     sweeps: int = 0,
     block: int = _BLOCK,
 ) -> torch.Tensor:
-    """FP8 codes [out, n] for `weight` [out, n], on its device.
+    """Codes [out, n] for `weight` [out, n], on its device.
 
-    moment: E[xxᵀ] of the inputs, [n, n], up to a positive factor. scale: None (1), [1] or [out, 1]. damping: share
-    of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most. block: columns
-    that are rounded before the others are updated; it changes the speed alone.
+    moment: E[xxᵀ] of the inputs, [n, n], up to a positive factor. scale: None (1), [1] or [out, 1]. number: of the
+    codes. damping: share of the mean of H's diagonal that is added to it. sweeps: of coordinate descent, at most.
+    block: columns that are rounded before the others are updated; it changes the speed alone.
     """
     w = weight.to(torch.float64)
     h = damped(moment.to(w.device, torch.float64), damping)
     order = h.diagonal().argsort(descending=True, stable=True)
     w, h = w[:, order], h[order.unsqueeze(1), order]
-    codes = _feedback(w, h, scale, block)
+    codes = _feedback(w, h, scale, block, number)
     for _ in range(sweeps):
-        if not _sweep(w, h, codes, scale, block):
+        if not _sweep(w, h, codes, scale, block, number):
             break
     result = torch.empty_like(codes)
     result.view(torch.uint8)[:, order] = codes.view(torch.uint8)
@@ -69,41 +71,56 @@ def upper_factor(h: torch.Tensor) -> torch.Tensor:
     return factor.flip(0, 1)
 
 
-def _round(column: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def conditional_variances(h: torch.Tensor, damping: float) -> torch.Tensor:
+    """What a squared error in each column costs once later columns compensate it, float64 [n]: the squared diagonal of
+    R, for a second moment [n, n] that is damped and whose columns are rounded in order."""
+    h = damped(h.to(torch.float64), damping)
+    order = h.diagonal().argsort(descending=True, stable=True)
+    costs = torch.empty(len(h), dtype=torch.float64, device=h.device)
+    costs[order] = upper_factor(h[order.unsqueeze(1), order]).diagonal().square()
+    return costs
+
+
+def _round(column: torch.Tensor, scale: torch.Tensor | None, number: Number) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of a [out, 1] float64 column, and the values they stand for."""
-    codes = quantize(column, scale)
-    return codes, dequantize(codes, scale, torch.float32).double()
+    unit = torch.ones(1, device=column.device) if scale is None else scale
+    codes = NUMBERS[number].cast(column.float() / unit)
+    return codes, (codes.float() * unit).double()
 
 
-def _feedback(w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None, together: int) -> torch.Tensor:
+def _feedback(
+    w: torch.Tensor, h: torch.Tensor, scale: torch.Tensor | None, together: int, number: Number
+) -> torch.Tensor:
     n = len(h)
     u = torch.linalg.solve_triangular(upper_factor(h), torch.eye(n, dtype=h.dtype, device=h.device), upper=True)
     w = w.clone()
-    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    codes = torch.empty(w.shape, dtype=NUMBERS[number].dtype, device=w.device)
     for start in range(0, n, together):
         stop = min(start + together, n)
         block, lost = w[:, start:stop], torch.empty_like(w[:, start:stop])
         for i in range(stop - start):
             j = start + i
             column = block[:, i : i + 1]
-            codes[:, j : j + 1], value = _round(column, scale)
+            codes[:, j : j + 1], value = _round(column, scale, number)
             lost[:, i : i + 1] = (column - value) / u[j, j]
             block[:, i + 1 :] -= lost[:, i : i + 1] * u[j, j + 1 : stop]
         w[:, stop:] -= lost @ u[start:stop, stop:]
     return codes
 
 
-def _sweep(w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, together: int) -> bool:
+def _sweep(
+    w: torch.Tensor, h: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, together: int, number: Number
+) -> bool:
     """One sweep over all columns, in place; returns whether any code changed."""
     n, changed = len(h), False
-    d = dequantize(codes, scale, torch.float32).double() - w
+    d = (codes.float() if scale is None else codes.float() * scale).double() - w
     for start in range(0, n, together):
         stop = min(start + together, n)
         pull = d @ h[:, start:stop]  # Σ_k D_k H_kj for the columns of the block
         for i in range(stop - start):
             j = start + i
             best = w[:, j : j + 1] + d[:, j : j + 1] - pull[:, i : i + 1] / h[j, j]
-            code, value = _round(best, scale)
+            code, value = _round(best, scale, number)
             step = value - w[:, j : j + 1] - d[:, j : j + 1]
             if step.any():
                 changed = True

@@ -1,8 +1,8 @@
-"""Decides which weights stay in full precision although they could be FP8, and which of the others multiply in FP8.
+"""Decides which weights stay in full precision although they could be quantized, and which of the others multiply so.
 
-The errors of single weights very nearly add up: their sum over all FP8 weights predicts the error of the whole file. So
-a byte is best spent on the weight with the largest error per byte; and FP8 arithmetic, which rounds inputs as well, on
-the layers that lose least by it for what they multiply.
+The errors of single weights very nearly add up: their sum over all quantized weights predicts the error of the whole
+file. So a byte is best spent on the weight with the largest error per byte; and FP8 or INT8 arithmetic, which rounds
+inputs as well, on the layers that lose least by it for what they multiply.
 """
 
 from collections.abc import Iterable, Mapping
@@ -84,6 +84,7 @@ def keep(
             scale=None,
             row_scales=False,
             unscaled=False,
+            group=None,
         )
 
     decided = replace(plan, decisions=tuple(map(decide, plan.decisions)))
@@ -117,14 +118,14 @@ def with_products(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, inputs: Ma
         if found is None:
             return replace(decision, exact=True)
         fast, share = decision.key in chosen, found.work / whole if whole else 0.0
-        scale = found.scale if fast else None
+        scale = found.scale if fast else None  # of INT8 there is none
         return replace(decision, exact=not fast, input_scale=scale, input_error=found.error, work=share)
 
     return replace(plan, decisions=tuple(map(decide, plan.decisions)))
 
 
 def _can_multiply(decision: Decision, checkpoint: Checkpoint, inputs: InputRounding) -> bool:
-    """Whether FP8 arithmetic can be chosen for a layer, and saves something."""
+    """Whether FP8 or INT8 arithmetic can be chosen for a layer, and saves something."""
     rows, columns = checkpoint.tensors[decision.key].shape
     names = [layer_of(name) for name in checkpoint.modules[decision.key]]
     return (

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hswq_runtime.layers.fp8 import FP8, saturating_cast
+from hswq_runtime.formats import Number
+from hswq_runtime.layers.numbers import NUMBERS, NumberFormat
 
 from .gptq import damped, upper_factor
 
@@ -38,19 +39,20 @@ class Problem:
 
     weights: [k, out, n], one weight with k different scales, say. inputs, outputs: H [n, n] and G [out, out], each up
     to a positive factor. row_scale: [out, 1], by which readers multiply what is stored for a row; a scale that all rows
-    share changes nothing, the weights are divided by it.
+    share changes nothing, the weights are divided by it. number: the number format of what is stored.
     """
 
     weights: torch.Tensor
     inputs: torch.Tensor
     outputs: torch.Tensor
     row_scale: torch.Tensor | None = None
+    number: Number = Number.FP8
 
 
 def compensated_both_ways(
     problems: Sequence[Problem], *, damping: float = 0.003, output_damping: float = 0.1, block: int = BLOCK
 ) -> list[torch.Tensor]:
-    """FP8 codes [k, out, n] for the weights of each of `problems`, on their device.
+    """Codes [k, out, n] for the weights of each of `problems`, on their device.
 
     What is rounded at once are the anti-diagonals of all of them: most of the time goes into starting small operations,
     which are as many as the largest problem needs. damping, output_damping: multiples of the mean of the diagonal of H
@@ -59,14 +61,14 @@ def compensated_both_ways(
     The factors are those of float64. So is all else on a CPU; on a GPU, whose float64 may be slow, it is float32, which
     the sums do not need more than, as nothing is divided by anything small.
     """
-    sorted_ = [_sorted(problem, damping, output_damping) for problem in problems]
-    found = _feedback([(one.weights, one.r, one.s) for one in sorted_], block)
-    results = []
-    for one, codes in zip(sorted_, found, strict=True):
-        result = torch.empty_like(codes)
-        result.view(torch.uint8)[:, one.rows.unsqueeze(1), one.columns] = codes.view(torch.uint8)
-        results.append(result)
-    return results
+    results: dict[int, torch.Tensor] = {}
+    for number in Number:
+        alike = {i: _sorted(one, damping, output_damping) for i, one in enumerate(problems) if one.number is number}
+        found = _feedback([(one.weights, one.r, one.s) for one in alike.values()], block, NUMBERS[number])
+        for (i, one), codes in zip(alike.items(), found, strict=True):
+            results[i] = torch.empty_like(codes)
+            results[i].view(torch.uint8)[:, one.rows.unsqueeze(1), one.columns] = codes.view(torch.uint8)
+    return [results[i] for i in range(len(problems))]
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def _sorted(problem: Problem, damping: float, output_damping: float) -> _Sorted:
 class _State:
     """Of one problem: what is rounded so far, D, and D R."""
 
-    def __init__(self, w: torch.Tensor, r: torch.Tensor, s: torch.Tensor):
+    def __init__(self, w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, dtype: torch.dtype):
         self.w, self.r, self.s = w, r, s
-        self.codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+        self.codes = torch.empty(w.shape, dtype=dtype, device=w.device)
         self.lost, self.carried = torch.zeros_like(w), torch.zeros_like(w)
 
     def diagonals(self, size: int) -> int:
@@ -116,9 +118,11 @@ class _State:
         return [(slice(i, min(i + size, out)), slice(j, min(j + size, n))) for i, j in corners]
 
 
-def _feedback(problems: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], size: int) -> list[torch.Tensor]:
+def _feedback(
+    problems: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], size: int, number: NumberFormat
+) -> list[torch.Tensor]:
     """Codes of each w [k, out, n], given with its r and s, see `_Sorted`."""
-    states = [_State(*problem) for problem in problems]
+    states = [_State(*problem, number.dtype) for problem in problems]
     for diagonal in range(max((state.diagonals(size) for state in states), default=0)):
         under_way = [(state, i, j) for state in states for i, j in state.blocks(diagonal, size)]
         found = _blocks(
@@ -127,6 +131,7 @@ def _feedback(problems: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]
             _stacked([p.s[i, i].expand(len(p.w), -1, -1) for p, i, _ in under_way], size, diagonal=1.0),
             _stacked([p.lost[:, i, : j.start] @ p.r[: j.start, j] for p, i, j in under_way], size),
             _stacked([p.s[: i.start, i].T @ p.carried[:, : i.start, j] for p, i, j in under_way], size),
+            number,
         )
         counts = [len(p.w) for p, _, _ in under_way]
         for (p, i, j), *parts in zip(under_way, *(part.split(counts) for part in found), strict=True):
@@ -145,7 +150,7 @@ def _stacked(parts: list[torch.Tensor], size: int, diagonal: float = 0.0) -> tor
 
 
 def _blocks(
-    w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, left: torch.Tensor, above: torch.Tensor
+    w: torch.Tensor, r: torch.Tensor, s: torch.Tensor, left: torch.Tensor, above: torch.Tensor, number: NumberFormat
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, D and D R of blocks [any number, b, b] that do not depend on each other.
 
@@ -155,19 +160,19 @@ def _blocks(
     b = w.shape[1]
     w, r, left, above = w.flip(2), r.flip(1, 2), left.flip(2), above.flip(2).transpose(1, 2).contiguous()
     steps = r.diagonal(dim1=1, dim2=2)
-    codes = torch.empty(w.shape, dtype=FP8, device=w.device)
+    codes = torch.empty(w.shape, dtype=number.dtype, device=w.device)
     lost, carried = torch.empty_like(w), torch.empty_like(w)
     for offset in range(b - 1, -b, -1):
         rows, columns = slice(max(0, -offset), min(b, b - offset)), slice(max(0, offset), min(b, b + offset))
         weights, before, step = _diagonal(w, offset), _diagonal(left, offset), steps[:, columns]
-        code = saturating_cast(weights - (before + _diagonal(above, -offset)) / step)
+        code = number.cast(weights - (before + _diagonal(above, -offset)) / step)
         d = code.to(weights.dtype) - weights
         a = before + d * step
         for target, values in ((codes, code), (lost, d), (carried, a)):
             _diagonal(target, offset).copy_(values)
         left[:, rows] += d.unsqueeze(2) * r[:, columns]
         above[:, columns] += a.unsqueeze(2) * s[:, rows]
-    return codes.view(torch.uint8).flip(2).view(FP8), lost.flip(2), carried.flip(2)
+    return codes.view(torch.uint8).flip(2).view(number.dtype), lost.flip(2), carried.flip(2)
 
 
 def _diagonal(blocks: torch.Tensor, offset: int) -> torch.Tensor:

@@ -9,12 +9,12 @@ so one replay backwards of a recorded call is a sample of the squared error of e
 The mean over the calls is taken. Unlike what K-FAC's curvature predicts, tr(G D H Dᵀ), this knows that tokens see the
 same D: errors that add up over a picture count as what they come to.
 
-The same replay tells what happens if a layer y = W x multiplies in FP8, which rounds x to x + d as well: with g the
-gradient at y, the sum over all rows of ⟨Wᵀg, d⟩ is a sample of the change. It is not linear where x is far off, so the
-scale is one at which nothing saturates.
+The same replay tells what happens if a layer y = W x multiplies in FP8 or INT8, which rounds x to x + d as well: with g
+the gradient at y, the sum over all rows of ⟨Wᵀg, d⟩ is a sample of the change. It is not linear where x is far off, so
+the scale is one at which nothing saturates.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format, layer_of
-from hswq_runtime.layers.fp8 import dequantize, saturating_cast
+from hswq_runtime.formats import Format, Number, layer_of
+from hswq_runtime.layers import fp8, int8
+from hswq_runtime.layers.numbers import dequantize
 from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
@@ -39,23 +40,40 @@ from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings, RoundingSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
 from .moments import thinned
-from .plan import Decision, Plan
+from .plan import LINEAR, Decision, Plan
 
 Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
-"""Decision -> FP8 codes and scale, see `writer.codes_of`."""
+"""Decision -> codes and scale, see `writer.codes_of`."""
 INPUT_ROWS = RoundingSettings().tokens
 
 
 @dataclass(frozen=True)
-class InputRounding:
-    """What it does that a linear layer's input is rounded to FP8.
+class Rounded:
+    """How the input of a linear layer is rounded: to FP8 at a scale, or to INT8 with so many inputs rotated
+    together."""
 
-    scale: of the input. error: mean squared change of the denoiser's output if this layer's input alone is rounded;
-    with guidance, of what a step makes of its two calls, see `amplification`. work: multiplications that a call of the
-    denoiser spends in the layer. rows: vectors that it multiplies then.
+    number: Number
+    scale: float | None = None
+    group: int | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """What becomes of `x` [..., n], float32."""
+        if self.scale is not None:
+            return fp8.saturating_cast(x / self.scale).float() * self.scale
+        codes, steps = int8.quantize_rows(x.float(), self.group)
+        return int8.dequantize(codes.reshape(-1, x.shape[-1]), steps, torch.float32, self.group).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class InputRounding:
+    """What it does that a linear layer's input is rounded.
+
+    scale: of the input, in FP8; None in INT8. error: mean squared change of the denoiser's output if this layer's input
+    alone is rounded; with guidance, of what a step makes of its two calls, see `amplification`. work: multiplications
+    that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
     """
 
-    scale: float
+    scale: float | None
     error: float
     work: float
     rows: float
@@ -64,10 +82,10 @@ class InputRounding:
 @dataclass(frozen=True)
 class Errors:
     """weights: mean squared change of the denoiser's output when one weight alone is quantized, by format and key.
-    inputs: when the input of one layer alone is rounded, by key of its weight."""
+    inputs: when the input of one layer alone is rounded, by what it is rounded to and by key of its weight."""
 
     weights: dict[Format, dict[str, float]]
-    inputs: dict[str, InputRounding]
+    inputs: dict[Number, dict[str, InputRounding]]
 
 
 def measure_errors(
@@ -91,7 +109,7 @@ def measure_errors(
         plans: which weights are quantized; the same ones in each.
         codes: what they become.
         settings: how many of the calls are used, evenly spread.
-        scales: at which inputs are rounded, by key; of others nothing is measured.
+        scales: at which inputs are rounded to FP8, by key; of others nothing is measured.
         place: folder for what does not fit into memory.
         memory: GB that differences of weights may take at once.
         device: where to replay.
@@ -113,7 +131,8 @@ def measure_errors(
     keys = list(next(iter(todo.values())))
     layers, sizes = _layers(checkpoint, model, keys, len(plans), model.dtype.itemsize)
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
-    rounded: dict[str, InputRounding] = {}
+    how = _roundings(plans, scales)
+    rounded: dict[Number, dict[str, InputRounding]] = {number: {} for number in how}
     amplified = amplification(checkpoint, calibration)
     with (
         BlockReplays.open(model, calls, device, place, room) as replays,
@@ -126,8 +145,7 @@ def measure_errors(
                     weight = checkpoint.tensor(key).to(device)
                     each = [_difference(weight, todo[f][key], codes[f], f).to(model.dtype) for f in plans]
                     weights.listen(key, torch.stack(each))
-                    if key in scales:
-                        inputs.listen(key, scales[key], device)
+                    inputs.listen(key, [of_number[key] for of_number in how.values() if key in of_number], device)
                 for number in progress(range(len(replays)), desc="errors", unit="call"):
                     threads.adapt()
                     values = replays.replay(number, part.computed, backwards=True)
@@ -136,10 +154,24 @@ def measure_errors(
             for key in part.layers:
                 for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
-                if key in scales:
-                    rounded[key] = inputs.rounding(key, scales[key], amplified)
+                for one, result in inputs.roundings(key, amplified):
+                    rounded[one.number][key] = result
     in_order = {format: {key: found[format][key] for key in keys} for format in plans}
-    return Errors(in_order, {key: rounded[key] for key in keys if key in rounded})
+    return Errors(in_order, {n: {key: rounded[n][key] for key in keys if key in rounded[n]} for n in rounded})
+
+
+def _roundings(plans: Mapping[Format, Plan], scales: Mapping[str, float]) -> dict[Number, dict[str, Rounded]]:
+    """How inputs may be rounded by readers of one of the files, by number format and by key of the weight."""
+    linear = [d for plan in plans.values() for d in plan.quantized if d.kind == LINEAR]
+    found: dict[Number, dict[str, Rounded]] = {
+        number: {} for number in Number if any(d.number is number for d in linear)
+    }
+    for d in linear:
+        if d.number is Number.INT8:
+            found[d.number][d.key] = Rounded(d.number, group=d.group)
+        elif d.key in scales:
+            found[d.number][d.key] = Rounded(d.number, scale=scales[d.key])
+    return found
 
 
 def amplification(checkpoint: Checkpoint, calibration: Calibration) -> float:
@@ -259,21 +291,24 @@ class _Inputs(_Samples):
     def __init__(self, checkpoint: Checkpoint, model: nn.Module):
         super().__init__()
         self._checkpoint, self._model = checkpoint, model
-        self._behind: dict[nn.Module, list[tuple[str, slice, float]]] = {}
+        self._behind: dict[nn.Module, list[tuple[str, slice]]] = {}
+        self._how: dict[str, Sequence[Rounded]] = {}
         self._work: dict[str, float] = {}
         self._seen: dict[str, int] = {}
         self._ended = 0
         self._handles: list[RemovableHandle] = []
 
-    def listen(self, key: str, scale: float, device: torch.device | str) -> None:
-        """scale: at which the input of the layer with the stored weight `key` is rounded."""
+    def listen(self, key: str, how: Sequence[Rounded], device: torch.device | str) -> None:
+        """how: in which ways the input of the layer with the stored weight `key` is rounded."""
+        if not how:
+            return
         for name, rows, _ in _rows_of(self._checkpoint, key):
             module = self._model.get_submodule(layer_of(name))
             if module not in self._behind:
                 self._handles.append(module.register_forward_hook(self._after))
-            self._behind.setdefault(module, []).append((key, rows, scale))
-        self._work[key], self._seen[key] = 0.0, 0
-        self.start(key, torch.zeros(1, device=device))
+            self._behind.setdefault(module, []).append((key, rows))
+        self._how[key], self._work[key], self._seen[key] = how, 0.0, 0
+        self.start(key, torch.zeros(len(how), device=device))
 
     def _after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not (torch.is_grad_enabled() and output.requires_grad):
@@ -288,12 +323,13 @@ class _Inputs(_Samples):
     def _hear(self, module: nn.Module, x: torch.Tensor, rows: int, gradients: torch.Tensor) -> None:
         g = thinned(gradients.reshape(1, rows, -1), INPUT_ROWS)[0]
         weight = module.get_parameter("weight").detach()
-        lost: dict[float, torch.Tensor] = {}
-        for key, piece, scale in self._behind[module]:
-            if scale not in lost:
-                lost[scale] = (saturating_cast(x / scale).float() * scale - x.float()) * (rows / len(x)) ** 0.5
+        lost: dict[Rounded, torch.Tensor] = {}
+        for key, piece in self._behind[module]:
+            for how in self._how[key]:
+                if how not in lost:
+                    lost[how] = (how(x) - x.float()) * (rows / len(x)) ** 0.5
             changed = (g[:, piece] @ weight[piece]).float()
-            self.add(key, (lost[scale] * changed).sum().reshape(1))
+            self.add(key, torch.stack([(lost[how] * changed).sum() for how in self._how[key]]))
             self._work[key] += rows * float(weight[piece].numel())
             self._seen[key] += rows
 
@@ -301,17 +337,17 @@ class _Inputs(_Samples):
         super().end_call(values)
         self._ended += 1
 
-    def rounding(self, key: str, scale: float, amplified: float) -> InputRounding:
-        """What was found of one layer. amplified: see :func:`amplification`.
+    def roundings(self, key: str, amplified: float) -> Iterator[tuple[Rounded, InputRounding]]:
+        """What was found of one layer, for each way of rounding. amplified: see :func:`amplification`.
 
         Raises:
             HSWQError: nothing finite.
         """
-        (error,) = self.errors(key)
-        modules = len(self._checkpoint.modules[key])
-        return InputRounding(
-            scale, amplified * error, self._work[key] / self._ended, self._seen[key] / modules / self._ended
-        )
+        if key not in self._how:
+            return
+        rows = self._seen[key] / len(self._checkpoint.modules[key]) / self._ended
+        for how, error in zip(self._how[key], self.errors(key), strict=True):
+            yield how, InputRounding(how.scale, amplified * error, self._work[key] / self._ended, rows)
 
     def close(self) -> None:
         for handle in self._handles:
@@ -332,5 +368,6 @@ def _rows_of(checkpoint: Checkpoint, key: str) -> Iterator[tuple[str, slice, sli
 def _difference(weight: torch.Tensor, decision: Decision, codes: Codes, format: Format) -> torch.Tensor:
     """Float32, in the shape of `weight`: by how much a reader's weight differs from it."""
     values, scale = (tensor.to(weight.device) for tensor in codes(decision))
-    expanded = dequantize(values, scale if format.scaled else None, torch.float32)
+    scaled = format.scaled or decision.number is Number.INT8
+    expanded = dequantize(values, scale if scaled else None, torch.float32, decision.group)
     return moved(expanded, decision.fold, back=True) - weight.float()

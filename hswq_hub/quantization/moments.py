@@ -22,6 +22,7 @@ from torch import nn
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import layer_of
+from hswq_runtime.layers.int8 import quantize_rows
 
 from ..common.progress import progress
 from ..settings import RoundingSettings
@@ -73,17 +74,19 @@ class Moments:
     """Second moments of one layer, each up to a positive factor.
 
     inputs: float32 [groups, n, n]. rows: the layer's rows, as runs of (group, count). outputs: float32 [count, count]
-    for each run; None: rows are rounded independently.
+    for each run; None: rows are rounded independently. noise: what rounding an input to INT8 adds to the second moment
+    of each, in the unit of `inputs`.
     """
 
     inputs: torch.Tensor
     rows: tuple[tuple[int, int], ...]
     outputs: tuple[torch.Tensor, ...] | None = None
+    noise: float = 0.0
 
     def to(self, device: torch.device | str) -> "Moments":
         """The same on `device`."""
         outputs = None if self.outputs is None else tuple(output.to(device) for output in self.outputs)
-        return Moments(self.inputs.to(device), self.rows, outputs)
+        return Moments(self.inputs.to(device), self.rows, outputs, self.noise)
 
 
 def layers_of(
@@ -182,20 +185,22 @@ def second_moments(
     *,
     computed: Collection[str] | None = None,
     outputs: bool = False,
+    int8: Mapping[str, int | None] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
     """The second moments of each of `layers` (of the model of `replays`, by any name), on the model's device.
 
     At most `tokens` input vectors of one call of a layer are used, and none of a call with non-finite values. computed:
     see :meth:`BlockReplays.replay`. outputs: gather those of outputs as well, which takes a backward pass for every
-    replay. between: called before each replay.
+    replay. int8: of layers whose inputs are rounded to INT8 how many are rotated together. between: called before each
+    replay.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
     """
     if not len(replays):
         raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
-    gather = (_Both if outputs else _Inputs)(layers, replays.device, tokens)
+    gather = (_Both if outputs else _Inputs)(layers, replays.device, tokens, int8 or {})
     handles = [module.register_forward_hook(gather.after) for module in gather.modules]
     try:
         for number in progress(range(len(replays)), desc="second moments", unit="call"):
@@ -212,8 +217,15 @@ def second_moments(
 class _Inputs:
     """Sums over the inputs of layers."""
 
-    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
-        self._layers, self._tokens = layers, tokens
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        device: torch.device | str,
+        tokens: int,
+        int8: Mapping[str, int | None],
+    ):
+        self._layers, self._tokens, self._int8 = layers, tokens, int8
+        self._noise = {name: torch.zeros((), dtype=torch.float64, device=device) for name in int8}
         self._sums = {
             name: torch.zeros(layer.inputs_shape, dtype=torch.float32, device=device) for name, layer in layers.items()
         }
@@ -236,8 +248,15 @@ class _Inputs:
         if x.isfinite().all():
             for name in self._behind[module]:
                 self._sums[name].baddbmm_(x.transpose(1, 2), x)
+                self._add_noise(name, x, 1.0)
                 self._count[name] += x.shape[1]
         return None
+
+    def _add_noise(self, name: str, x: torch.Tensor, weight: torch.Tensor | float) -> None:
+        """`x`: [1, tokens, n]. `weight`: of each token."""
+        if name in self._int8:
+            _, steps = quantize_rows(x[0], self._int8[name])
+            self._noise[name] += (steps.flatten().double().square() * weight).sum() / 12
 
     def silent(self) -> list[str]:
         return [name for name, count in self._count.items() if count == 0]
@@ -245,7 +264,10 @@ class _Inputs:
     def moments(self, name: str) -> Moments:
         inputs = self._sums[name] / max(self._count[name], 1)
         groups, in_group = len(inputs), sum(rows.count for rows in self._layers[name].rows) // len(inputs)
-        return Moments(inputs, tuple((group, in_group) for group in range(groups)))
+        return Moments(inputs, tuple((group, in_group) for group in range(groups)), noise=self._noise_of(name))
+
+    def _noise_of(self, name: str) -> float:
+        return self._noise[name].item() / max(self._count[name], 1) if name in self._int8 else 0.0
 
 
 class _Both(_Inputs):
@@ -254,8 +276,14 @@ class _Both(_Inputs):
     A layer that does not influence the model's output has sums of zero.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], device: torch.device | str, tokens: int):
-        super().__init__(layers, device, tokens)
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        device: torch.device | str,
+        tokens: int,
+        int8: Mapping[str, int | None],
+    ):
+        super().__init__(layers, device, tokens, int8)
         self._outputs = {
             name: tuple(torch.zeros(r.count, r.count, dtype=torch.float32, device=device) for r in layer.rows)
             for name, layer in layers.items()
@@ -294,6 +322,7 @@ class _Both(_Inputs):
                     total.addmm_(part.T, part)
                     weight[rows.group] += part.square().sum(dim=1)
             self._sums[name].baddbmm_((x * weight.unsqueeze(2)).transpose(1, 2), x)
+            self._add_noise(name, x, weight[0])
             self._count[name] += x.shape[1]
 
     def silent(self) -> list[str]:
@@ -303,4 +332,5 @@ class _Both(_Inputs):
     def moments(self, name: str) -> Moments:
         count = max(self._count[name], 1)
         rows = tuple((rows.group, rows.count) for rows in self._layers[name].rows)
-        return Moments(self._sums[name] / count, rows, tuple(total / count for total in self._outputs[name]))
+        outputs = tuple(total / count for total in self._outputs[name])
+        return Moments(self._sums[name] / count, rows, outputs, self._noise_of(name))

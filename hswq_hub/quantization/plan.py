@@ -18,8 +18,9 @@ import torch
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fold import Runs
-from hswq_runtime.formats import Format, Reader, layer_of
+from hswq_runtime.formats import Format, Number, Reader, layer_of
 from hswq_runtime.layers.fp8 import FP8_MAX
+from hswq_runtime.layers.int8 import group_of
 
 from ..calibration.calibrate import Calibration, LayerStatistics
 from ..common.prefetch import prefetched
@@ -28,7 +29,8 @@ from ..settings import Recipe, SearchSettings
 from .fold import check_fold, find_moves, moved
 from .search import Histogram, largest, search_amax, weighted_histogram, weighted_values
 
-KEPT, FP8 = "kept", "fp8_e4m3fn"
+KEPT, FP8, INT8 = "kept", "fp8_e4m3fn", "int8"
+_NUMBERS = {FP8: Number.FP8, INT8: Number.INT8}
 NAIVE = "naive"
 LINEAR, CONVOLUTION = torch.nn.Linear.__name__, torch.nn.Conv2d.__name__
 """Kinds of layers."""
@@ -38,15 +40,16 @@ LINEAR, CONVOLUTION = torch.nn.Linear.__name__, torch.nn.Conv2d.__name__
 class Decision:
     """What happens to one stored weight.
 
-    number_format: KEPT or FP8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance. error:
-    mean squared change of the denoiser's output when this weight alone is quantized. maximum: max|w|. amax: Δ*, the
-    clipping range. scale: the factor of the FP8 values, 1.0 in V1; with row_scales the largest of the rows' factors.
-    fold: the powers of two that its rows are multiplied by first, whether it is kept or not, see `fold.py`; maximum,
-    amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. exact: readers
-    expand the weight and multiply in full precision. input_scale: they may multiply in FP8, and round the input at this
-    scale. Neither: as the published formats have it. input_error: mean squared change of the denoiser's output when the
-    input of this layer alone is rounded. work: multiplications of this layer as a share of those of all linear layers
-    that can be FP8. None: not measured.
+    number_format: KEPT, FP8 or INT8. rounding: one of `settings.ROUNDINGS`. sensitivity: the layer's output variance.
+    error: mean squared change of the denoiser's output when this weight alone is quantized. maximum: max|w|. amax: Δ*,
+    the clipping range. scale: the factor of the FP8 values, 1.0 in V1; with row_scales the largest of the rows'
+    factors, and of INT8 weights None, since rounding chooses them. group: so many of its inputs are rotated together,
+    INT8 only. fold: the powers of two that its rows are multiplied by first, whether it is kept or not, see `fold.py`;
+    maximum, amax and scale describe the folded weight. unscaled: the file has scales, but none for this weight. exact:
+    readers expand the weight and multiply in full precision. input_scale: they may multiply in FP8, and round the input
+    at this scale. Neither: as the published formats have it, and of INT8 in INT8. input_error: mean squared change of
+    the denoiser's output when the input of this layer alone is rounded. work: multiplications of this layer as a share
+    of those of all linear layers that can be FP8. None: not measured.
     """
 
     key: str
@@ -67,6 +70,7 @@ class Decision:
     input_scale: float | None = None
     input_error: float | None = None
     work: float | None = None
+    group: int | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Decision":
@@ -90,15 +94,26 @@ class Decision:
 
     @property
     def quantized(self) -> bool:
-        return self.number_format == FP8
+        return self.number_format != KEPT
+
+    @property
+    def number(self) -> Number:
+        """The number format of a quantized weight."""
+        return _NUMBERS[self.number_format]
+
+    @property
+    def rounds_input(self) -> bool:
+        """Whether it was chosen that readers multiply in the weight's number format."""
+        chosen = self.quantized and self.work is not None and not self.exact
+        return chosen and (self.number is Number.INT8 or self.input_scale is not None)
 
     @property
     def never(self) -> bool:
-        """Whether it was kept because FP8 is impossible there, not by choice."""
+        """Whether it was kept because quantizing is impossible there, not by choice."""
         return not self.quantized and self.reason.startswith(_NEVER)
 
     def scale_tensor(self, weight: torch.Tensor) -> torch.Tensor:
-        """Float32: [1], or a scale for each row of `weight` that broadcasts against it."""
+        """Of an FP8 weight, float32: [1], or a scale for each row of `weight` that broadcasts against it."""
         if not self.row_scales:
             return torch.tensor([self.scale], dtype=torch.float32, device=weight.device)
         amax = weight.to(torch.float32).abs().flatten(1).amax(dim=1)
@@ -174,7 +189,8 @@ def plan_everything(
     recipe: Recipe,
     device: torch.device | str = "cpu",
 ) -> dict[Format, Plan]:
-    """All that can be FP8 is: the range of each weight is searched, on `device`, and nothing is kept by choice.
+    """All that can be quantized is: the range of each FP8 weight is searched, on `device`, and nothing is kept by
+    choice.
 
     Raises:
         FormatError: the calibration is of another model, or a weight is not finite.
@@ -188,13 +204,16 @@ def plan_everything(
         decision = replace(decision, sensitivity=_output_variance(checkpoint, calibration, decision.key))
         histogram = None
         for format in formats:
-            fold = () if format.scaled else moves.get(decision.key, ())
+            fold = moves.get(decision.key, ()) if format is Format.V1 else ()
             if original is None:
                 found[format].append(replace(decision, fold=fold))
                 continue
             weight = moved(original, fold)
             amax = maximum = largest(weight) if fold or decision.maximum is None else decision.maximum
-            described = _format_of(decision, format, recipe)
+            described = _format_of(checkpoint, decision, format, recipe)
+            if described.number is Number.INT8:
+                found[format].append(replace(described, rounding=recipe.rounding, maximum=maximum, amax=maximum))
+                continue
             scaled = format.scaled and not described.unscaled
             if recipe.search is not None and not described.row_scales:
                 if histogram is None or moves:
@@ -212,13 +231,18 @@ def plan_everything(
                 )
             )
     return {
-        format: Plan(format, recipe.label, tuple(decisions), {} if format.scaled else moves, recipe.reader)
+        format: Plan(format, recipe.label, tuple(decisions), moves if format is Format.V1 else {}, recipe.reader)
         for format, decisions in found.items()
     }
 
 
-def _format_of(decision: Decision, format: Format, recipe: Recipe) -> Decision:
-    """The decision with what the format and its reader say of scales."""
+def _format_of(checkpoint: Checkpoint, decision: Decision, format: Format, recipe: Recipe) -> Decision:
+    """The decision with what the format and its reader say of numbers and scales."""
+    shape = checkpoint.tensors[decision.key].shape
+    if format is Format.INT8:
+        if decision.kind != LINEAR or len(shape) != 2:  # ComfyUI has no such convolution
+            return replace(decision, unscaled=True)
+        return replace(decision, number_format=INT8, row_scales=True, group=group_of(shape[1]))
     plain = format.scaled and recipe.reader is Reader.COMFYUI and decision.kind == CONVOLUTION
     return replace(decision, row_scales=recipe.row_scales and format.scaled, unscaled=plain)
 
@@ -243,9 +267,11 @@ def plan_naive(checkpoint: Checkpoint) -> Plan:
 def unread_plan(checkpoint: Checkpoint, format: Format, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
     """All that can be FP8 is, as far as that is known without reading a weight: enough for the size of the file, and
     with a calibration for what is kept by variance. Where products are chosen, each is as if it were FP8."""
-    decisions = [_format_of(d, format, recipe) if d.quantized else d for d in _undecided(checkpoint)]
+    decisions = [_format_of(checkpoint, d, format, recipe) if d.quantized else d for d in _undecided(checkpoint)]
     if recipe.chooses_products:
-        decisions = [replace(d, input_scale=1.0) if d.quantized and d.kind == LINEAR else d for d in decisions]
+        decisions = [
+            replace(d, input_scale=1.0) if d.number_format == FP8 and d.kind == LINEAR else d for d in decisions
+        ]
     if calibration is not None:
         decisions = [replace(d, sensitivity=_output_variance(checkpoint, calibration, d.key)) for d in decisions]
     return Plan(format, recipe.label, tuple(decisions), reader=recipe.reader)
@@ -306,8 +332,8 @@ def _importance(checkpoint: Checkpoint, calibration: Calibration, key: str) -> t
 
 
 def input_scales(checkpoint: Checkpoint, calibration: Calibration, plan: Plan) -> dict[str, float]:
-    """The scale at which the input of each quantized linear layer of `plan` is rounded to FP8, by key of its weight; of
-    those that saw nothing but zeros there is none.
+    """The scale at which the input of each linear layer of `plan` that is not kept is rounded to FP8, by key; of those
+    that saw nothing but zeros there is none.
 
     A power of two, so that dividing by it rounds nothing in any dtype; the smallest at which twice the largest input
     of the calibration is within FP8's range, since others may be larger. Within that range the relative error of a

@@ -35,6 +35,8 @@ _SORTED = 1 << 24
 """A float32 weight of up to so many values is sorted; a larger one becomes a histogram with a bin for each bfloat16."""
 _16_BIT = (torch.bfloat16, torch.float16)
 _CODES_16_BIT = 1 << 15
+_CLIPPED = 25
+"""Candidates for the scale of a row, down to half of what maps its largest weight to the largest code."""
 _IN_CACHE, _ON_GPU = 1 << 18, 1 << 24
 """Values counted at once, on the CPU and on a GPU."""
 
@@ -143,6 +145,28 @@ def _by_row(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
         importance = torch.ones_like(importance)
     by_group = importance.reshape(-1, weight.shape[1])
     return by_group.repeat_interleave(weight[0, 0].numel(), dim=1)
+
+
+def cheapest_scales(weight: torch.Tensor, cost: torch.Tensor, largest: float) -> torch.Tensor:
+    """The scale of each row of a weight whose codes are whole numbers: float64 [..., out, 1].
+
+    A scale s costs Σ_j c_j · (s² / 12 + max(|w_j| − largest · s, 0)²): what rounding to steps of s loses in the mean,
+    and what clipping does. The cheapest of those that map 1, 0.98, …, 0.5 times the row's largest magnitude to
+    `largest`.
+
+    Args:
+        weight: float64 [..., out, n].
+        cost: c, float64 [n]; of compensated rounding the squared diagonal of the triangular factor.
+        largest: code.
+    """
+    whole = weight.abs().amax(dim=-1, keepdim=True) / largest
+    best, least = whole.clone(), torch.full_like(whole, math.inf)
+    for step in range(_CLIPPED + 1):
+        scale = whole * (1 - step / (2 * _CLIPPED))
+        lost = (weight.abs() - largest * scale).clamp_(min=0).square_() @ cost.unsqueeze(1) + scale**2 / 12 * cost.sum()
+        better = lost < least
+        best, least = torch.where(better, scale, best), torch.where(better, lost, least)
+    return torch.where(whole > 0, best, 1.0)
 
 
 @cache

@@ -18,8 +18,9 @@ from hswq_runtime.checkpoints.configuration import as_text
 from hswq_runtime.checkpoints.header import DTYPE_BITS, TensorInfo
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fold import fold_entry
-from hswq_runtime.formats import Format, Metadata, Reader
+from hswq_runtime.formats import Format, Metadata, Number, Reader
 from hswq_runtime.layers.fp8 import quantize
+from hswq_runtime.layers.numbers import quantize as fresh_codes
 from hswq_runtime.text import several
 
 from .. import __version__
@@ -58,8 +59,8 @@ def write_quantized(
     rounded: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write the file that `plan` describes: all tensors of the source under the same keys, the planned ones in FP8 with
-    their scales beside them.
+    """Write the file that `plan` describes: all tensors of the source under the same keys, the planned ones quantized
+    with their scales beside them.
 
     Args:
         checkpoint: the full-precision source.
@@ -85,7 +86,7 @@ def write_quantized(
 def codes_of(
     checkpoint: Checkpoint, format: Format, rounded: Path | None = None, device: torch.device | str = "cpu"
 ) -> Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]:
-    """A function from a decision to its weight's FP8 codes and scale; arguments as of :func:`write_quantized`."""
+    """A function from a decision to its weight's codes and scale; arguments as of :func:`write_quantized`."""
     already = Checkpoint(rounded) if rounded is not None else None
 
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,13 +95,19 @@ def codes_of(
             return round_to_nearest(weight, decision, format)
         if already is None:
             raise FormatError(f"{decision.key} is to be rounded by {decision.rounding}, but no file with that is given")
-        return already.tensor(decision.key), decision.scale_tensor(checkpoint.tensor(decision.key))
+        made, scale = already.tensor(decision.key), already.scales[decision.key]
+        if decision.number is Number.INT8 and scale is not None:
+            return made, scale.reshape(-1, 1)
+        return made, decision.scale_tensor(checkpoint.tensor(decision.key))
 
     return codes
 
 
 def round_to_nearest(weight: torch.Tensor, decision: Decision, format: Format) -> tuple[torch.Tensor, torch.Tensor]:
-    """FP8 codes and scale of `weight`, which is folded already, clipped at the decision's amax."""
+    """Codes and scale of `weight`, which is folded already, clipped at the decision's amax."""
+    if decision.number is Number.INT8:
+        codes, scale = fresh_codes(weight, Number.INT8, len(weight), decision.group)
+        return codes, scale.reshape(-1, 1)
     scale = decision.scale_tensor(weight)
     return quantize(weight, scale if format.scaled else None, decision.amax), scale
 
@@ -164,7 +171,7 @@ def planned_layout(checkpoint: Checkpoint, plan: Plan) -> dict[str, TensorInfo]:
         if decision is None:
             layout[key] = info
             continue
-        layout[key] = TensorInfo(formats.DTYPE_FP8, info.shape)
+        layout[key] = TensorInfo(decision.number.dtype, info.shape)
         scale = torch.empty(info.shape[0] if decision.row_scales else 1)
         for name, tensor in _companions(decision, scale, plan.format).items():
             layout[name] = TensorInfo("U8" if tensor.dtype == torch.uint8 else "F32", tuple(tensor.shape))
@@ -183,8 +190,8 @@ def _companions(decision: Decision, scale: torch.Tensor, format: Format) -> dict
         return {}
     value = scale.reshape(-1, 1) if decision.row_scales else scale.item()
     product = None
-    if decision.exact or decision.input_scale is not None:
-        product = formats.Product(decision.exact, decision.input_scale)
+    if decision.exact or decision.input_scale is not None or decision.number is Number.INT8:
+        product = formats.Product(decision.exact, decision.input_scale, decision.number, decision.group)
     return formats.companions(decision.key, value, format, comfyui=decision.kind == LINEAR, product=product)
 
 

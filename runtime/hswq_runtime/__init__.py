@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UnknownArchitectureError,
     )
     from .formats import Format, Reader
-    from .layers.matmul import set_fp8_matmul
+    from .layers.matmul import set_quantized_matmul
     from .layers.modules import HSWQConv2d, HSWQLinear, dequantize_, weight_bytes
     from .loading import load_model
     from .pipeline import HSWQPipeline
@@ -48,7 +48,7 @@ __all__ = [
     "UnknownArchitectureError",
     "dequantize_",
     "load_model",
-    "set_fp8_matmul",
+    "set_quantized_matmul",
     "weight_bytes",
 ]
 
@@ -70,7 +70,7 @@ _MODULES = {
     "UnknownArchitectureError": "errors",
     "dequantize_": "layers.modules",
     "load_model": "loading",
-    "set_fp8_matmul": "layers.matmul",
+    "set_quantized_matmul": "layers.matmul",
     "weight_bytes": "layers.modules",
 }
 """The module of each public name; it is imported when the name is first used."""

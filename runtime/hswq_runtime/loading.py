@@ -10,11 +10,12 @@ import torch
 
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.mapping import Piece
-from .formats import layer_of
+from .formats import Product, layer_of
 from .layers import fp8
 from .layers.alignment import aligned
-from .layers.matmul import set_fp8_matmul
+from .layers.matmul import set_quantized_matmul
 from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, quantized_twin
+from .layers.numbers import dequantize as expand
 from .quantizer import mark_quantized
 
 
@@ -23,23 +24,23 @@ def load_model(
     dtype: torch.dtype | None = None,
     *,
     dequantize: bool = False,
-    fp8_matmul: bool = False,
+    quantized_matmul: bool = False,
     device: torch.device | str = "cpu",
 ) -> torch.nn.Module:
-    """The diffusers model of an HSWQ V1, V2, plain FP8 or full-precision checkpoint, in eval mode.
+    """The diffusers model of an HSWQ V1, V2 or INT8, plain FP8 or full-precision checkpoint, in eval mode.
 
     Args:
         checkpoint: the file, or a :class:`Checkpoint` of it.
-        dtype: the dtype to compute in, and of everything that is not FP8. None: `Checkpoint.dtype`.
-        dequantize: return the plain model, with `weight · scale` in `dtype` instead of FP8 layers.
-        fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
+        dtype: the dtype to compute in, and of everything that is not quantized. None: `Checkpoint.dtype`.
+        dequantize: return the plain model, with `weight · scale` in `dtype` instead of quantized layers.
+        quantized_matmul: see :func:`hswq_runtime.layers.matmul.set_quantized_matmul`.
         device: where it is, and will compute.
 
     Raises:
         FormatError: missing, unexpected or wrongly shaped keys, all of which are named; a bad scale; FP8 as `dtype`.
         UnknownArchitectureError: see :class:`Checkpoint`.
-        DeviceError: `fp8_matmul` and no such hardware.
-        FullPrecisionError: `fp8_matmul` and a file that wants no layer multiplied in FP8.
+        DeviceError: `quantized_matmul` and no such hardware.
+        FullPrecisionError: `quantized_matmul` and a file that wants every layer multiplied in full precision.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
@@ -49,13 +50,14 @@ def load_model(
     state: dict[str, torch.Tensor] = {}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, pieces in checkpoint.parameters.items():
-        if dequantize or not all(checkpoint.held_as_fp8(piece.key) for piece in pieces):
-            # Full precision, or a weight that foreign files cast although its layer cannot compute in FP8.
+        product = None if dequantize else checkpoint.product_of(pieces)
+        if product is None:
+            # Full precision, or a weight that foreign files quantized although its layer cannot hold it so.
             whole = _joined([_expanded(checkpoint, piece, dtype) for piece in pieces]).reshape(shapes[name])
             state[name] = aligned(whole) if torch.device(device).type == "cpu" else whole
             continue
         module, scale = layer_of(name), checkpoint.scale_of(pieces)
-        scales, product = 0 if scale is None else scale.numel(), checkpoint.product_of(pieces)
+        scales = 0 if scale is None else scale.numel()
         plain = model.get_submodule(module)
         twin = quantized_twin(plain, scales=scales, compute_dtype=dtype, product=product)
         model.set_submodule(module, twin)
@@ -68,7 +70,7 @@ def load_model(
     model.to(device).requires_grad_(False).eval()
     if any(isinstance(layer, HSWQLayer) for layer in model.modules()):
         mark_quantized(model, dtype)
-        set_fp8_matmul(model, fp8_matmul)
+        set_quantized_matmul(model, quantized_matmul)
     return model
 
 
@@ -85,7 +87,8 @@ def _rows(checkpoint: Checkpoint, piece: Piece) -> torch.Tensor:
 
 def _expanded(checkpoint: Checkpoint, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
     """Rows of a stored tensor in `dtype`, times their scale."""
-    return fp8.dequantize(_rows(checkpoint, piece), checkpoint.scale_of([piece]), dtype)
+    stored = checkpoint.products.get(piece.key, Product())
+    return expand(_rows(checkpoint, piece), checkpoint.scale_of([piece]), dtype, stored.group)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

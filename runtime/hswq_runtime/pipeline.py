@@ -20,7 +20,7 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.locate import MODEL_INDEX, HubOptions, locate
 from .errors import ComponentError, FormatError
 from .formats import Format
-from .layers.matmul import set_fp8_matmul
+from .layers.matmul import set_quantized_matmul
 from .layers.modules import weight_bytes
 from .loading import load_model
 from .quantizer import QUANTIZATION_CONFIG, HSWQConfig, Method
@@ -46,7 +46,7 @@ class HSWQPipeline:
         base: str | Path | None = None,
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
-        fp8_matmul: bool = False,
+        quantized_matmul: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -70,7 +70,7 @@ class HSWQPipeline:
                 that the file itself holds, only the configuration is read from the base.
             dtype: the dtype to compute in. None: the dtype of the file's own unquantized weights.
             torch_dtype: the older name of `dtype`; diffusers accepts it as well.
-            fp8_matmul: multiply in FP8 where the hardware can, see :func:`hswq_runtime.set_fp8_matmul`.
+            quantized_matmul: multiply in FP8 where the hardware can, see :func:`hswq_runtime.set_quantized_matmul`.
             revision: branch, tag or commit of the repo `path`.
             token, cache_dir, local_files_only: as in huggingface_hub.
             **pipeline_arguments: arguments of the diffusers pipeline's `from_pretrained`, components included.
@@ -79,8 +79,8 @@ class HSWQPipeline:
             FormatError: there is no such file or repo, several files fit, or the file does not fit its architecture.
             ComponentError: the base lacks a component, or one cannot be loaded.
             UnknownArchitectureError: the keys match no known architecture.
-            DeviceError: `fp8_matmul` without hardware for it.
-            FullPrecisionError: `fp8_matmul` for a file that wants no layer multiplied in FP8.
+            DeviceError: `quantized_matmul` without hardware for it.
+            FullPrecisionError: `quantized_matmul` for a file that wants no layer multiplied in FP8.
         """
         dtype = dtype or torch_dtype
         hub = HubOptions(revision, token, cache_dir, local_files_only)
@@ -88,7 +88,7 @@ class HSWQPipeline:
         if found.file is None:
             if variant is not None or base is not None:
                 raise FormatError(f"{path} is one saved pipeline: it has no variants and takes no base; leave them out")
-            return _open_saved(found.folder, dtype, fp8_matmul, pipeline_arguments)
+            return _open_saved(found.folder, dtype, quantized_matmul, pipeline_arguments)
         checkpoint = Checkpoint(found.file)
         if variant is not None and checkpoint.format is not Format(variant):
             raise FormatError(f"{checkpoint.path} is not a {variant} file")
@@ -100,7 +100,7 @@ class HSWQPipeline:
             checkpoint, *([found.folder] if Path(path).is_dir() else []), base, hub=hub.for_another_repo()
         )
         check_components(checkpoint, base, given=pipeline_arguments, hub=hub.for_another_repo())
-        denoiser = load_model(checkpoint, dtype, fp8_matmul=fp8_matmul)
+        denoiser = load_model(checkpoint, dtype, quantized_matmul=quantized_matmul)
         pipeline = assemble_pipeline(checkpoint, denoiser, base, hub=hub.for_another_repo(), **pipeline_arguments)
         _report(checkpoint, denoiser, base)
         if checkpoint.guess is not None:
@@ -114,7 +114,7 @@ class HSWQPipeline:
 
 
 def _open_saved(
-    folder: Path, dtype: torch.dtype | None, fp8_matmul: bool, arguments: Mapping[str, Any]
+    folder: Path, dtype: torch.dtype | None, quantized_matmul: bool, arguments: Mapping[str, Any]
 ) -> DiffusionPipeline:
     """A pipeline that `save_pretrained` wrote, opened by diffusers with our quantizer."""
     import diffusers
@@ -127,7 +127,7 @@ def _open_saved(
         )
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{folder} has a component that cannot be loaded: {_first_line(error)}") from error
-    set_fp8_matmul(getattr(pipeline, name), fp8_matmul)
+    set_quantized_matmul(getattr(pipeline, name), quantized_matmul)
     return pipeline
 
 

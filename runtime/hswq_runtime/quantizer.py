@@ -23,18 +23,21 @@ from safetensors import safe_open
 from . import formats
 from .architectures import Shapes, architecture_of
 from .checkpoints.fit import misfits
-from .checkpoints.mapping import gather_product, gather_scale, row_count, trace, untouched
+from .checkpoints.mapping import gather_product, gather_scale, is_convolution, row_count, trace, untouched
 from .errors import FormatError
 from .layers import fp8
 from .layers.alignment import align_
-from .layers.matmul import set_fp8_matmul
+from .layers.matmul import set_quantized_matmul
 from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, dequantize_, quantized_twin
-from .text import several
+from .layers.numbers import NUMBERS, dequantize, is_quantized
+from .text import several, written
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-_SAFETENSORS_NAMES = {fp8.FP8: formats.DTYPE_FP8, torch.uint8: formats.DTYPE_U8}
+_SAFETENSORS_NAMES = {NUMBERS[number].dtype: number.dtype for number in formats.Number} | {
+    torch.uint8: formats.DTYPE_U8
+}
 QUANTIZATION_CONFIG = "quantization_config"
 """Key of the quantization in a model's `config.json`; diffusers' name."""
 
@@ -46,43 +49,52 @@ class Method(StrEnum):
 
 
 class HSWQConfig(QuantizationConfigMixin):  # type: ignore[misc]  # diffusers has no types
-    """Tells diffusers that a model's weights are stored in FP8 (HSWQ V1 or V2, ComfyUI's formats, a plain cast).
+    """Tells diffusers that a model's weights are stored in FP8 or INT8 (HSWQ V1, V2 or INT8, ComfyUI's formats, a plain
+    cast).
 
     Args:
         compute_dtype: the dtype to compute in if the loader is not given `torch_dtype`.
-        fp8_matmul: see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`. Not stored, since it depends on the hardware.
+        quantized_matmul: see :func:`hswq_runtime.layers.matmul.set_quantized_matmul`. Not stored, since it depends on
+            the hardware.
         quant_method: as `config.json` states it; there is only one.
         exact: names of the linear layers that their file wants multiplied in full precision, as `config.json` states
             them for a saved model.
+        groups: of those with rotated inputs how many are rotated together, by name, as `config.json` states them.
 
     Raises:
-        FormatError: layers cannot compute in `compute_dtype`; `exact` is no list of names.
+        FormatError: layers cannot compute in `compute_dtype`; `exact` is no list of names, or `groups` no such groups.
     """
 
     def __init__(
         self,
         compute_dtype: torch.dtype | str = torch.bfloat16,
-        fp8_matmul: bool = False,
+        quantized_matmul: bool = False,
         quant_method: str | None = None,
         exact: Sequence[str] = (),
+        groups: Mapping[str, int] | None = None,
     ):
         self.quant_method = Method.HSWQ
         named = getattr(torch, compute_dtype, None) if isinstance(compute_dtype, str) else compute_dtype
         if not isinstance(named, torch.dtype):
             raise FormatError(f"there is no dtype {compute_dtype!r}")
         self.compute_dtype = fp8.check_compute_dtype(named)
-        self.fp8_matmul = fp8_matmul
+        self.quantized_matmul = quantized_matmul
         if not isinstance(exact, (list, tuple)) or not all(isinstance(name, str) for name in exact):
             raise FormatError(f"exact is a list of names of layers, not {exact!r}")
         self.exact = tuple(exact)
+        groups = {} if groups is None else groups
+        if not isinstance(groups, Mapping) or any(group not in formats.GROUPS for group in groups.values()):
+            raise FormatError(f"groups are {several(formats.GROUPS, 6)} by the name of a layer, not {written(groups)}")
+        self.groups = dict(groups)
 
-    def to_dict(self) -> dict[str, str | list[str]]:
+    def to_dict(self) -> dict[str, Any]:
         """The entries that are stored in `config.json`."""
         compute_dtype = str(self.compute_dtype).removeprefix("torch.")
         described = {"quant_method": self.quant_method.value, "compute_dtype": compute_dtype}
-        return described | ({"exact": [*self.exact]} if self.exact else {})
+        more: dict[str, Any] = {"exact": [*self.exact], "groups": dict(self.groups)}
+        return described | {name: value for name, value in more.items() if value}
 
-    def to_diff_dict(self) -> dict[str, str | list[str]]:
+    def to_diff_dict(self) -> dict[str, Any]:
         """The same entries: none is left out as a default."""
         return self.to_dict()
 
@@ -101,7 +113,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         self._stored: Shapes = {}
         self._weights: dict[str, formats.StoredWeight] = {}
         self._scales: dict[str, torch.Tensor | None] = {}
-        self._products: dict[str, formats.Product] = {}
+        self._products: dict[str, formats.Product | None] = {}
 
     # --- Properties and adjustments that diffusers asks for -------------------------------------------
 
@@ -116,7 +128,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         return fp8.FP8
 
     def get_special_dtypes_update(self, model: ModelMixin, torch_dtype: torch.dtype) -> dict[str, torch.dtype]:
-        return {name: torch_dtype for name, parameter in model.named_parameters() if parameter.dtype != fp8.FP8}
+        return {name: torch_dtype for name, parameter in model.named_parameters() if not is_quantized(parameter.dtype)}
 
     def adjust_max_memory(self, max_memory: Mapping[int | str, int]) -> dict[int | str, float]:
         # As in diffusers' own quantizers; the rest is for the layer that is expanded.
@@ -124,7 +136,9 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
 
     def validate_environment(self, *args: Any, device_map: object = None, **kwargs: Any) -> None:
         if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
-            raise FormatError("device_map cannot put FP8 weights on the disk; use group offloading with a disk path")
+            raise FormatError(
+                "device_map cannot put quantized weights on the disk; use group offloading with a disk path"
+            )
 
     def update_missing_keys(self, model: ModelMixin, missing_keys: list[str], prefix: str) -> list[str]:
         return [key for key in missing_keys if key not in self._scale_names(model)]
@@ -136,20 +150,20 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         holders: dict[str, safe_open] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
-        exact_layers: set[str] = set()
+        header: dict[str, formats.Product] = {}
         for path in checkpoint_files:
             if not str(path).endswith(".safetensors"):
                 raise FormatError(f"{path} is not a safetensors file; others are not read")
             file = safe_open(str(path), framework="pt")
-            exact_layers |= formats.check_metadata(file.metadata() or {})
+            header |= formats.check_metadata(file.metadata() or {})
             for key in file.keys():  # noqa: SIM118 (not a dictionary)
                 view = file.get_slice(key)
                 holders[key], shapes[key], dtypes[key] = file, tuple(view.get_shape()), view.get_dtype()
-        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key), exact_layers)
+        self._read_scales(dtypes, shapes, lambda key: holders[key].get_tensor(key), header)
         return [key for key in loaded_keys if key not in self._companions]
 
     def maybe_update_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Take the scales out of a shard, and view its weights as FP8.
+        """Take the scales out of a shard, and view bytes as FP8.
 
         `from_single_file` calls this first, with the file in its own layout.
         """
@@ -159,7 +173,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         for key in self._companions & state_dict.keys():
             del state_dict[key]
         for key in self._weights.keys() & state_dict.keys():
-            state_dict[key] = state_dict[key].view(fp8.FP8)
+            state_dict[key] = state_dict[key].view(NUMBERS[self._weights[key].number].dtype)
         return state_dict
 
     def _read_scales(
@@ -167,21 +181,22 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         dtypes: Mapping[str, str],
         shapes: Shapes,
         tensor: Callable[[str], torch.Tensor],
-        exact_layers: Collection[str] = (),
+        header: Mapping[str, formats.Product] | None = None,
     ) -> None:
         # Of a single file diffusers does not pass the metadata on: it may be one for ComfyUI, without scales on
         # convolutions, and what its header says of exact layers is not known; `load_model` reads both.
-        unscaled = {key for key, shape in shapes.items() if formats.is_convolution(shape)}
+        unscaled = {key for key, shape in shapes.items() if is_convolution(shape)}
         self._weights, self._companions = formats.find_weights(dtypes, None, unscaled)
         if not self._weights:
             raise FormatError(
-                "this model has no FP8 weights: load it without HSWQConfig, or quantize it with `hswq-hub quantize`"
+                "this model has no quantized weights: load it without HSWQConfig, or quantize it with "
+                "`hswq-hub quantize`"
             )
         self._scales = {
             key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
         }
         self._products = {
-            key: formats.read_product(weight, tensor, exact_layers) for key, weight in self._weights.items()
+            key: formats.read_product(weight, shapes[key][-1], tensor, header) for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 
@@ -213,8 +228,12 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             if forbidden or self._stays_fp32(name) or not isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
                 continue
             scale, product = self._scales[name], self._products[name]
-            if module in self.quantization_config.exact:  # a saved model: its file has no marks
-                product = self._products[name] = replace(product, exact=True)
+            if product is None or (product.number is formats.Number.INT8 and not isinstance(layer, torch.nn.Linear)):
+                continue
+            # Of a saved model the configuration says what ComfyUI's marks say of other files.
+            exact = product.exact or module in self.quantization_config.exact
+            group = self.quantization_config.groups.get(module, product.group)
+            product = self._products[name] = replace(product, exact=exact, group=group)
             twin = quantized_twin(
                 layer,
                 scales=0 if scale is None else scale.numel(),
@@ -231,12 +250,13 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             traced = trace(self._stored, _loadable_class(model), model.config)
         weights: dict[str, formats.StoredWeight] = {}
         scales: dict[str, torch.Tensor | None] = {}
-        products: dict[str, formats.Product] = {}
+        products: dict[str, formats.Product | None] = {}
+        known = {key: product for key, product in self._products.items() if product is not None}
         for name, pieces in traced.items():
             if all(piece.key in self._weights for piece in pieces) and name in converted:
                 weights[name] = self._weights[pieces[0].key]
                 scales[name] = gather_scale(pieces, self._scales)
-                products[name] = gather_product(pieces, self._products)
+                products[name] = gather_product(pieces, known)
         self._weights, self._scales, self._products = weights, scales, products
 
     def _stays_fp32(self, name: str) -> bool:
@@ -249,7 +269,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
     def check_if_quantized_param(
         self, model: ModelMixin, param_value: torch.Tensor, param_name: str, state_dict: object, **kwargs: Any
     ) -> bool:
-        return param_value.dtype == fp8.FP8 or param_name in self._weights
+        return is_quantized(param_value.dtype) or param_name in self._weights
 
     def create_quantized_param(
         self,
@@ -266,22 +286,23 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         if isinstance(module, HSWQLayer) and param_name in self._weights:
             module.weight = torch.nn.Parameter(param_value.to(target_device), requires_grad=False)
             module.scale = None if scale is None else scale.to(target_device)
-            if isinstance(module, HSWQLinear):
-                module.set_product(self._products[param_name], target_device)
+            if isinstance(module, HSWQLinear) and (product := self._products[param_name]) is not None:
+                module.set_product(product, target_device)
             if dtype is not None:
                 module.compute_dtype = dtype
-        else:  # foreign files also cast layers that cannot compute in FP8
+        else:  # foreign files also quantize layers that cannot be held so
             dtype = torch.float32 if self._stays_fp32(param_name) else dtype or self.quantization_config.compute_dtype
-            value = fp8.dequantize(param_value, scale, dtype)
+            stored = self._products.get(param_name) or formats.Product()
+            value = dequantize(param_value, scale, dtype, stored.group)
             set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: ModelMixin, **kwargs: Any) -> ModelMixin:
         layers = [layer for layer in model.modules() if isinstance(layer, HSWQLayer)]
         if not layers:
-            raise FormatError("none of this model's FP8 weights can compute in FP8; load it without HSWQConfig")
+            raise FormatError("none of this model's layers can be held quantized; load it without HSWQConfig")
         align_(model)
         mark_quantized(model, layers[0].compute_dtype, self)
-        set_fp8_matmul(model, self.quantization_config.fp8_matmul)
+        set_quantized_matmul(model, self.quantization_config.quantized_matmul)
         return model
 
     # --- Dequantizing ---------------------------------------------------------------------------------
@@ -295,15 +316,18 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
 
 
 def mark_quantized(model: ModelMixin, compute_dtype: torch.dtype, quantizer: HSWQQuantizer | None = None) -> None:
-    """Let diffusers treat a model with FP8 layers as quantized, so that it can save and dequantize it.
+    """Let diffusers treat a model with quantized layers as quantized, so that it can save and dequantize it.
 
-    The configuration that is saved with the model states `compute_dtype`, and which layers are exact.
+    The configuration that is saved with the model states `compute_dtype`, which layers are exact, and whose inputs are
+    rotated.
     """
-    exact = [name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.exact]
-    config = HSWQConfig(compute_dtype, exact=exact)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HSWQLinear)}
+    exact = [name for name, layer in layers.items() if layer.exact]
+    groups = {name: layer.group for name, layer in layers.items() if layer.group is not None}
+    config = HSWQConfig(compute_dtype, exact=exact, groups=groups)
     model.hf_quantizer = quantizer or HSWQQuantizer(config)
-    model.hf_quantizer.quantization_config.compute_dtype = compute_dtype
-    model.hf_quantizer.quantization_config.exact = config.exact
+    of_model = model.hf_quantizer.quantization_config
+    of_model.compute_dtype, of_model.exact, of_model.groups = compute_dtype, config.exact, config.groups
     model.is_quantized = True
     model.quantization_method = Method.HSWQ
     model.register_to_config(**{QUANTIZATION_CONFIG: config})

@@ -24,7 +24,7 @@ from hswq_runtime.checkpoints.base import configured
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Reader
-from hswq_runtime.layers.matmul import set_fp8_matmul
+from hswq_runtime.layers.matmul import set_quantized_matmul
 
 from ..models.lora import find_lora, lora_applied
 from ..models.registry import IN_FP8, Model
@@ -213,7 +213,7 @@ class Worker:
             )
             with lora_applied(pipeline, lora), PeakMemory(self.device) as memory:
                 denoiser = getattr(pipeline, model.architecture.component)
-                set_fp8_matmul(denoiser, label.endswith(IN_FP8), reader=Reader.COMFYUI)
+                set_quantized_matmul(denoiser, label.endswith(IN_FP8), reader=Reader.COMFYUI)
                 sample = generate(
                     pipeline,
                     request.prompt,

@@ -13,7 +13,7 @@ from hswq_hub.quantization.measure import Errors, measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import ErrorSettings, recipe
-from hswq_runtime import Checkpoint, Format, load_model, set_fp8_matmul
+from hswq_runtime import Checkpoint, Format, load_model, set_quantized_matmul
 from hswq_runtime.formats import Reader
 from hswq_runtime.layers.fp8 import quantize_input
 
@@ -50,7 +50,7 @@ def measured(source: Checkpoint, place) -> tuple[Plan, Errors]:
 def squared_error(source: Checkpoint, plan: Plan, place) -> float:
     write_quantized(source, plan, place / "file.safetensors", source_sha256="0" * 64)
     model = load_model(place / "file.safetensors", torch.float32)
-    set_fp8_matmul(model, reader=Reader.COMFYUI)
+    set_quantized_matmul(model, reader=Reader.COMFYUI)
     return (tiny.run(model) - tiny.run(load_model(source, torch.float32))).square().mean().item()
 
 

@@ -14,12 +14,12 @@ from support import loras, tiny
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
-from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul, weight_bytes
+from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_quantized_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
 from hswq_runtime.layers.fp8 import can_matmul
 from hswq_runtime.quantizer import HSWQQuantizer
 
-STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -262,10 +262,14 @@ def compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("fp8_matmul", [False, True])
+@pytest.mark.parametrize("quantized_matmul", [False, True])
 @STYLES
-def test_a_layer_compiles_without_graph_breaks(compiler, tmp_path, style, fp8_matmul):
-    layer = load_model(tiny.quantized(tmp_path, style), torch.float32, fp8_matmul=fp8_matmul).layers[0].feed_forward.w1
+def test_a_layer_compiles_without_graph_breaks(compiler, tmp_path, style, quantized_matmul):
+    layer = (
+        load_model(tiny.quantized(tmp_path, style), torch.float32, quantized_matmul=quantized_matmul)
+        .layers[0]
+        .feed_forward.w1
+    )
     inputs = torch.randn(3, 96)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(inputs), layer(inputs), rtol=1e-4, atol=1e-6)
@@ -277,11 +281,11 @@ def test_the_blocks_compile_without_graph_breaks(compiler, model):
     assert torch.allclose(tiny.run(model), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["exact", "fp8_matmul", "lora"])
+@pytest.mark.parametrize("how", ["exact", "quantized_matmul", "lora"])
 def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
     """But for the frequencies, which diffusers' Z-Image computes in its first call `with torch.device("cpu")`: torch
     does not compile that, be the model plain or quantized. A UNet has nothing of the kind: `test_unet_layers.py`."""
-    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=how == "fp8_matmul")
+    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, quantized_matmul=how == "quantized_matmul")
     if how == "lora":
         loras.pipeline(model).load_lora_weights(loras.diffusers_layout())
     model.rope_embedder(torch.zeros(1, 3, dtype=torch.int64))
@@ -293,11 +297,11 @@ def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
 
 @pytest.mark.cuda
 @CUDA
-@pytest.mark.parametrize("fp8_matmul", [False, True])
-def test_the_whole_model_compiles_on_cuda(compiler, tmp_path, fp8_matmul):
-    if fp8_matmul and not can_matmul(torch.device("cuda")):
+@pytest.mark.parametrize("quantized_matmul", [False, True])
+def test_the_whole_model_compiles_on_cuda(compiler, tmp_path, quantized_matmul):
+    if quantized_matmul and not can_matmul(torch.device("cuda")):
         pytest.skip("needs SM 8.9")
-    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, fp8_matmul=fp8_matmul).to("cuda")
+    model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, quantized_matmul=quantized_matmul).to("cuda")
     inputs = {name: to_cuda(value) for name, value in tiny.inputs().items()}
     with torch.no_grad():
         expected = model(**inputs)[0][0]
@@ -305,7 +309,7 @@ def test_the_whole_model_compiles_on_cuda(compiler, tmp_path, fp8_matmul):
     assert (found - expected).norm() < 1e-2 * expected.norm()
 
 
-@STYLES
+@pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
 def test_compiled_the_weight_is_expanded_by_operations_that_fuse(compiler, tmp_path, style):
     """Only elementwise ones stand between the FP8 weight and the product: a compiler makes them one kernel, whose only
     intermediate is the weight of this layer."""
@@ -336,50 +340,51 @@ def test_training_compiles_too(compiler, tmp_path):
 
 
 @STYLES
-def test_fp8_matmul_is_near_and_not_equal(tmp_path, style):
+def test_quantized_matmul_is_near_and_not_equal(tmp_path, style):
     path = tiny.quantized(tmp_path, style)
-    exact, fast = load_model(path, torch.float32), load_model(path, torch.float32, fp8_matmul=True)
+    exact, fast = load_model(path, torch.float32), load_model(path, torch.float32, quantized_matmul=True)
     assert tiny.same_bytes(exact.state_dict(), fast.state_dict()), "the same file, the same weights"
     error = (tiny.run(fast) - tiny.run(exact)).norm() / tiny.run(exact).norm()
     assert 1e-4 < error < 0.05
-    assert set_fp8_matmul(fast, False) == 0
+    assert set_quantized_matmul(fast, False) == 0
     assert torch.equal(tiny.run(fast), tiny.run(exact))
 
 
 def test_sensitive_layers_and_odd_shapes_stay_exact(model):
-    count = set_fp8_matmul(model)
-    chosen = {name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.fp8_matmul}
+    count = set_quantized_matmul(model)
+    chosen = {name for name, layer in model.named_modules() if isinstance(layer, HSWQLinear) and layer.quantized_matmul}
     assert count == len(chosen) > 0
     assert "layers.0.attention.to_q" in chosen and "layers.0.feed_forward.w2" in chosen
     assert not any(word in name for name in chosen for word in ("embedder", "adaLN", "final"))
-    assert set_fp8_matmul(torch.compile(model)) == count, "a compiled model is the same model"
+    assert set_quantized_matmul(torch.compile(model)) == count, "a compiled model is the same model"
     odd = torch.nn.Sequential(HSWQLinear(20, 32, scales=0, compute_dtype=torch.float32))
-    assert set_fp8_matmul(odd) == 0
+    assert set_quantized_matmul(odd) == 0
 
 
 def test_pipelines_and_diffusers_own_classes_can_be_told_to(published, tmp_path):
-    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float32, fp8_matmul=True)
+    pipe = HSWQPipeline.from_pretrained(published, dtype=torch.float32, quantized_matmul=True)
     pipe.save_pretrained(tmp_path / "saved")
-    told, untold = (HSWQPipeline.from_pretrained(tmp_path / "saved", fp8_matmul=told) for told in (True, False))
+    told, untold = (HSWQPipeline.from_pretrained(tmp_path / "saved", quantized_matmul=told) for told in (True, False))
     single = ZImageTransformer2DModel.from_single_file(
         str(published / "demo-hswq-v1.safetensors"),
         config=str(tmp_path / "saved/transformer"),
-        quantization_config=HSWQConfig(fp8_matmul=True),
+        quantization_config=HSWQConfig(quantized_matmul=True),
     )
     models = (pipe.transformer, told.transformer, single, untold.transformer)
-    counts = [sum(layer.fp8_matmul for layer in fp8_layers(model)) for model in models]
+    counts = [sum(layer.quantized_matmul for layer in fp8_layers(model)) for model in models]
     assert counts[0] == counts[1] == counts[2] > 0
     assert counts[3] == 0, "it is not a property of the files"
 
 
-def test_old_hardware_is_refused_with_a_sentence(model, monkeypatch):
+def test_old_hardware_is_refused_with_a_sentence(model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA RTX A6000")
     with pytest.raises(DeviceError, match=r"A6000 \(SM 8.6\) has no FP8 matrix product, which needs SM 8.9"):
-        set_fp8_matmul(model)
+        set_quantized_matmul(model)
+    assert set_quantized_matmul(load_model(tiny.quantized(tmp_path, "int8"))) > 0, "Turing can"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
-    assert set_fp8_matmul(model) > 0
+    assert set_quantized_matmul(model) > 0
 
 
 # --- Memory -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from support import loras, tiny
 from support.kitchen import Theirs, theirs_in
 
-from hswq_runtime import Checkpoint, FullPrecisionError, HSWQLinear, load_model, set_fp8_matmul
+from hswq_runtime import Checkpoint, FullPrecisionError, HSWQLinear, load_model, set_quantized_matmul
 from hswq_runtime.formats import Product, Reader
 from hswq_runtime.layers import fp8
 
@@ -31,7 +31,7 @@ def marked(tensors):
 
 def simulation(path, dtype, **how):
     model = load_model(path, dtype, **how)
-    assert set_fp8_matmul(model, reader=Reader.COMFYUI) > 0
+    assert set_quantized_matmul(model, reader=Reader.COMFYUI) > 0
     return model
 
 
@@ -75,7 +75,7 @@ def test_a_layer_is_theirs_to_the_bit(dtype, product, size):
     for bias in (True, False):
         for scale in (0.0123, None):
             ours = layer(*size, product, dtype, bias, scale)
-            set_fp8_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
+            set_quantized_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
             for shape in ((7,), (1,), (2, 3), (2, 3, 2)):
                 x = inputs(size[0], shape).to(dtype)
                 found, expected = ours(x), Theirs(ours)(x)
@@ -85,7 +85,7 @@ def test_a_layer_is_theirs_to_the_bit(dtype, product, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_activations_beyond_the_range_saturate_as_theirs_do(dtype):
     ours = layer(32, 32, Product(), dtype, bias=False)
-    set_fp8_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
+    set_quantized_matmul(torch.nn.Sequential(ours), reader=Reader.COMFYUI)
     far = torch.full((2, 32), 6.6e4, dtype=dtype)
     assert torch.equal(ours(far), Theirs(ours)(far))
     assert torch.equal(ours(far), ours(torch.full((2, 32), 448.0, dtype=dtype)))
@@ -107,16 +107,16 @@ def test_a_whole_model_is_theirs_to_the_bit(tmp_path, dtype):
 def test_every_layer_that_is_not_marked_rounds_its_input_sensitive_or_not(tmp_path):
     model = simulation(tiny.quantized(tmp_path, "comfyui", change=marked), torch.float32)
     layers = [one for one in model.modules() if isinstance(one, HSWQLinear)]
-    assert {one.fp8_matmul for one in layers if one.exact} == {False}
-    assert {one.fp8_matmul for one in layers if not one.exact} == {True}
-    rounding = [name for name, one in model.named_modules() if isinstance(one, HSWQLinear) and one.fp8_matmul]
+    assert {one.quantized_matmul for one in layers if one.exact} == {False}
+    assert {one.quantized_matmul for one in layers if not one.exact} == {True}
+    rounding = [name for name, one in model.named_modules() if isinstance(one, HSWQLinear) and one.quantized_matmul]
     assert any("adaLN" in name or "embedder" in name for name in rounding)
 
 
 def test_a_file_without_marks_in_fp8_is_simulated_with_scale_one(tmp_path):
     model = simulation(tiny.quantized(tmp_path, "comfyui"), torch.float32)
     w1 = model.get_submodule(W1)
-    assert w1.input_scale is None and w1.fp8_matmul
+    assert w1.input_scale is None and w1.quantized_matmul
     x = torch.randn(3, 96)
     rounded = fp8.saturating_cast(x).float()
     assert torch.allclose(w1(x), F.linear(rounded, w1.dequantized_weight()), rtol=1e-5, atol=1e-6)
@@ -129,10 +129,10 @@ def test_marked_files_are_simulated_with_their_scale_in_the_compute_dtype(tmp_pa
     w1.scale.fill_(0.0123)
     x = torch.randn(3, 96).bfloat16()
     once = w1(x)
-    assert set_fp8_matmul(model, reader=Reader.COMFYUI) == 0
+    assert set_quantized_matmul(model, reader=Reader.COMFYUI) == 0
     twice = F.linear(x, w1.weight.bfloat16() * w1.scale.bfloat16())
     assert torch.equal(w1(x), twice) and not torch.equal(once, twice)
-    set_fp8_matmul(model, False)
+    set_quantized_matmul(model, False)
     assert torch.equal(w1(x), once)
 
 
@@ -182,7 +182,7 @@ def test_gradients_are_those_of_the_exact_product(tmp_path):
 def test_it_compiles_without_graph_breaks(reader, product):
     torch._dynamo.reset()
     ours, x = layer(64, 48, product, torch.float32), torch.randn(3, 64)
-    set_fp8_matmul(torch.nn.Sequential(ours), reader=reader)
+    set_quantized_matmul(torch.nn.Sequential(ours), reader=reader)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x), ours(x), rtol=1e-4, atol=1e-6)
 
@@ -192,7 +192,7 @@ def test_it_compiles_without_graph_breaks(reader, product):
 
 def test_our_own_product_takes_the_file_s_input_scale():
     ours = layer(64, 48, Product(input_scale=0.015), torch.float32)
-    set_fp8_matmul(torch.nn.Sequential(ours))
+    set_quantized_matmul(torch.nn.Sequential(ours))
     theirs, x = Theirs(ours), torch.randn(3, 64)
     assert torch.equal(ours(x), theirs(x))
     ours.set_product(Product())
@@ -200,9 +200,9 @@ def test_our_own_product_takes_the_file_s_input_scale():
 
 
 def test_marked_and_sensitive_layers_and_odd_shapes_stay_exact(tmp_path):
-    model = load_model(tiny.quantized(tmp_path, "comfyui", change=marked), torch.float32, fp8_matmul=True)
+    model = load_model(tiny.quantized(tmp_path, "comfyui", change=marked), torch.float32, quantized_matmul=True)
     for name, one in model.named_modules():
-        if isinstance(one, HSWQLinear) and one.fp8_matmul:
+        if isinstance(one, HSWQLinear) and one.quantized_matmul:
             assert not one.exact and not any(word in name for word in ("embedder", "adaLN", "final"))
 
 
@@ -223,8 +223,12 @@ def test_a_folded_file_can_be_opened_as_it_is_stored(tmp_path):
 
 def test_a_file_that_wants_every_layer_exact_is_refused(tmp_path):
     path = tiny.quantized(tmp_path, "comfyui-old")
-    for load in (lambda: load_model(path, fp8_matmul=True), lambda: set_fp8_matmul(load_model(path))):
-        with pytest.raises(FullPrecisionError, match=r"load the model without fp8_matmul, or quantize .* --speed"):
+    for load in (lambda: load_model(path, quantized_matmul=True), lambda: set_quantized_matmul(load_model(path))):
+        with pytest.raises(
+            FullPrecisionError, match=r"load the model without quantized_matmul, or quantize .* --speed"
+        ):
             load()
-    assert set_fp8_matmul(load_model(path), False) == 0
-    assert set_fp8_matmul(load_model(tiny.checkpoint(tmp_path))) == 0, "a model without FP8 layers has none to mark"
+    assert set_quantized_matmul(load_model(path), False) == 0
+    assert set_quantized_matmul(load_model(tiny.checkpoint(tmp_path))) == 0, (
+        "a model without FP8 layers has none to mark"
+    )

@@ -6,7 +6,7 @@ from support.kitchen import Theirs, theirs_in
 
 from hswq_hub.generation.generate import GenerationSettings, generate, open_pipeline
 from hswq_hub.sources.find import resolve
-from hswq_runtime import Checkpoint, Format, HSWQLinear, load_model, set_fp8_matmul
+from hswq_runtime import Checkpoint, Format, HSWQLinear, load_model, set_quantized_matmul
 from hswq_runtime.formats import Product, Reader
 from hswq_runtime.layers.fp8 import quantize
 from spaces_app.models.bundled import SHIPPED, shipped_record
@@ -27,7 +27,7 @@ def test_a_shipped_file_makes_the_same_picture(format, dtype):
 
     ours = load_model(path, dtype)
     exact = latents(ours)
-    assert set_fp8_matmul(ours, reader=Reader.COMFYUI) == sum(not layer.exact for layer in layers)
+    assert set_quantized_matmul(ours, reader=Reader.COMFYUI) == sum(not layer.exact for layer in layers)
     found = latents(ours)
     assert torch.equal(found, latents(theirs_in(load_model(path, dtype)))) and not torch.equal(found, exact)
 
@@ -46,5 +46,5 @@ def test_layers_of_z_images_published_width_are_theirs(size, product):
         if scale is not None:
             layer.scale.fill_(scale)
         layer.weight.data.copy_(quantize(weight, layer.scale))
-        set_fp8_matmul(torch.nn.Sequential(layer), reader=Reader.COMFYUI)
+        set_quantized_matmul(torch.nn.Sequential(layer), reader=Reader.COMFYUI)
         assert torch.equal(layer(x), Theirs(layer)(x))

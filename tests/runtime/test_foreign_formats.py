@@ -1,4 +1,4 @@
-"""Every way in which files hold FP8 gives the same model; what does not fit gives an error, not an image of noise."""
+"""Every way in which files hold FP8 or INT8 gives the same model; what does not fit gives an error, not noise."""
 
 import pytest
 import torch
@@ -12,6 +12,24 @@ ATTENTION = ("to_q", "to_k", "to_v")
 W1 = "layers.0.feed_forward.w1.weight"
 
 
+def fused_with(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The stored tensor that a parameter is rows of."""
+    if name.split(".")[-2] not in ATTENTION:
+        return tensor
+    block = name.rsplit(".", 2)[0]
+    return torch.cat([tiny.model().state_dict()[f"{block}.{part}.weight"].float() for part in ATTENTION])
+
+
+def expanded_int8(name: str, tensor: torch.Tensor, style: str) -> torch.Tensor:
+    if style not in ("int8", "int8-header"):
+        fused = fused_with(name, tensor)
+        amax = fused.abs().max() if style == "int8-one-scale" else tensor.abs().amax(1, keepdim=True)
+        return (tensor / (amax / 127)).round() * (amax / 127)
+    turned, _ = tiny.rotated(tensor)
+    scale = turned.abs().amax(1, keepdim=True) / 127
+    return tiny.rotated((turned / scale).round() * scale)[0]
+
+
 def reference(style: str) -> dict[str, torch.Tensor]:
     """What the model's parameters are, computed from the unquantized model without any of our code."""
     state = {}
@@ -23,10 +41,10 @@ def reference(style: str) -> dict[str, torch.Tensor]:
         if tensor.ndim < 2 or not name.endswith("weight") or "t_embedder" in name:
             state[name] = tensor
             continue
-        fused = tensor
-        if name.split(".")[-2] in ATTENTION:
-            block = name.rsplit(".", 2)[0]
-            fused = torch.cat([tiny.model().state_dict()[f"{block}.{part}.weight"].float() for part in ATTENTION])
+        if style.startswith("int8"):
+            state[name] = expanded_int8(name, tensor, style)
+            continue
+        fused = fused_with(name, tensor)
         if style.startswith("v1"):
             scale = torch.ones(())
         elif "rows" in style:
@@ -41,11 +59,16 @@ def reference(style: str) -> dict[str, torch.Tensor]:
 def test_every_format_gives_the_values_that_it_means(tmp_path, style):
     loaded = load_model(tiny.quantized(tmp_path, style), torch.float32)
     w1 = loaded.get_submodule(W1.removesuffix(".weight"))
-    assert isinstance(w1, HSWQLinear) and w1.weight.dtype == torch.float8_e4m3fn
+    stored = torch.int8 if style.startswith("int8") else torch.float8_e4m3fn
+    assert isinstance(w1, HSWQLinear) and w1.weight.dtype == stored
     plain = load_model(tiny.quantized(tmp_path, style), torch.float32, dequantize=True)
     expected = reference(style)
     for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, expected[name].reshape(tensor.shape)), name
+        wanted = expected[name].reshape(tensor.shape)
+        if style in ("int8", "int8-header"):  # sums of a rotation may be made in another order
+            assert torch.allclose(tensor, wanted, rtol=1e-5, atol=1e-7), name
+        else:
+            assert torch.equal(tensor, wanted), name
     assert torch.equal(tiny.run(loaded), tiny.run(plain))
 
 

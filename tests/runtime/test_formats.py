@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hswq_runtime import formats
+from hswq_runtime import formats, scales
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format, Product
 
@@ -53,7 +53,7 @@ def product(**stored):
     dtypes = {"a.weight": "F8_E4M3", **dict.fromkeys(tensors, "F32")}
     weights, companions = formats.find_weights(dtypes, None)
     assert companions == tensors.keys()
-    return formats.read_product(weights["a.weight"], tensors.__getitem__)
+    return formats.read_product(weights["a.weight"], 64, tensors.__getitem__)
 
 
 def text(described):
@@ -81,7 +81,7 @@ def test_how_to_multiply_comes_back(format, wanted):
     beside = formats.companions("a.weight", 1.0, format, comfyui=True, product=wanted)
     weights, companions = formats.find_weights({"a.weight": "F8_E4M3", **dict.fromkeys(beside, "F32")}, format)
     assert companions == beside.keys()
-    found = formats.read_product(weights["a.weight"], beside.__getitem__)
+    found = formats.read_product(weights["a.weight"], 64, beside.__getitem__)
     assert found.exact == wanted.exact
     assert found.input_scale == (wanted.input_scale and torch.tensor(wanted.input_scale).item())
 
@@ -106,8 +106,8 @@ def test_contradicting_or_nonsensical_words_on_multiplying_are_refused():
 def test_a_header_may_say_which_layers_are_exact():
     layers = {name: {"format": "float8_e4m3fn", "full_precision_matrix_mult": name == "a"} for name in "ab"}
     exact = formats.check_metadata({"_quantization_metadata": json.dumps({"layers": layers})})
-    assert exact == {"a"} and formats.check_metadata({}) == set()
-    found = [formats.read_product(formats.StoredWeight(f"{name}.weight"), {}.__getitem__, exact) for name in "ab"]
+    assert {name for name, said in exact.items() if said.exact} == {"a"} and formats.check_metadata({}) == {}
+    found = [formats.read_product(formats.StoredWeight(f"{name}.weight"), 64, {}.__getitem__, exact) for name in "ab"]
     assert found == [Product(exact=True), Product()]
 
 
@@ -200,7 +200,7 @@ def test_scale_beside_a_plain_weight_is_refused():
 )
 def test_impossible_scales_are_refused(values):
     with pytest.raises(FormatError, match=r"a\.scale"):
-        formats.check_scale("a.scale", torch.tensor(values), rows=3)
+        scales.check_scale("a.scale", torch.tensor(values), rows=3)
 
 
 def test_unknown_format_is_refused():

@@ -17,12 +17,12 @@ from support.loras import (
     weights,
 )
 
-from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model, set_fp8_matmul
+from hswq_runtime import HSWQConfig, HSWQError, HSWQLinear, HSWQPipeline, load_model, set_quantized_matmul
 from hswq_runtime.layers.lora import HSWQLoraLinear
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+@pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
 def test_a_lora_does_on_fp8_weights_what_it_does_on_the_dequantized_ones(tmp_path, style, layout):
     """Bit for bit: the adapter adds to the same product."""
     before = tiny.run(quantized(tmp_path, style).transformer)
@@ -79,7 +79,7 @@ def test_unloading_gives_the_model_back(tmp_path):
     assert type(pipe.transformer.layers[0].feed_forward.w1) is HSWQLinear
 
 
-@pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+@pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
 def test_fusing_rounds_the_sum_anew_and_unfusing_restores_every_byte(tmp_path, style):
     pipe = quantized(tmp_path, style)
     before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
@@ -154,7 +154,7 @@ def offload(model, kind):
 
 
 @pytest.mark.parametrize("kind", ["sequential", "leaf_level", "block_level", "leaf_level stream", "block_level stream"])
-@pytest.mark.parametrize("style", ["v1", "v2-rows"])
+@pytest.mark.parametrize("style", ["v1", "v2-rows", "int8"])
 def test_fusing_while_offloaded_is_fusing(tmp_path, style, kind, offload_with_streams):
     outputs = []
     for away in (False, True):
@@ -191,7 +191,7 @@ def test_a_lora_on_layers_that_multiply_in_fp8_adds_no_error_of_its_own(tmp_path
     errors = []
     for layout in (None, diffusers_layout()):
         fast, exact = quantized(tmp_path), plain(tmp_path)
-        assert set_fp8_matmul(fast.transformer) > 0
+        assert set_quantized_matmul(fast.transformer) > 0
         for pipe in (fast, exact):
             if layout:
                 pipe.load_lora_weights(layout)

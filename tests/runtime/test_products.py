@@ -27,7 +27,7 @@ from hswq_runtime import (
     HSWQLinear,
     HSWQPipeline,
     load_model,
-    set_fp8_matmul,
+    set_quantized_matmul,
     weight_bytes,
 )
 from hswq_runtime.checkpoints.mapping import Piece, gather_product
@@ -71,7 +71,7 @@ def products(model):
 
 
 def simulated(model):
-    set_fp8_matmul(model, reader=Reader.COMFYUI)
+    set_quantized_matmul(model, reader=Reader.COMFYUI)
     return tiny.run(model)
 
 
@@ -115,7 +115,7 @@ def test_copies_have_it(model, copied):
 
 
 def load_again(model):
-    set_fp8_matmul(model, False)
+    set_quantized_matmul(model, False)
     return model
 
 
@@ -130,7 +130,7 @@ def test_casting_a_layer_does_not_cast_its_scales(model):
 
 def test_dequantized_it_is_the_exact_model(model):
     expected = tiny.run(model)
-    set_fp8_matmul(model, reader=Reader.COMFYUI)
+    set_quantized_matmul(model, reader=Reader.COMFYUI)
     model.dequantize()
     assert products(model) == {} and not any("input_scale" in name for name in model.state_dict())
     assert torch.equal(tiny.run(model), expected)
@@ -203,11 +203,11 @@ def test_from_single_file_gives_what_our_own_loader_gives(path, model, tmp_path)
 
 def test_a_saved_model_that_is_marked_throughout_is_refused_as_its_file_is(tmp_path):
     load_model(tiny.quantized(tmp_path, "comfyui-old")).save_pretrained(tmp_path / "saved")
-    config = HSWQConfig(fp8_matmul=True)
+    config = HSWQConfig(quantized_matmul=True)
     saved = ZImageTransformer2DModel.from_pretrained(tmp_path / "saved")
     assert all(exact for exact, _ in products(saved).values())
     with pytest.raises(FullPrecisionError, match="--speed"):
-        set_fp8_matmul(saved)
+        set_quantized_matmul(saved)
     tiny.model().save_config(tmp_path / "config")
     with pytest.raises(FullPrecisionError, match="--speed"):
         ZImageTransformer2DModel.from_single_file(
@@ -228,7 +228,7 @@ def test_a_pipeline_of_such_a_file_is_refused_too(tmp_path):
         }
     save_file(stored, path, metadata={"hswq_format": "v2"})
     with pytest.raises(FullPrecisionError, match="every FP8 layer"):
-        HSWQPipeline.from_pretrained(folder, variant="v2", fp8_matmul=True)
+        HSWQPipeline.from_pretrained(folder, variant="v2", quantized_matmul=True)
 
 
 @pytest.mark.parametrize("exact", [3, "layers.0", [1], {"a": 1}], ids=str)
@@ -329,7 +329,7 @@ fp8._kernels = lambda values: kernels
 layer = HSWQLinear(64, 48, scales=1, compute_dtype=torch.bfloat16, product=Product(input_scale=0.37), device="cpu")
 layer.weight.data.copy_(fp8.quantize(torch.randn(48, 64)))
 layer.scale.fill_(0.0123)
-layer.bias, layer.fp8_matmul = None, True
+layer.bias, layer.quantized_matmul = None, True
 inputs = torch.randn(2, 3, 64).bfloat16()
 for product in (Product(input_scale=0.37), Product()):
     for layer.reader in Reader:

@@ -20,7 +20,7 @@ from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, HSWQQuantizer, lo
 from hswq_runtime.errors import FormatError
 from hswq_runtime.quantizer import QUANTIZATION_CONFIG
 
-STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows"])
+STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
 
 
 def single_file(path, config, **arguments):

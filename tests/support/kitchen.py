@@ -1,10 +1,11 @@
-"""A linear layer as ComfyUI computes it on a GPU with FP8 arithmetic, by comfy-kitchen's eager backend."""
+"""A linear layer as ComfyUI computes it on a GPU with FP8 and INT8 arithmetic, by comfy-kitchen's eager backend."""
 
 import torch
 import torch.nn.functional as F
 from comfy_kitchen import tensor as kitchen
 
 from hswq_runtime import HSWQLinear
+from hswq_runtime.formats import Number
 
 
 class Theirs(torch.nn.Module):
@@ -14,6 +15,14 @@ class Theirs(torch.nn.Module):
         super().__init__()
         self.layer, self.dtype = layer, layer.compute_dtype
         one = torch.tensor(1.0)
+        self.is_int8 = layer.number is Number.INT8
+        if self.is_int8:
+            scale = layer.scale.reshape(()) if layer.scale.numel() == 1 else layer.scale.reshape(-1, 1)
+            rotated = {} if layer.group is None else {"convrot": True, "convrot_groupsize": layer.group}
+            layout, shapes = kitchen.TensorWiseINT8Layout, {"orig_dtype": self.dtype, "orig_shape": layer.weight.shape}
+            params = layout.Params(scale=scale, **shapes, **rotated)
+            self.quantized = kitchen.QuantizedTensor(layer.weight.data, layout.__name__, params)
+            return
         scale = one if layer.scale is None else layer.scale.reshape(())
         kind = "TensorCoreFP8Layout"
         params = kitchen.TensorCoreFP8Layout.Params(scale=scale, orig_dtype=self.dtype, orig_shape=layer.weight.shape)
@@ -25,6 +34,8 @@ class Theirs(torch.nn.Module):
         weight, bias = self.quantized, self.layer.bias
         if self.layer.exact:
             return F.linear(input, weight.dequantize(), bias)
+        if self.is_int8:  # it rounds the input itself
+            return F.linear(input, weight, bias)
         flat = input.reshape(-1, input.shape[-1])
         rounded = kitchen.QuantizedTensor.from_float(flat, "TensorCoreFP8Layout", scale=self.input_scale)
         return F.linear(rounded, weight, bias).reshape(*input.shape[:-1], -1)

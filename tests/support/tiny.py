@@ -95,8 +95,12 @@ STYLES = (
     "comfyui-input-scale",
     "comfyui-old",
     "cast",
+    "int8",
+    "int8-plain",
+    "int8-one-scale",
+    "int8-header",
 )
-"""Ways in which files out there hold FP8, see :func:`quantized`."""
+"""Ways in which files out there hold FP8 or INT8, see :func:`quantized`."""
 
 
 def calibration(checkpoint: Checkpoint) -> Calibration:
@@ -108,10 +112,12 @@ def calibration(checkpoint: Checkpoint) -> Calibration:
 
 
 def quantized(folder: Path, style: str, prefix: str = PREFIX, change=None) -> Path:
-    """The tiny model with its large layers in FP8, rounded to nearest, written as `style` has it.
+    """The tiny model with its large layers in FP8 or INT8, rounded to nearest, written as `style` has it.
 
     Spelled out here a second time, independently of the code that reads it.
     """
+    if style.startswith("int8"):
+        return _int8(folder, style, prefix, change)
     unscaled = style in ("v1", "v1-comfyui", "cast")
     rows = style.startswith("v2-rows")
     tensors = original_layout(model().state_dict(), prefix)
@@ -147,6 +153,45 @@ def quantized(folder: Path, style: str, prefix: str = PREFIX, change=None) -> Pa
     if style == "comfyui-header":
         layers = {k.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for k in tensors if "_scale" in k}
         metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
+    if change is not None:
+        change(tensors)
+    path = folder / f"{style}.safetensors"
+    save_file(tensors, path, metadata=metadata or None)
+    return path
+
+
+def rotated(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`weight` [N, K] in float32 times a regular Hadamard matrix for each group of columns, and the size of a group."""
+    group = next(group for group in (256, 64, 16, 4) if weight.shape[1] % group == 0)
+    four = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+    matrix = four
+    while len(matrix) < group:
+        matrix = torch.kron(matrix, four)
+    groups = [part @ (matrix / group**0.5) for part in weight.float().split(group, dim=1)]
+    return torch.cat(groups, dim=1), group
+
+
+def _int8(folder: Path, style: str, prefix: str, change=None) -> Path:
+    """ComfyUI's INT8: as this project writes it; by tools that leave out what it is; with one scale and no description;
+    described in the header."""
+    tensors, described = original_layout(model().state_dict(), prefix), {}
+    for key in [k for k in tensors if k.endswith(".weight") and tensors[k].ndim == 2 and "t_embedder" not in k]:
+        layer, weight = key.removesuffix(".weight"), tensors[key].float()
+        said = {"format": "int8_tensorwise"}
+        if style in ("int8", "int8-header"):
+            weight, group = rotated(weight)
+            said |= {"convrot": True, "convrot_groupsize": group}
+        amax = weight.abs().max() if style == "int8-one-scale" else weight.abs().amax(1, keepdim=True)
+        tensors[key] = (weight / (amax / 127)).round().to(torch.int8)
+        tensors[layer + ".weight_scale"] = amax / 127
+        if style == "int8-plain":
+            del said["format"]
+        if style in ("int8", "int8-plain"):
+            tensors[layer + ".comfy_quant"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+        described[layer] = said
+    metadata = {"hswq_format": "int8"} if style == "int8" else {}
+    if style == "int8-header":
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": described})
     if change is not None:
         change(tensors)
     path = folder / f"{style}.safetensors"

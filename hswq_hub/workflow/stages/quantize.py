@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.formats import Format, Reader
+from hswq_runtime.formats import Format, Number, Reader
 
 from ... import __version__
 from ...calibration.calibrate import Calibration
@@ -283,7 +283,8 @@ class Quantization:
             plan = self._plans(inputs[0])[format]
             if self.recipe.keep_by == "error":
                 found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
-                rounding = {key: InputRounding(**row) for key, row in found["inputs"].items()}
+                number = Number.INT8 if format is Format.INT8 else Number.FP8
+                rounding = {key: InputRounding(**row) for key, row in found["inputs"].get(number, {}).items()}
                 plan = keep(plan, checkpoint, self.recipe, found["weights"][format.value], rounding)
             else:
                 plan = keep(plan, checkpoint, self.recipe)

@@ -20,7 +20,7 @@ from ..layers.fp8 import FP8
 from ..text import several, shown, written
 from .configuration import CONFIG, Configuration, check_bounds
 from .fit import NOT_TO_BUILD, empty_model, misfits
-from .header import TensorInfo, recognise_header
+from .header import TensorInfo, config_of, recognise_header
 from .mapped import MAPPED_BYTES, MappedFile
 from .mapping import Piece, gather_product, gather_scale, trace, untouched
 from .stored import read_products, read_scales, stored_weights, unfold_factors
@@ -63,7 +63,7 @@ class Checkpoint:
         self.path, self.unfold = Path(path), unfold
         self._file = MappedFile(self.path, mapped_bytes)
         self.metadata, self.tensors = self._file.metadata, self._file.tensors
-        own = formats.config_of(self.metadata)
+        own = config_of(self.metadata)
         self.stated = stated if own is None else Configuration(own, f"the header of {shown(self.path.name)}")
         try:
             self._family, self.prefix, self.has_diffusers_layout = recognise_header(self.tensors, self.metadata)
@@ -72,7 +72,7 @@ class Checkpoint:
         if self.stated is not None:
             self.stated.check_class(self._family.model_class, self.path)
         self.format = formats.format_of(self.metadata)
-        self._exact_layers = formats.check_metadata(self.metadata)
+        self._described = formats.check_metadata(self.metadata)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @property
     def quantized(self) -> Mapping[str, formats.StoredWeight]:
-        """The FP8 weights of the denoiser by key; empty for a full-precision file.
+        """The quantized weights of the denoiser by key; empty for a full-precision file.
 
         Raises:
             FormatError: scales and weights do not belong together.
@@ -197,7 +197,7 @@ class Checkpoint:
             with suppress(FormatError):
                 told = self._told_by_shapes
         said = [*self.stated.differences(told, self._family.guessed)[:_SHOWN], several(problems, 1, 90)]
-        if formats.config_of(self.metadata) is None:
+        if config_of(self.metadata) is None:
             said.append(f"pass a base whose {self._family.component}/{CONFIG} is this model's")
         name, where = shown(self.path.name, 40), shown(self.stated.where, 60)
         return FormatError(f"{name} does not fit the configuration in {where}: {'; '.join(said)}")
@@ -310,7 +310,7 @@ class Checkpoint:
 
     @cached_property
     def scales(self) -> dict[str, torch.Tensor | None]:
-        """The scale of every stored FP8 weight by key: float32 [1] or [rows]; None if it has none.
+        """The scale of every quantized weight by key: float32 [1] or [rows]; None if it has none.
 
         In a folded file the scale also takes the move back.
 
@@ -321,14 +321,14 @@ class Checkpoint:
 
     @cached_property
     def products(self) -> dict[str, formats.Product]:
-        """How the file wants the layer of every stored FP8 weight multiplied, by key.
+        """How the file wants the layer of every quantized weight multiplied, by key.
 
         A folded file whose moves are taken back has no input scales: they are those of the folded inputs.
 
         Raises:
             FormatError: a bad input scale, see :func:`hswq_runtime.formats.read_product`.
         """
-        return read_products(self.quantized, self.tensor, self._exact_layers, unfolded=bool(self._unfold))
+        return read_products(self.quantized, self.tensors, self.tensor, self._described, unfolded=bool(self._unfold))
 
     @cached_property
     def _unfold(self) -> dict[str, torch.Tensor]:
@@ -339,26 +339,31 @@ class Checkpoint:
         keys = {piece.key for piece in pieces}
         return gather_scale(pieces, {key: self.scales.get(key, self._unfold.get(key)) for key in keys})
 
-    def product_of(self, pieces: list[Piece]) -> formats.Product:
-        """How the layer of a parameter made of `pieces`, all FP8, is multiplied: exactly where they do not agree."""
+    def product_of(self, pieces: list[Piece]) -> formats.Product | None:
+        """How the layer of a parameter made of `pieces` is multiplied, exactly where they do not agree; None if the
+        loaded model cannot hold it quantized."""
+        if not all(self.held_quantized(piece.key) for piece in pieces):
+            return None
         return gather_product(pieces, self.products)
 
-    def held_as_fp8(self, key: str) -> bool:
-        """Whether the loaded model holds the tensor `key` in FP8: it is the FP8 weight of a layer that allows it."""
-        return key in self.quantized and key in self.layers and self.why_never_quantized(key) is None
+    def held_quantized(self, key: str) -> bool:
+        """Whether the loaded model can hold the tensor `key` quantized: it is the weight of a layer that allows it."""
+        if key not in self.quantized or key not in self.layers or self.why_never_quantized(key) is not None:
+            return False
+        return self.quantized[key].number is formats.Number.FP8 or self.layers[key] is torch.nn.Linear
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of the loaded denoiser, with `dtype` for all that is not FP8, scales included.
+        """Bytes of the loaded denoiser, with `dtype` for all that is not quantized, scales included.
 
         The scale of a fused tensor counts once for each layer that it is split into.
         """
         total = 0
         for pieces in self.parameters.values():
             values = torch.Size(self._shape(pieces)).numel()
-            if all(self.held_as_fp8(piece.key) for piece in pieces):
+            if (product := self.product_of(pieces)) is not None:
                 scale, is_linear = self.scale_of(pieces), self.layers[pieces[0].key] is torch.nn.Linear
-                has_input_scale = is_linear and self.product_of(pieces).input_scale is not None
+                has_input_scale = is_linear and product.input_scale is not None
                 total += values * FP8.itemsize + 4 * (has_input_scale + (0 if scale is None else scale.numel()))
             else:
                 total += values * self.dtype.itemsize

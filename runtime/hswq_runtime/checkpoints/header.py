@@ -1,14 +1,15 @@
 """What the header of a safetensors file says: the dtype and shape of each tensor, and the architecture."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import formats
 from ..architectures import Architecture, recognise, recognise_class
-from ..errors import UnknownArchitectureError
+from ..errors import FormatError, UnknownArchitectureError
 
 _FP8 = ("F8_E5M2", "F8_E8M0", "F8_E5M2FNUZ", formats.DTYPE_FP8, f"{formats.DTYPE_FP8}FNUZ")
 DTYPE_BITS = {
@@ -61,10 +62,28 @@ def recognise_header(keys: Iterable[str], metadata: Mapping[str, str]) -> Recogn
         FormatError: the configuration cannot be read.
         UnknownArchitectureError: no row matches.
     """
-    config = formats.config_of(metadata)
+    config = config_of(metadata)
     try:
         return Recognised(*recognise(keys), False)
     except UnknownArchitectureError:
         if config is None:
             raise
     return Recognised(recognise_class(config), "", True)
+
+
+def config_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The configuration of the diffusers model in a header, None if it has none.
+
+    Raises:
+        FormatError: the entry is not a JSON object.
+    """
+    text = metadata.get(formats.Metadata.CONFIG.value)
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the file's {formats.Metadata.CONFIG.value} is not JSON") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"the file's {formats.Metadata.CONFIG.value} is no configuration of a model")
+    return config

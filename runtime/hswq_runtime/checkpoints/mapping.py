@@ -66,6 +66,11 @@ def row_count(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
+def is_convolution(shape: tuple[int, ...]) -> bool:
+    """Whether a weight of `shape` is a 2d convolution's: [out, in / groups, height, width]."""
+    return len(shape) == 4
+
+
 def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
     """The scale of a parameter made of `pieces`, from the scales of stored tensors: None, [1] or [rows].
 
@@ -84,13 +89,19 @@ def gather_scale(pieces: list[Piece], scales: Mapping[str, torch.Tensor | None])
     return joined[:1].clone() if (joined == joined[0]).all() else joined
 
 
-def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product:
+def gather_product(pieces: list[Piece], products: Mapping[str, Product]) -> Product | None:
     """How the layer of a parameter made of `pieces` is multiplied, from what is said of stored tensors by key.
 
-    An input is rounded in one unit: where the tensors do not agree, the layer is multiplied in full precision.
+    An input is rounded in one unit: where the tensors do not agree, the layer is multiplied in full precision. None: no
+    layer can hold them as they are, since their number formats or rotations differ, or one is not quantized.
     """
-    found = {products[piece.key] for piece in pieces}
-    return found.pop() if len(found) == 1 else Product(exact=True)
+    found = {products.get(piece.key) for piece in pieces}
+    first = next(iter(found))
+    if len(found) == 1 or first is None:
+        return first
+    if any(one is None or (one.number, one.group) != (first.number, first.group) for one in found):
+        return None
+    return Product(exact=True, number=first.number, group=first.group)
 
 
 def _tags(number: int, shape: tuple[int, ...]) -> torch.Tensor:

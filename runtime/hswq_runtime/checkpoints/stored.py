@@ -1,4 +1,4 @@
-"""What stands beside the FP8 weights of one file: their scales, and how they are to be multiplied."""
+"""What stands beside the quantized weights of one file: their scales, and how they are to be multiplied."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -7,13 +7,13 @@ import torch
 
 from .. import fold, formats
 from .header import TensorInfo
-from .mapping import row_count
+from .mapping import is_convolution, row_count
 
 
 def stored_weights(
     tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]
 ) -> tuple[dict[str, formats.StoredWeight], set[str]]:
-    """The FP8 weights by key, and the keys of what stands beside them, from a header.
+    """The quantized weights by key, and the keys of what stands beside them, from a header.
 
     Raises:
         FormatError: scales and weights do not belong together.
@@ -21,7 +21,7 @@ def stored_weights(
     dtypes = {key: info.dtype for key, info in tensors.items()}
     unscaled: Collection[str] = ()
     if formats.has_plain_convolutions(metadata):
-        unscaled = {key for key, info in tensors.items() if formats.is_convolution(info.shape)}
+        unscaled = {key for key, info in tensors.items() if is_convolution(info.shape)}
     return formats.find_weights(dtypes, formats.format_of(metadata), unscaled)
 
 
@@ -61,19 +61,24 @@ def read_scales(
 
 def read_products(
     weights: Mapping[str, formats.StoredWeight],
+    tensors: Mapping[str, TensorInfo],
     tensor: Callable[[str], torch.Tensor],
-    exact_layers: Collection[str],
+    header: Mapping[str, formats.Product],
     *,
     unfolded: bool,
 ) -> dict[str, formats.Product]:
     """How the layer of every weight is to be multiplied, by key.
 
     Args:
-        exact_layers: as of :func:`hswq_runtime.formats.read_product`.
+        tensors: what the header says of every tensor.
+        tensor: reads the stored tensor of a key.
+        header: as of :func:`hswq_runtime.formats.read_product`.
         unfolded: leave input scales out, since inputs are not those that they were found for.
 
     Raises:
-        FormatError: a bad input scale.
+        FormatError: a bad input scale, or a description that does not fit.
     """
-    products = {key: formats.read_product(weight, tensor, exact_layers) for key, weight in weights.items()}
+    products = {
+        key: formats.read_product(weight, tensors[key].shape[-1], tensor, header) for key, weight in weights.items()
+    }
     return {key: replace(product, input_scale=None) if unfolded else product for key, product in products.items()}

@@ -1,6 +1,6 @@
-"""PEFT layers that merge an adapter into an FP8 weight, and restore its bytes.
+"""PEFT layers that merge an adapter into a quantized weight, and restore its bytes.
 
-PEFT merges by adding to the base weight in place; FP8 has no addition. Here the weight is expanded, the adapter is
+PEFT merges by adding to the base weight in place; codes have no addition. Here the weight is expanded, the adapter is
 added in float32, and the sum is rounded again. The original bytes are kept until the adapter is unmerged.
 """
 
@@ -14,7 +14,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, on
 
 from ..errors import HSWQError
 from ..formats import Reader
-from .fp8 import FP8, dequantize
 from .modules import HSWQConv2d, HSWQLayer, HSWQLinear
 
 
@@ -37,7 +36,8 @@ class _MergesByRequantizing:
     """The scaling that each merged adapter was merged with."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Merge adapters (None: the active ones) into the FP8 weight: rounded to nearest, with a fresh scale in V2.
+        """Merge adapters (None: the active ones) into the quantized weight: rounded to nearest, with a fresh scale
+        unless it has none.
 
         While merged, the original weight is kept in CPU memory. Weights that accelerate has offloaded are loaded for
         the merge.
@@ -50,7 +50,7 @@ class _MergesByRequantizing:
         if not names:
             return
         if any(name in self.lora_variant or self.lora_bias[name] for name in names):
-            raise HSWQError("only plain LoRA can be fused into FP8 weights; use this adapter without fusing it")
+            raise HSWQError("only plain LoRA can be fused into quantized weights; use this adapter without fusing it")
         with onload_layer(self):
             self._merge(names, safe_merge)
 
@@ -63,7 +63,8 @@ class _MergesByRequantizing:
         base = self.get_base_layer()
         weight, scale = self._original
         # Always from the original: rounding twice adds the error twice.
-        values = dequantize(weight.view(FP8), scale, torch.float32).to(base.weight.device)
+        codes = weight.view(base.weight.dtype)
+        values = base.expanded(codes, scale, torch.float32).to(base.weight.device)
         for name in merged:
             values += self._delta(name, self._strengths[name]).to(values)
         for name in names:
@@ -116,15 +117,15 @@ class HSWQLoraLinear(_MergesByRequantizing, Linear):  # type: ignore[misc]  # PE
         """PEFT's: the base layer's product with what the active adapters add."""
         base = self.get_base_layer()
         on = self.merged or (not self.disable_adapters and any(name in self.lora_A for name in self.active_adapters))
-        if not (isinstance(base, HSWQLinear) and base.fp8_matmul and base.reader is Reader.COMFYUI and on):
+        if not (isinstance(base, HSWQLinear) and base.quantized_matmul and base.reader is Reader.COMFYUI and on):
             output: torch.Tensor = super().forward(x, *args, **kwargs)
             return output
-        base.fp8_matmul = False
+        base.quantized_matmul = False
         try:
             exact: torch.Tensor = super().forward(x, *args, **kwargs)
             return exact
         finally:
-            base.fp8_matmul = True
+            base.quantized_matmul = True
 
 
 class HSWQLoraConv2d(_MergesByRequantizing, Conv2d):  # type: ignore[misc]  # PEFT has no types

@@ -1,4 +1,4 @@
-"""Linear and Conv2d layers that hold their weight in FP8 and compute in a wider dtype.
+"""Linear and Conv2d layers that hold their weight in FP8 or INT8 and compute in a wider dtype.
 
 The weight is expanded for one call, one layer at a time, and again in the backward pass. So a model never holds a
 second copy of its weights, not even while a LoRA is trained on it. The layers are subclasses of `nn.Linear` and
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import HSWQError
-from ..formats import INPUT_SCALE, SCALE, Product, Reader
-from . import fp8, products
+from ..formats import INPUT_SCALE, SCALE, Number, Product, Reader
+from . import products
+from .numbers import NUMBERS, dequantize, quantize
 
 SCALE_BUFFER = SCALE.removeprefix(".")
 INPUT_SCALE_BUFFER = INPUT_SCALE.removeprefix(".")
@@ -23,40 +24,51 @@ _UNMARKED = Product()
 
 
 class HSWQLayer(nn.Module):
-    """The common part of both layers: an FP8 weight with its scale, and the dtype to compute in.
+    """The common part of both layers: a quantized weight with its scale, and the dtype to compute in.
 
     Attributes:
-        weight: FP8, frozen, of the plain layer's shape.
+        weight: codes, FP8 or INT8, frozen, of the plain layer's shape.
         scale: None, or a float32 buffer [1] or [N], one value for each row (index of the weight's first dimension).
         compute_dtype: dtype of the expanded weight and of the bias; PEFT gives adapters on the layer this dtype.
+        number: the number format of the weight.
+        group: so many neighbouring inputs are rotated together in the weight; None: none are.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
     compute_dtype: torch.dtype
+    number = Number.FP8
+    group: int | None = None
 
     def reset_parameters(self) -> None:
         """Does nothing: weights come from a file, and drawing random ones takes longer than reading it."""
 
-    def _hold_fp8(self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None) -> None:
+    def _hold_codes(self, scales: int, compute_dtype: torch.dtype, device: torch.device | str | None) -> None:
         self.compute_dtype = compute_dtype
-        self.weight = nn.Parameter(torch.empty(self.weight.shape, dtype=fp8.FP8, device=device), requires_grad=False)
+        codes = torch.empty(self.weight.shape, dtype=NUMBERS[self.number].dtype, device=device)
+        self.weight = nn.Parameter(codes, requires_grad=False)
         scale = torch.empty(scales, dtype=torch.float32, device=device) if scales else None
         self.register_buffer(SCALE_BUFFER, scale)
 
     def dequantized_weight(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight in `dtype` (None: `compute_dtype`), a new tensor of the plain layer's shape."""
-        return fp8.dequantize(self.weight, self.scale, dtype or self.compute_dtype)
+        return self.expanded(self.weight, self.scale, dtype or self.compute_dtype)
+
+    def expanded(
+        self, codes: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype, *, transient: bool = False
+    ) -> torch.Tensor:
+        """What other codes of this layer and their scale stand for, see :func:`.numbers.dequantize`."""
+        return dequantize(codes, scale, dtype, self.group, transient=transient)
 
     @torch.no_grad()
     def requantize(self, values: torch.Tensor) -> None:
         """Replace the weight by `values`, of its shape: rounded to nearest, with as many fresh scales as before."""
         # In place, because offloading keeps references to the tensors, perhaps on two devices.
         if self.scale is None:
-            self.weight.data.copy_(fp8.quantize(values))
+            self.weight.data.copy_(NUMBERS[self.number].cast(values.float()))
             return
-        scale = fp8.fresh_scale(values, self.scale.numel())
-        self.weight.data.copy_(fp8.quantize(values, scale))
+        codes, scale = quantize(values, self.number, self.scale.numel(), self.group)
+        self.weight.data.copy_(codes)
         self.scale.copy_(scale)
 
     def plain(self) -> nn.Module:
@@ -70,7 +82,7 @@ class HSWQLayer(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored FP8 bytes or the scales.
+        # `.to(dtype)`, `.half()` and the like change `compute_dtype`, never the stored codes or the scales.
         stored = [self.weight, *(buffer for buffer in self._buffers.values() if buffer is not None)]
 
         def keep_stored(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,34 +97,36 @@ class HSWQLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # pickle cannot store float8 tensors (torch 2.13), so their bytes are stored.
+        # pickle cannot store float8 tensors (torch 2.13), so bytes are stored.
         state = self.__dict__.copy()
         state["_parameters"] = {**self._parameters, "weight": self.weight.data.view(torch.uint8)}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        codes = state["_parameters"]["weight"].view(fp8.FP8)
+        codes = state["_parameters"]["weight"].view(NUMBERS[state.get("number", self.number)].dtype)
         state["_parameters"]["weight"] = nn.Parameter(codes, requires_grad=False)
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def extra_repr(self) -> str:
         scale = "none" if self.scale is None else list(self.scale.shape)
-        return f"{super().extra_repr()}, weight=float8_e4m3fn, scale={scale}, compute_dtype={self.compute_dtype}"
+        weight = str(NUMBERS[self.number].dtype).removeprefix("torch.")
+        rotated = "" if self.group is None else f", group={self.group}"
+        return f"{super().extra_repr()}, weight={weight}{rotated}, scale={scale}, compute_dtype={self.compute_dtype}"
 
 
 class HSWQLinear(HSWQLayer, nn.Linear):
-    """`nn.Linear` with an FP8 weight [out_features, in_features]; the bias is in `compute_dtype`.
+    """`nn.Linear` with a quantized weight [out_features, in_features]; the bias is in `compute_dtype`.
 
     Attributes:
         exact: whether the file wants it multiplied in full precision, see :class:`hswq_runtime.formats.Product`.
         input_scale: None, or a float32 buffer [1]: FP8 values of the input times this are the input.
-        fp8_matmul: round the input to FP8 as well, and multiply on the tensor cores.
-        reader: whose arithmetic that is, see :func:`hswq_runtime.layers.matmul.set_fp8_matmul`.
+        quantized_matmul: round the input to the weight's number format as well, and multiply on the tensor cores.
+        reader: whose arithmetic that is, see :func:`hswq_runtime.layers.matmul.set_quantized_matmul`.
     """
 
     exact: bool
     input_scale: torch.Tensor | None
-    fp8_matmul = False
+    quantized_matmul = False
     reader = Reader.HSWQ
 
     def __init__(
@@ -127,7 +141,8 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         device: torch.device | str | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scales, compute_dtype, device)
+        self.number, self.group = product.number, product.group
+        self._hold_codes(scales, compute_dtype, device)
         self.register_buffer(INPUT_SCALE_BUFFER, None)
         self.set_product(product, device)
 
@@ -147,7 +162,7 @@ class HSWQLinear(HSWQLayer, nn.Linear):
     def extra_repr(self) -> str:
         """Arguments and state, for `print(model)`."""
         exact, scale = ", exact" if self.exact else "", "" if self.input_scale is None else ", input_scale=[1]"
-        matmul = f", fp8_matmul={self.reader.value}" if self.fp8_matmul else ""
+        matmul = f", quantized_matmul={self.reader.value}" if self.quantized_matmul else ""
         return f"{super().extra_repr()}{exact}{scale}{matmul}"
 
     def _plain_shell(self) -> nn.Linear:
@@ -156,11 +171,11 @@ class HSWQLinear(HSWQLayer, nn.Linear):
         return shell
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        multiply = products.LINEAR[self.reader, self.fp8_matmul]
+        multiply = products.LINEAR[self.number, self.reader, self.quantized_matmul]
         operands = input, self.weight, self.scale, self.bias, self.compute_dtype
         if products.needs_gradient(input, self.bias):
-            return products.with_gradient(multiply, *operands, input_scale=self.input_scale)
-        return multiply(*operands, self.input_scale)
+            return products.with_gradient(multiply, *operands, input_scale=self.input_scale, group=self.group)
+        return multiply(*operands, self.input_scale, self.group)
 
 
 class HSWQConv2d(HSWQLayer, nn.Conv2d):
@@ -184,7 +199,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
     ):
         geometry = in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         super().__init__(*geometry, device="meta", dtype=compute_dtype)
-        self._hold_fp8(scales, compute_dtype, device)
+        self._hold_codes(scales, compute_dtype, device)
 
     @classmethod
     def like(cls, layer: nn.Conv2d, *, scales: int, compute_dtype: torch.dtype) -> "HSWQConv2d":
@@ -198,7 +213,7 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not products.needs_gradient(input, self.bias):
-            expanded = fp8.dequantize(self.weight, self.scale, self.compute_dtype, transient=True)
+            expanded = self.expanded(self.weight, self.scale, self.compute_dtype, transient=True)
             convolved: torch.Tensor = self._conv_forward(input, expanded, self.bias)
             return convolved
         padding = self.padding
@@ -246,11 +261,11 @@ def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
 def quantized_twin(
     layer: nn.Module, *, scales: int, compute_dtype: torch.dtype, product: Product = _UNMARKED
 ) -> HSWQLayer:
-    """The empty FP8 layer, on the meta device, that replaces `layer` (nn.Linear or nn.Conv2d).
+    """The empty quantized layer, on the meta device, that replaces `layer` (nn.Linear or nn.Conv2d).
 
     Args:
         scales: number of its scales: 0, 1, or the number of rows of its weight.
-        product: how to multiply by it; a convolution is always computed in full precision.
+        product: how to multiply by it; a convolution is always FP8 and computed in full precision.
 
     Raises:
         TypeError: any other class of layer.
@@ -259,11 +274,11 @@ def quantized_twin(
         return HSWQLinear.like(layer, scales=scales, compute_dtype=compute_dtype, product=product)
     if isinstance(layer, nn.Conv2d):
         return HSWQConv2d.like(layer, scales=scales, compute_dtype=compute_dtype)
-    raise TypeError(f"{type(layer).__name__} has no FP8 twin; only nn.Linear and nn.Conv2d have")
+    raise TypeError(f"{type(layer).__name__} has no quantized twin; only nn.Linear and nn.Conv2d have")
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
-    """Replace every FP8 layer of `model`, in place, by the plain layer with `weight · scale`; returns `model`.
+    """Replace every quantized layer of `model`, in place, by the plain layer with `weight · scale`; returns `model`.
 
     The plain weights are in the `compute_dtype` of the layers that they replace.
 

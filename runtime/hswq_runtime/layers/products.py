@@ -1,7 +1,9 @@
-"""The products of FP8 layers: exact or in FP8, in our arithmetic or in ComfyUI's, with a gradient for their input.
+"""The products of quantized layers: exact or in their number format, in our arithmetic or in ComfyUI's, with a gradient
+for their input.
 
 Each takes (input, weight, scale, bias, dtype, ...), as the attributes of :class:`.modules.HSWQLayer`, and returns
-`input · weight + bias` in `dtype`. The gradient is that of the exact product whatever was computed.
+`input · weight + bias` in `dtype`. The gradient is that of the exact product whatever was computed. In INT8 both
+arithmetics are ComfyUI's.
 """
 
 from collections.abc import Callable
@@ -12,8 +14,9 @@ import torch.nn.functional as F
 from torch.nn.grad import conv2d_input
 
 from ..errors import DeviceError
-from ..formats import Reader
-from . import fp8
+from ..formats import Number, Reader
+from . import fp8, int8
+from .numbers import dequantize
 
 
 def convolved(
@@ -35,9 +38,10 @@ def _expanded(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     input_scale: torch.Tensor | None,
+    group: int | None = None,
 ) -> torch.Tensor:
     """Exact: the input is not rounded."""
-    return F.linear(input, fp8.dequantize(weight, scale, dtype, transient=True), bias)
+    return F.linear(input, dequantize(weight, scale, dtype, group, transient=True), bias)
 
 
 def _expanded_as_comfyui(
@@ -47,6 +51,7 @@ def _expanded_as_comfyui(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     input_scale: torch.Tensor | None,
+    group: int | None = None,
 ) -> torch.Tensor:
     """The input is not rounded; the weight is off by what its scale is in `dtype`."""
     return F.linear(input, fp8.comfyui_weight(weight, scale, dtype), bias)
@@ -59,6 +64,7 @@ def _multiplied(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     input_scale: torch.Tensor | None,
+    group: int | None = None,
 ) -> torch.Tensor:
     """In FP8. `input_scale`: one value; None: one is found for each row of the input."""
     _check_can_matmul(weight.device)
@@ -75,6 +81,7 @@ def _multiplied_as_comfyui(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     input_scale: torch.Tensor | None,
+    group: int | None = None,
 ) -> torch.Tensor:
     """In FP8. `input_scale`: one value; None: 1. Where its product is refused, or this device has none, both factors
     are expanded instead."""
@@ -88,6 +95,22 @@ def _multiplied_as_comfyui(
     return product.reshape(*input.shape[:-1], len(weight))
 
 
+def _multiplied_in_int8(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    input_scale: torch.Tensor | None,
+    group: int | None = None,
+) -> torch.Tensor:
+    """In INT8, with one scale for each row of the input."""
+    if not int8.can_multiply(weight.device):
+        raise DeviceError(f"{weight.device} has no INT8 matrix product; load the model without quantized_matmul")
+    assert scale is not None, "an INT8 weight has a scale"
+    return int8.multiply(input.to(dtype), weight, scale, bias, dtype, group)
+
+
 def _check_can_matmul(device: torch.device) -> None:
     """Check that `device` multiplies in FP8.
 
@@ -95,22 +118,25 @@ def _check_can_matmul(device: torch.device) -> None:
         DeviceError: it does not.
     """
     if not fp8.can_matmul(device):
-        raise DeviceError(f"{device} has no FP8 matrix product; load the model without fp8_matmul")
+        raise DeviceError(f"{device} has no FP8 matrix product; load the model without quantized_matmul")
 
 
 Product = Callable[..., torch.Tensor]
 
-LINEAR: dict[tuple[Reader, bool], Product] = {
-    (Reader.HSWQ, False): _expanded,
-    (Reader.HSWQ, True): _multiplied,
-    (Reader.COMFYUI, False): _expanded_as_comfyui,
-    (Reader.COMFYUI, True): _multiplied_as_comfyui,
+LINEAR: dict[tuple[Number, Reader, bool], Product] = {
+    (Number.FP8, Reader.HSWQ, False): _expanded,
+    (Number.FP8, Reader.HSWQ, True): _multiplied,
+    (Number.FP8, Reader.COMFYUI, False): _expanded_as_comfyui,
+    (Number.FP8, Reader.COMFYUI, True): _multiplied_as_comfyui,
+    **{(Number.INT8, reader, False): _expanded for reader in Reader},
+    **{(Number.INT8, reader, True): _multiplied_in_int8 for reader in Reader},
 }
-"""The product of a linear layer by its `reader` and `fp8_matmul`; the last argument is its `input_scale`."""
+"""The product of a linear layer by its `number`, `reader` and `quantized_matmul`; the last arguments are its
+`input_scale` and its `group`."""
 
 
 class _Differentiable(torch.autograd.Function):
-    """A product that saves the FP8 weight for the backward pass instead of the expanded one.
+    """A product that saves the quantized weight for the backward pass instead of the expanded one.
 
     `more`: what the product takes after the dtype. `convolves`: whether that is a geometry.
     """
@@ -129,6 +155,7 @@ class _Differentiable(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.geometry, ctx.input_shape, ctx.inputs = more if convolves else (), input.shape, 7 + len(more)
+        ctx.group = None if convolves else more[1]
         return multiply(input, weight, scale, bias, dtype, *more)
 
     @staticmethod
@@ -138,7 +165,7 @@ class _Differentiable(torch.autograd.Function):
         input: torch.Tensor | None = None
         bias: torch.Tensor | None = None
         if input_needed:
-            expanded = fp8.dequantize(weight, scale, gradient.dtype, transient=not torch.is_grad_enabled())
+            expanded = dequantize(weight, scale, gradient.dtype, ctx.group, transient=not torch.is_grad_enabled())
             if ctx.geometry:
                 input = conv2d_input(ctx.input_shape, expanded, gradient, *ctx.geometry)
             else:
@@ -158,15 +185,16 @@ def with_gradient(
     *,
     geometry: tuple[Any, ...] = (),
     input_scale: torch.Tensor | None = None,
+    group: int | None = None,
 ) -> torch.Tensor:
     """What `multiply` returns, with gradients for `input` and `bias`.
 
     Args:
         geometry: stride, padding, dilation and groups of a convolution; () for a linear layer.
-        input_scale: that of a linear layer.
+        input_scale, group: those of a linear layer.
     """
     product: torch.Tensor = _Differentiable.apply(  # type: ignore[no-untyped-call]  # torch has no types here
-        multiply, bool(geometry), input, weight, scale, bias, dtype, *(geometry or (input_scale,))
+        multiply, bool(geometry), input, weight, scale, bias, dtype, *(geometry or (input_scale, group))
     )
     return product
 
