@@ -123,7 +123,7 @@ def report(works: list[Path]) -> None:
             f"{protocol['dtype']}, {protocol['hardware']}, torch {protocol['versions']['torch']}. Calibration: "
             f"{first['samples']} pictures.",
             "",
-            "| file | size | latent MSE, weights alone | as readers multiply it | SSIM, weights alone | as readers do |",
+            "| file | size | latent MSE, weights alone | as multiplied | SSIM, weights alone | as multiplied |",
             "|---|---:|---:|---:|---:|---:|",
         ]
         for number, row in enumerate(first["rows"]):
@@ -140,11 +140,11 @@ def report(works: list[Path]) -> None:
 
 def _introduction() -> list[str]:
     return [
-        "Nearest: the nearest code, one scale for each row, which maps its largest weight to 127. Rotated: each group of",
-        "inputs by a regular Hadamard matrix first (ConvRot). int8: rotated, rounded by curvature, with the scale of each",
-        "row chosen by what it costs. As readers multiply it: ComfyUI's arithmetic, simulated to the bit; files with",
-        "nothing kept are multiplied in INT8 wherever they can be, others where `hswq-hub` chooses it. No GPU was used:",
-        "nothing is said of time.",
+        "Nearest: the nearest code, one scale for each row, which maps its largest weight to 127. Rotated: each group",
+        "of inputs by a regular Hadamard matrix first (ConvRot). int8: rotated, rounded by curvature, with each row's",
+        "scale chosen by what it costs. As readers multiply it: ComfyUI's arithmetic, simulated to the bit; files",
+        "with nothing kept are multiplied in INT8 wherever they can be, others where `hswq-hub` chooses it. No GPU was",
+        "used: nothing is said of time.",
     ]
 
 

@@ -101,7 +101,7 @@ def step(model, args, dtype) -> dict:
 
 
 def product_times(sizes: list[tuple[int, int]], tokens: int, args) -> list[dict]:
-    """Seconds of one layer's product with `tokens` rows, and by how much `quantized_matmul` is off: for each of `sizes`."""
+    """Seconds of one layer's product with `tokens` rows, and how far `quantized_matmul` is off: for each of `sizes`."""
     from hswq_runtime.layers import fp8
     from hswq_runtime.layers.modules import quantized_twin
 

@@ -9,6 +9,7 @@ plug-and-play 4-bit quantization for diffusion transformers", 2025).
 Each step is rounded as in the portable backend of comfy-kitchen, ComfyUI's library, so that the bits are the same.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -49,7 +50,7 @@ def _hadamard(group: int, dtype: torch.dtype, device: torch.device) -> torch.Ten
     matrix: torch.Tensor = one
     while len(matrix) < group:
         matrix = torch.kron(matrix, one)
-    return matrix / group**0.5
+    return matrix / math.sqrt(group)
 
 
 def rotate(values: torch.Tensor, group: int | None) -> torch.Tensor:
