@@ -1,7 +1,7 @@
-"""How `make docs` builds the pages: Sphinx over this repository's Markdown, and the reference from the commands themselves.
+"""How `make docs` builds the pages: Sphinx over this repository's Markdown, and the reference from the commands.
 
-The source folder is the repository's root, so that a link between two files is the same here and where the repository is
-shown, and every one of them is checked.
+The source folder is the repository's root: a link between two files is the same here and where the repository is shown,
+and every one of them is checked.
 """
 
 from itertools import pairwise
