@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo cards test fuzz test-other-cpu test-browser screenshots check style
+.PHONY: demo cards docs test fuzz test-other-cpu test-browser screenshots check style
 
 CHROMIUM := /usr/bin/chromium
 
@@ -35,7 +35,14 @@ fuzz: $(VENV)/ready
 test-browser: $(VENV)/ready $(CHROMIUM)
 	$(BIN)/pytest -m browser
 
-# What README shows of the demo page.
+# The pages, into build/docs: a link that leads nowhere, or anything else that Sphinx warns of, is an error. Links to other
+# sites are listed in build/docs-links/output.json, not fetched.
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html -c docs -d build/docs-doctrees . build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b linkcheck -c docs -d build/docs-doctrees . build/docs-links
+	@echo "build/docs/index.html; links to other sites are listed in build/docs-links/output.json"
+
+# What README and docs/ show of the demo page.
 screenshots: $(VENV)/ready $(CHROMIUM)
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/screenshots.py docs
 

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import gradio as gr
 
+from hswq_runtime.errors import HSWQError
 from spaces_app.comparison.worker import Worker
 from spaces_app.models.registry import ModelRegistry
 from spaces_app.page.controller import Controller
@@ -58,18 +60,29 @@ def main(
     port: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    mcp: bool = False,
 ) -> None:
-    """Serve the page until it is interrupted. `host` and `port` None: as Gradio's environment variables say."""
+    """Serve the page until it is interrupted. `host` and `port` None: as Gradio's environment variables say.
+
+    mcp: its endpoint is a tool for assistants as well (Model Context Protocol); so it is with GRADIO_MCP_SERVER=true.
+
+    Raises:
+        HSWQError: as `create_demo`, or what the tool needs is not installed.
+    """
+    mcp = mcp or os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
+    if mcp and find_spec("mcp") is None:
+        raise HSWQError("a tool for assistants needs the mcp package: pip install 'hswq-hub[demo,mcp]'")
     host = host or os.environ.get("GRADIO_SERVER_NAME") or _LOOPBACK[0]
     shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
     local = host in _LOOPBACK and not shared
     demo = create_demo(references, original=original, any_repo=any_repo, local=local, device=device, dtype=dtype)
-    demo.launch(server_name=host, server_port=port, **launch_options())
+    demo.launch(server_name=host, server_port=port, **launch_options(mcp=mcp))
 
 
-def launch_options() -> dict:
+def launch_options(*, mcp: bool = False) -> dict:
     """How the page is served, wherever that is."""
     return {
+        "mcp_server": mcp,
         "theme": theme(),
         "css": css(),
         "footer_links": ["api"],

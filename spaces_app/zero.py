@@ -5,11 +5,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
-"""Whether this is such a Space: it has to place its models while it starts, and may not compile."""
+"""Whether this is such a Space: it has to place its models while it starts, and `torch.compile` is of no use there."""
+AHEAD = ON_ZERO_GPU and os.environ.get("HSWQ_AOT", "").lower() == "true"
+"""Whether the models that it starts with are compiled ahead of time, which takes minutes of a GPU at every start."""
 
 
 def gpu(duration: Callable[..., int]):
-    """Decorate a generator that needs the GPU; `duration` takes its arguments and says for how many seconds."""
+    """Decorate a function or generator that needs the GPU; `duration` takes its arguments and says how many seconds."""
     if find_spec("spaces") is None:
         return lambda function: function
     import spaces

@@ -1,4 +1,4 @@
-"""Take the pictures of the demo page that README shows: `make screenshots`.
+"""Take the pictures of the demo page that README and docs/ show: `make screenshots`.
 
 A desktop and a phone, light and dark, of the bundled model, in Debian's Chromium.
 """

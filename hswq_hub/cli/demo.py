@@ -14,6 +14,7 @@ from .terminal import quiet
 @click.option("--allow-any-repo", "any_repo", is_flag=True, help="Visitors may name other Hub repos.")
 @click.option("--host", help="Where to listen; 0.0.0.0 is everywhere.  [default: $GRADIO_SERVER_NAME, or 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: $GRADIO_SERVER_PORT, or from 7860 on]")
+@click.option("--mcp", is_flag=True, help="Offer the comparison to assistants as a tool (Model Context Protocol).")
 @DEVICE
 @DTYPE
 def demo(
@@ -22,6 +23,7 @@ def demo(
     any_repo: bool,
     host: str | None,
     port: int | None,
+    mcp: bool,
     device: str,
     dtype: str,
 ) -> None:
@@ -46,6 +48,7 @@ def demo(
         any_repo=any_repo,
         host=host,
         port=port,
+        mcp=mcp,
         device=device,
         dtype=dtype,
     )

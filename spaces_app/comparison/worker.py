@@ -6,10 +6,13 @@ The variants are in memory together where they fit. Otherwise they are loaded on
 import gc
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -28,8 +31,9 @@ from hswq_runtime.layers.matmul import set_quantized_matmul
 
 from ..models.lora import find_lora, lora_applied
 from ..models.registry import IN_FP8, Model
-from ..request import Request, RequestError
-from ..zero import ON_ZERO_GPU
+from ..request import Request, RequestError, default_request
+from ..zero import AHEAD, ON_ZERO_GPU, gpu
+from .ahead import alike, as_written, compile_groups, load_groups
 
 _PREVIEWS = 5
 """Previews of each picture, about: each costs a small decoding."""
@@ -70,6 +74,9 @@ class VariantDone:
     weight_bytes: int
     file_bytes: int
 
+
+_COMPILING = 1500
+"""Seconds of a GPU that compiling a model's blocks may take."""
 
 Event = Note | StepDone | VariantDone
 Result = TypeVar("Result")
@@ -138,7 +145,22 @@ class Worker:
         shared = self._opened(model)
         shared.together = ON_ZERO_GPU or self._fit(checkpoints)
         for checkpoint in checkpoints if shared.together else ():
-            shared.pipeline_for(checkpoint)
+            pipeline = shared.pipeline_for(checkpoint)
+            if AHEAD:
+                self._compile(model, pipeline)
+
+    def _compile(self, model: Model, pipeline) -> None:
+        """Let the denoiser's blocks compute with programs, made by a call that has the GPU."""
+        groups = alike(getattr(pipeline, model.architecture.component))
+        request = default_request(model.limits, model.examples[0])
+        settings = _settings(model, pipeline, request)
+        folder = Path(tempfile.mkdtemp(prefix="hswq-compiled-"))
+
+        @gpu(lambda: _COMPILING)
+        def forms():
+            return compile_groups(groups, lambda: generate(pipeline, request.prompt, request.seed, settings), folder)
+
+        load_groups(groups, forms(), folder)
 
     def _submit(self, work: Callable[[], Result]) -> Future:
         # By process: ZeroGPU forks, and a thread does not live on in the fork.
@@ -202,17 +224,14 @@ class Worker:
             pipeline = shared.pipeline_for(checkpoint)
             if request.negative and not takes_negative(pipeline):
                 raise RequestError(f"{model.architecture.title} takes no negative prompt; leave it empty")
-            settings = GenerationSettings.of(
-                model.architecture,
-                pipeline.vae.config,
-                steps=request.steps,
-                guidance=request.guidance,
-                size=request.size,
-                negative_prompt=request.negative,
-                recorded=asdict(model.generation),
-            )
-            with lora_applied(pipeline, lora), PeakMemory(self.device) as memory:
-                denoiser = getattr(pipeline, model.architecture.component)
+            settings = _settings(model, pipeline, request)
+            denoiser = getattr(pipeline, model.architecture.component)
+            unusual = lora is not None or label.endswith(IN_FP8)
+            with (
+                as_written(denoiser) if unusual else nullcontext(),
+                lora_applied(pipeline, lora),
+                PeakMemory(self.device) as memory,
+            ):
                 set_quantized_matmul(denoiser, label.endswith(IN_FP8), reader=Reader.COMFYUI)
                 sample = generate(
                     pipeline,
@@ -232,6 +251,18 @@ class Worker:
                     checkpoint.path.stat().st_size,
                 )
             )
+
+
+def _settings(model: Model, pipeline, request: Request) -> GenerationSettings:
+    return GenerationSettings.of(
+        model.architecture,
+        pipeline.vae.config,
+        steps=request.steps,
+        guidance=request.guidance,
+        size=request.size,
+        negative_prompt=request.negative,
+        recorded=asdict(model.generation),
+    )
 
 
 def _step_callback(pipeline, label: str, steps: int, emit: Callable[[Event], None], stop: threading.Event):

@@ -148,7 +148,7 @@ def _data_url(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def as_json(run: Run, query: str) -> Mapping:
+def as_json(run: Run, query: str, *, pictures: bool = True) -> Mapping:
     """What the API answers: figures, and pictures as data URLs, so that no path of this machine is in it."""
     return {
         "prompt": run.request.prompt,
@@ -165,7 +165,7 @@ def as_json(run: Run, query: str) -> Mapping:
                 "peak_bytes": made.peak_bytes,
                 "weight_bytes": made.weight_bytes,
                 "file_bytes": made.file_bytes,
-                "picture": _data_url(run.pictures[made.label]),
+                **({"picture": _data_url(run.pictures[made.label])} if pictures else {}),
             }
             for made in run.made
         ],

@@ -38,12 +38,10 @@ def test_readme_has_the_figures_of_the_shown_card():
     readme, card = (ROOT / "README.md").read_text(), Card.from_folder(SHOWN)
     for row in (HEADINGS, *table(card.evaluation)):
         assert f"| {' | '.join(row)} |" in readme
-    for line in card.verdict_lines:
-        assert line in readme
     assert card.evaluation.protocol["hardware"] in readme
 
 
-@pytest.mark.parametrize("document", ["README.md", "model_cards/demo-hswq/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/spaces.md", "model_cards/demo-hswq/README.md"])
 def test_pictures_are_there(document):
     text = (ROOT / document).read_text()
     pictures = [part.split(")")[0] for part in text.split("](")[1:] if part.split(")")[0].endswith(".png")]

@@ -156,13 +156,6 @@ def test_the_picture_in_architecture_is_the_tree():
         assert {name for name in drawn if name.startswith(str(folder.relative_to(ROOT)))} == names
 
 
-def test_readme_names_every_command():
-    from hswq_hub.cli.main import main
-
-    text = (ROOT / "README.md").read_text()
-    assert [name for name in main.commands if not re.search(rf"hswq-hub {name}(?![\w-])", text)] == []
-
-
 def test_every_room_says_what_comes_in_and_what_goes_out_in_a_sentence():
     for room in ROOMS:
         module = ast.parse((PACKAGES["hswq_hub"] / room / "__init__.py").read_text())

@@ -136,6 +136,7 @@ def test_what_cannot_be_had_is_refused_in_a_sentence(client, changes, sentence):
 
 def test_nothing_but_compare_is_offered_and_no_file_is_served_or_taken(client, url):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare"}
+    assert httpx2.get(f"{url}gradio_api/mcp/schema").status_code == 404, "a tool for assistants is off unless asked for"
     for path in ("/etc/passwd", str(resolve("demo").path), "http://169.254.169.254/latest/meta-data"):
         answer = httpx2.get(f"{url}gradio_api/file={path}")
         assert answer.status_code in (403, 404), (path, answer.status_code)

@@ -1,4 +1,4 @@
-"""The five things people do with a published model, as the README shows them, one after the other."""
+"""What README and the pages show in Python and YAML does what they say."""
 
 import inspect
 import re
@@ -11,13 +11,23 @@ from safetensors.torch import save_file
 from support import tiny
 
 import hswq_hub
+from hswq_hub.cli.publish_all import read_entry
+from hswq_hub.jobs.batch import read_list
 from hswq_runtime import HSWQLinear
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-PYTHON = README.split("a Python function of the same name")[1].split("```python\n")[1].split("```")[0]
-SECTION = README.split("## Use a published model")[1].split("\n## ")[0]
-SNIPPETS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+
+
+def snippets(document: str, language: str = "python") -> list[str]:
+    """The blocks of a document, in its order."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_these_are_all():
+    """The page's client is run in tests/spaces_app/test_api.py."""
+    documents = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    shown = {document: found for document in documents if (found := len(snippets(document)))}
+    assert shown == {"README.md": 1, "docs/diffusers.md": 5, "docs/python.md": 1, "docs/spaces.md": 1}
 
 
 @pytest.fixture
@@ -39,9 +49,10 @@ def _without_a_compiler(compile):
     return lambda *arguments, **options: compile(*arguments, backend="eager", **options)
 
 
-def test_the_five_snippets_run_one_after_the_other(elsewhere):
+def test_what_people_do_with_a_published_model_runs_one_after_the_other(elsewhere):
     names = {}
-    load, lora, memory, compiled, save = SNIPPETS
+    load, lora, memory, compiled, save = snippets("docs/diffusers.md")
+    assert snippets("README.md") == [load]
     exec(load, names)
     assert names["image"].size == (64, 64)
     exec(lora, names)
@@ -72,7 +83,15 @@ def test_the_hubs_snippet_calls_what_is_there(monkeypatch):
     measured = SimpleNamespace(variants=[SimpleNamespace(ssim_mean=1.0)])
     monkeypatch.setattr(hswq_hub, "resolve", stand_in("resolve", "a source"))
     monkeypatch.setattr(hswq_hub, "publish", stand_in("publish", SimpleNamespace(folder="x", evaluation=measured)))
-    exec(PYTHON, {})
+    exec(*snippets("docs/python.md"), {})
     (first, given), (second, options) = called
     assert (first, second) == ("resolve", "publish") and given["base"] == "Tongyi-MAI/Z-Image-Turbo"
     assert options["source"] == "a source" and options["settings"].recipe == hswq_hub.recipe("hswq")
+
+
+def test_the_list_of_models_is_one_that_is_read(tmp_path):
+    (path := tmp_path / "models.yaml").write_text(*snippets("docs/jobs.md", "yaml"))
+    assert [entry.words for entry in read_list(path, read_entry)] == [
+        ("demo",),
+        ("civitai:2242173@2774410", "--repo", "alice/my-model-hswq", "--private"),
+    ]
