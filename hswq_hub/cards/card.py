@@ -20,7 +20,6 @@ from hswq_runtime.text import shown
 from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ..common.text import megabytes, share
-from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
 from ..evaluation.plots import ARITHMETIC, SENSITIVITY, SIZES, WEIGHTS
 from ..evaluation.report import (
     HEADINGS,

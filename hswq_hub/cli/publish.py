@@ -107,7 +107,7 @@ def carry_out(
     """Publish, and print what came of it."""
     from ..cards.card import Card
     from ..common.text import text_table
-    from ..evaluation.report import HEADINGS, table
+    from ..evaluation.report import headings, table
 
     plan = request.plan(request.find(choose), destination)
     plan.check(say)
@@ -115,7 +115,7 @@ def carry_out(
     if choose and not yes:
         _agree_to_work(plan)
     published = plan.run(say)
-    tell(text_table(HEADINGS, table(published.evaluation)))
+    tell(text_table(headings(published.evaluation), table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     tell(f"\n{verdict}\n\n{published.folder}/")
     if published.uploaded is not None:

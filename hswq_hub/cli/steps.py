@@ -145,8 +145,9 @@ def evaluate(
     from ..common.hardware import pick_device
     from ..common.targets import check_replaceable
     from ..common.text import text_table
-    from ..evaluation.evaluate import Evaluation, evaluate, label_files
-    from ..evaluation.report import HEADINGS, table
+    from ..evaluation.evaluate import evaluate, label_files
+    from ..evaluation.report import headings, table
+    from ..evaluation.results import Evaluation
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess
 
@@ -160,7 +161,7 @@ def evaluate(
     evaluation = evaluate(original, label_files(files), settings, device_memory)
     if output is not None:
         evaluation.save(output)
-    tell(text_table(HEADINGS, table(evaluation)))
+    tell(text_table(headings(evaluation), table(evaluation)))
 
 
 @click.command()

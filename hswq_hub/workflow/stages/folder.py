@@ -21,8 +21,8 @@ from ...common.identity import code_digest
 from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
-from ...evaluation.evaluate import Evaluation
-from ...evaluation.report import in_fp8
+from ...evaluation.results import Evaluation
+from ...evaluation.verdict import in_fp8
 from ...quantization.plan import Plan
 from ...settings import Recipe
 from ...sources.components import ignore_foreign, local_bytes, local_components
