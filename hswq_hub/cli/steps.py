@@ -8,19 +8,26 @@ import click
 from hswq_runtime.formats import Format
 
 from ..settings import CalibrationSettings, EvaluationSettings, Recipe, SourceSettings
-from .groups import takes
+from .groups import OptionGroup, takes
 from .options import (
     CALIBRATION,
     CALIBRATION_BOUND,
     DEVICE,
     DEVICE_BOUND,
-    EVALUATION,
+    DTYPE,
     EXISTING_FILE,
+    FIRST_PAIR,
     FOLDER,
     FORMATS,
+    GUIDANCE,
+    METRICS,
     NEW_FILE,
+    NOISE_FLOOR,
+    PAIRS,
     PROMPTED_SOURCE,
     RECIPE,
+    SIZE,
+    metrics_named,
 )
 from .terminal import chooser, quiet, say, tell
 from .words import command_words
@@ -119,6 +126,34 @@ def quantize(
         for drawing in draw_plan(original.checkpoint, plan, path):
             tell(drawing)
         tell(text_table(*plan_table(plan)) + "\n")
+
+
+def _evaluation(
+    pairs: int,
+    steps: int | None,
+    seed: int,
+    guidance: float | None,
+    size: int | None,
+    device: str,
+    dtype: str,
+    perceptual: str | None,
+    noise_floor: bool,
+) -> EvaluationSettings:
+    return EvaluationSettings(pairs, steps, seed, guidance, size, device, dtype, metrics_named(perceptual), noise_floor)
+
+
+EVALUATION = OptionGroup(
+    _evaluation,
+    PAIRS,
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]"),
+    FIRST_PAIR,
+    METRICS,
+    NOISE_FLOOR,
+    GUIDANCE,
+    SIZE,
+    DEVICE,
+    DTYPE,
+)
 
 
 @click.command()

@@ -128,8 +128,12 @@ def _compared(
     pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample], names: Sequence[str]
 ) -> list[PairResult]:
     """Several pairs at a time: most of what metrics compute lets other threads run."""
+
+    def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
+        return compare_samples(*pair, original, sample, names)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [*pool.map(lambda pair, *made: compare_samples(*pair, *made, names), pairs, originals, samples)]
+        return list(pool.map(compare, pairs, originals, samples))
 
 
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
@@ -150,11 +154,9 @@ def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> Vari
     )
 
 
-def compare_samples(
-    prompt: str, seed: int, original: Sample, sample: Sample, names: Sequence[str] = ()
-) -> PairResult:
-    """The error of `sample` against the original's sample of the same prompt and noise. names: of the perceptual metrics
-    to measure."""
+def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample, names: Sequence[str] = ()) -> PairResult:
+    """The error of `sample` against the original's sample of the same prompt and noise. names: of perceptual metrics
+    that are measured as well."""
     return PairResult(
         prompt=prompt,
         seed=seed,

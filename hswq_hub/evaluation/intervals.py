@@ -29,9 +29,9 @@ class Interval:
 def of_mean(values: Sequence[float]) -> Interval | None:
     """The interval of the mean of `values`, one of each pair; None for fewer than `LEAST_PAIRS`.
 
-    Given differences of two files, pair by pair, it is the paired interval of the difference of their means. Bias-corrected
-    and accelerated (Efron, "Better bootstrap confidence intervals", 1987), from `_RESAMPLES` resamples that are the same
-    for all figures of as many pairs: the bytes of a card depend on nothing but its figures.
+    Given differences of two files, pair by pair, it is the paired interval of the difference of their means.
+    Bias-corrected and accelerated (Efron, "Better bootstrap confidence intervals", 1987), from `_RESAMPLES` resamples
+    that are the same for all figures of as many pairs: the bytes of a card depend on nothing but its figures.
     """
     return _interval(tuple(values), None)
 
@@ -53,7 +53,7 @@ def _interval(values: tuple[float, ...], others: tuple[float, ...] | None) -> In
     data = (np.asarray(values),) if others is None else (np.asarray(values), np.asarray(others))
     with np.errstate(divide="ignore", invalid="ignore"):
         # Without one pair, with another: if none changes it, neither does a resample.
-        without = {float(_statistic(*(np.delete(d, i) for d in data))) for i in range(len(values))}
+        without = {float(_statistic(*[np.delete(d, i) for d in data])) for i in range(len(values))}
         if len(without) == 1:
             (value,) = without
             return Interval(value, value) if isfinite(value) else None
@@ -71,6 +71,8 @@ def _interval(values: tuple[float, ...], others: tuple[float, ...] | None) -> In
     return Interval(low, high) if isfinite(low) and isfinite(high) else None
 
 
-def _statistic(values: NDArray[np.float64], others: NDArray[np.float64] | None = None, axis: int = -1) -> NDArray[np.float64]:
+def _statistic(
+    values: NDArray[np.float64], others: NDArray[np.float64] | None = None, *, axis: int = -1
+) -> NDArray[np.float64]:
     mean: NDArray[np.float64] = values.mean(axis=axis)
     return mean if others is None else mean / others.mean(axis=axis)

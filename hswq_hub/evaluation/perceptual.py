@@ -90,8 +90,8 @@ assert tuple(METRICS) == PERCEPTUAL
 
 
 def chosen(asked: Sequence[str] | None, size: int) -> tuple[str, ...]:
-    """The metrics to measure pictures of `size` pixels a side with: those that are `asked` for, or if that is None all that
-    are installed and made for such pictures.
+    """The metrics to measure pictures of `size` pixels a side with: those that are `asked` for, or if that is None all
+    that are installed and made for such pictures.
 
     Raises:
         MetricError: one that is asked for is not installed, or not made for such small pictures.
@@ -115,9 +115,7 @@ def chosen(asked: Sequence[str] | None, size: int) -> tuple[str, ...]:
 
 def described(names: Sequence[str]) -> dict[str, str]:
     """What each of them is, with the version of its package, for a protocol."""
-    return {
-        name: f"{METRICS[name].meaning}; {METRICS[name].package} {METRICS[name].version}" for name in names
-    }
+    return {name: f"{METRICS[name].meaning}; {METRICS[name].package} {METRICS[name].version}" for name in names}
 
 
 def measure(names: Sequence[str], reference: Picture, picture: Picture) -> dict[str, float]:

@@ -6,9 +6,10 @@ from typing import Any
 from ..common.text import megabytes
 from ..quantization.plan import Plan
 from .compare import TensorComparison
-from .intervals import CONFIDENCE, Interval
+from .intervals import Interval
 from .perceptual import METRICS
 from .results import ORIGINAL, Evaluation, Measured, NoiseFloor
+from .verdict import ratio
 
 IN_FP8 = "multiplied in FP8"
 """What a file is called as ComfyUI computes it on a GPU with FP8 arithmetic."""
@@ -19,27 +20,29 @@ _SHORT = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 def headings(evaluation: Evaluation) -> tuple[str, ...]:
     """Of :func:`table`."""
     *seen, latent = _FIDELITY
-    return ("format", "size", "weights", *seen, *_titles(evaluation), latent, "kept layers")
+    titles = [METRICS[name].title for name in evaluation.perceptual]
+    noise = ("× noise floor",) if evaluation.noise_floor else ()
+    return ("format", "size", "weights", *seen, *titles, latent, *noise, "kept layers")
 
 
 def table(evaluation: Evaluation, *, intervals: bool = False) -> list[tuple[str, ...]]:
     """A row of cells for each variant, under :func:`headings`; one more where ComfyUI computes it in FP8, and one for
-    the noise floor. intervals: means have their intervals behind them."""
-    rows = []
+    the noise floor. intervals: means have their intervals below them, on a line of their own."""
+    floor, rows = evaluation.noise_floor, list[tuple[str, ...]]()
     for variant in evaluation.variants:
         facts = (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes))
         kept = f"{variant.kept_layers} of {variant.layers}"
         if variant.label == ORIGINAL:
-            best = (_figure(METRICS[name].best, METRICS[name].digits) for name in evaluation.perceptual)
-            rows.append((*facts, "1 (reference)", "1", "∞", *best, "0", kept))
-            if floor := evaluation.noise_floor:
-                cells = _cells(floor, evaluation.perceptual, intervals)
-                rows.append((floor_label(floor), "", "", *cells, ""))
+            best = (f"{METRICS[name].best:g}" for name in evaluation.perceptual)
+            rows.append((*facts, "1 (reference)", "1", "∞", *best, "0", *(("0",) if floor else ()), kept))
+            if floor:
+                rows.append((floor_label(floor), "", "", *_cells(floor, evaluation, intervals), "1", ""))
             continue
-        rows.append((*facts, *_cells(variant, evaluation.perceptual, intervals), kept))
-        if rounded := variant.in_fp8:
-            label, *others = facts
-            rows.append((f"{label}, {IN_FP8}", *others, *_cells(rounded, evaluation.perceptual, intervals), kept))
+        for row in (variant, variant.in_fp8):
+            if row is not None:
+                label = variant.label if row is variant else f"{variant.label}, {IN_FP8}"
+                cells = _cells(row, evaluation, intervals), _against(floor, row, intervals)
+                rows.append((label, *facts[1:], *cells[0], *cells[1], kept))
     return rows
 
 
@@ -53,33 +56,30 @@ def floor_label(floor: NoiseFloor) -> str:
     return f"{ORIGINAL} in {short(floor.dtype)} instead of {short(floor.instead_of)}"
 
 
-def _titles(evaluation: Evaluation) -> list[str]:
-    return [METRICS[name].title for name in evaluation.perceptual]
-
-
-def _cells(row: Measured, names: Sequence[str], intervals: bool) -> tuple[str, ...]:
-    """The figures of one row: means, and their intervals if they are wanted and there are any."""
+def _cells(row: Measured, evaluation: Evaluation, intervals: bool) -> tuple[str, ...]:
+    """The means of one row, and their intervals if they are wanted and there are any."""
     ssim, worst, psnr, latent = _fidelity(row.ssim_mean, row.ssim_worst, row.psnr_mean, row.latent_mse_mean)
-    means = row.perceptual_mean
-    seen = [(name, _figure(means[name], METRICS[name].digits), METRICS[name].digits) for name in names]
-    if not intervals:
-        return (ssim, worst, psnr, *(cell for _, cell, _ in seen), latent)
-    found = row.intervals
-
-    def behind(cell: str, interval: Interval | None, digits: str) -> str:
-        return cell if interval is None else f"{cell} [{interval.low:{digits}}, {interval.high:{digits}}]"
-
+    means, found = row.perceptual_mean, row.intervals if intervals else {}
+    seen = [(name, f".{METRICS[name].digits}f") for name in evaluation.perceptual]
     return (
-        behind(ssim, found["ssim_mean"], ".4f"),
+        _with(ssim, found.get("ssim_mean"), ".4f"),
         worst,
         psnr,
-        *(behind(cell, found[name], f".{digits}f") for name, cell, digits in seen),
-        behind(latent, found["latent_mse_mean"], ".2e"),
+        *(_with(f"{means[name]:{form}}", found.get(name), form) for name, form in seen),
+        _with(latent, found.get("latent_mse_mean"), ".2e"),
     )
 
 
-def _figure(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if value == int(value) else f"{value:.{digits}f}"
+def _against(floor: Measured | None, row: Measured, intervals: bool) -> tuple[str, ...]:
+    """Its latent error over the noise floor's, in one cell; in none without a floor."""
+    if floor is None:
+        return ()
+    times, interval = ratio(row, floor)
+    return ("∞" if times is None else _with(f"{times:.2f}", interval if intervals else None, ".2f"),)
+
+
+def _with(cell: str, interval: Interval | None, form: str) -> str:
+    return cell if interval is None else f"{cell}\n[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def earlier_table(earlier: Sequence[Mapping[str, Any]], repo: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -21,8 +21,8 @@ _MEANS = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "perceptual
 
 @dataclass(frozen=True)
 class PairResult:
-    """One variant's picture of one prompt and seed against the original's. `psnr` None: they are equal. perceptual: what
-    metrics of `perceptual.METRICS` found, by their names."""
+    """One variant's picture of one prompt and seed against the original's. `psnr` None: they are equal. perceptual:
+    what metrics of `perceptual.METRICS` found, by their names."""
 
     prompt: str
     seed: int
@@ -51,6 +51,10 @@ class Measured:
         """A figure of each pair."""
         return [figure(pair) for pair in self.pairs]
 
+    def perceived(self, name: str) -> list[float]:
+        """What the perceptual metric `name` found of each pair."""
+        return [pair.perceptual[name] for pair in self.pairs]
+
     @property
     def ssim_mean(self) -> float:
         return fmean(self.values(ssim))
@@ -72,7 +76,7 @@ class Measured:
     @property
     def perceptual_mean(self) -> dict[str, float]:
         """Of the metrics that were measured of every pair."""
-        return {name: fmean(self.values(lambda pair, name=name: pair.perceptual[name])) for name in self.perceptual}
+        return {name: fmean(self.perceived(name)) for name in self.perceptual}
 
     @property
     def perceptual(self) -> list[str]:
@@ -89,7 +93,7 @@ class Measured:
         return {
             "ssim_mean": of_mean(self.values(ssim)),
             "latent_mse_mean": of_mean(self.values(latent_mse)),
-            **{n: of_mean(self.values(lambda pair, n=n: pair.perceptual[n])) for n in self.perceptual},
+            **{name: of_mean(self.perceived(name)) for name in self.perceptual},
         }
 
     def as_document(self) -> dict[str, Any]:
@@ -130,8 +134,8 @@ class VariantResult(Measured):
 
 @dataclass(frozen=True)
 class NoiseFloor(Measured):
-    """The original itself, its denoiser computed in `dtype` instead of in the reference's `instead_of`: how far two ways
-    of computing it are apart that people take for the same. Both are names of torch's dtypes."""
+    """The original itself, its denoiser computed in `dtype` instead of in the reference's `instead_of`: how far two
+    ways of computing it are apart that people take for the same. Both are names of torch's dtypes."""
 
     dtype: str
     instead_of: str
@@ -162,7 +166,7 @@ class Evaluation:
     @property
     def perceptual(self) -> list[str]:
         """The perceptual metrics that were measured of everything."""
-        rows = [row for v in self.variants for row in (v, v.in_fp8) if row]
+        rows: list[Measured] = [row for v in self.variants for row in (v, v.in_fp8) if row]
         rows += [self.noise_floor] if self.noise_floor else []
         return [name for name in rows[0].perceptual if all(name in row.perceptual for row in rows)] if rows else []
 

@@ -82,11 +82,11 @@ def _compare(better: VariantResult, worse: VariantResult) -> Comparison:
         of_mean(differences),
         sum(d > 0 for d in differences),
         len(differences),
-        *_ratio(better, worse),
+        *ratio(better, worse),
     )
 
 
-def _ratio(one: Measured, other: Measured) -> tuple[float | None, Interval | None]:
+def ratio(one: Measured, other: Measured) -> tuple[float | None, Interval | None]:
     """The latent MSE of the one over the other's, and its interval; None if that is 0."""
     if not other.latent_mse_mean:
         return None, None
@@ -105,11 +105,12 @@ class Noise(Enum):
 class AgainstNoise:
     """A file's latent error against that of computing the original in `dtype`, pair by pair in one run.
 
-    difference: the interval of the mean of the differences, file − noise floor. ratio: of the means, None if the floor
-    is 0; ratio_interval: of that.
+    fp8: the file multiplied in FP8, as ComfyUI does it. difference: the interval of the mean of the differences, file −
+    noise floor. ratio: of the means, None if the floor is 0; ratio_interval: of that.
     """
 
-    label: str
+    file: str
+    fp8: bool
     dtype: str
     difference: Interval
     ratio: float | None
@@ -117,26 +118,27 @@ class AgainstNoise:
 
     @property
     def noise(self) -> Noise:
-        """WITHIN, so that the file cannot be told from computing the original in `dtype`, exactly if the interval of the
-        paired difference holds 0; ABOVE or BELOW if all of it does lie there."""
+        """WITHIN, which means that the file cannot be told from computing the original in `dtype`, exactly if the interval
+        of the paired difference holds 0; ABOVE or BELOW if all of it lies there."""
         if self.difference.low > 0:
             return Noise.ABOVE
         return Noise.BELOW if self.difference.high < 0 else Noise.WITHIN
 
 
-def against_noise(evaluation: Evaluation, in_fp8: str) -> list[AgainstNoise]:
-    """Each file, and the same multiplied in FP8, whose label gets `in_fp8` behind it; nothing without a noise floor or
-    with too few pairs for an interval."""
-    floor, found = evaluation.noise_floor, list[AgainstNoise]()
+def against_noise(evaluation: Evaluation) -> list[AgainstNoise]:
+    """Each file, and the same multiplied in FP8; none without a noise floor, or with too few pairs for an interval."""
+    floor = evaluation.noise_floor
     if floor is None:
-        return found
-    for variant in evaluation.variants:
-        rows = {variant.label: variant, f"{variant.label}, {in_fp8}": variant.in_fp8}
-        for label, row in rows.items():
-            if row is None or label == ORIGINAL:
-                continue
-            differences = zip(row.values(latent_mse), floor.values(latent_mse), strict=True)
-            interval = of_mean([one - other for one, other in differences])
-            if interval is not None:
-                found.append(AgainstNoise(label, floor.coarser, interval, *_ratio(row, floor)))
-    return found
+        return []
+    rows = [(v, row) for v in evaluation.variants if v.label != ORIGINAL for row in (v, v.in_fp8) if row is not None]
+    intervals = [of_mean(_differences(row, floor)) for _, row in rows]
+    return [
+        AgainstNoise(variant.label, row is not variant, floor.coarser, interval, *ratio(row, floor))
+        for (variant, row), interval in zip(rows, intervals, strict=True)
+        if interval is not None
+    ]
+
+
+def _differences(row: Measured, floor: Measured) -> list[float]:
+    pairs = zip(row.values(latent_mse), floor.values(latent_mse), strict=True)
+    return [one - other for one, other in pairs]

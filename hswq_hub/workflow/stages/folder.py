@@ -14,8 +14,8 @@ from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.formats import Format
 
 from ... import __version__
-from ...cards.card import licence_text, write_card
-from ...cards.facts import licence_facts, source_facts
+from ...cards.card import write_card
+from ...cards.facts import licence_facts, licence_text, source_facts
 from ...common.files import write_atomically
 from ...common.identity import code_digest
 from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
