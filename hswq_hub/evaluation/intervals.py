@@ -1,5 +1,6 @@
 """How sure a figure is: bootstrap confidence intervals over the pairs that it is a mean of."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -46,12 +47,13 @@ def of_ratio(values: Sequence[float], others: Sequence[float]) -> Interval | Non
 
 @cache
 def _interval(values: tuple[float, ...], others: tuple[float, ...] | None) -> Interval | None:
-    from scipy.stats import bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     if len(values) < LEAST_PAIRS:
         return None
     data = (np.asarray(values),) if others is None else (np.asarray(values), np.asarray(others))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # what comes of it is None
         # Without one pair, with another: if none changes it, neither does a resample.
         without = {float(_statistic(*[np.delete(d, i) for d in data])) for i in range(len(values))}
         if len(without) == 1:

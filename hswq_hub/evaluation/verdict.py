@@ -118,8 +118,8 @@ class AgainstNoise:
 
     @property
     def noise(self) -> Noise:
-        """WITHIN, which means that the file cannot be told from computing the original in `dtype`, exactly if the interval
-        of the paired difference holds 0; ABOVE or BELOW if all of it lies there."""
+        """WITHIN exactly if the interval of the paired difference holds 0: then the file cannot be told from computing
+        the original in `dtype`. ABOVE or BELOW if all of it lies there."""
         if self.difference.low > 0:
             return Noise.ABOVE
         return Noise.BELOW if self.difference.high < 0 else Noise.WITHIN

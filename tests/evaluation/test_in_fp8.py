@@ -64,6 +64,7 @@ def test_figures_are_saved_and_shown(evaluation, tmp_path):
     labels = [row[0] for row in table(evaluation)]
     assert labels == [
         "original",
+        "original in BF16 instead of FP32",
         "as it likes",
         "as it likes, multiplied in FP8",
         "exact",
