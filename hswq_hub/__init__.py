@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .cards.card import Card, write_card
     from .common.targets import TargetError
     from .evaluation.compare import compare
-    from .evaluation.evaluate import Evaluation, evaluate
+    from .evaluation.evaluate import evaluate
+    from .evaluation.results import Evaluation
     from .hub.client import UploadError
     from .hub.settings import UploadSettings
     from .hub.upload import Uploaded, upload
@@ -63,7 +64,7 @@ _MODULES = {
     "Calibration": "calibration.calibrate",
     "CalibrationSettings": "settings",
     "Card": "cards.card",
-    "Evaluation": "evaluation.evaluate",
+    "Evaluation": "evaluation.results",
     "EvaluationSettings": "settings",
     "Inspection": "workflow.inspect",
     "PublishPlan": "workflow.publish",

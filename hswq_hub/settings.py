@@ -14,6 +14,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROUNDINGS = ("kfac", "gptq", "nearest")
 COMPENSATED = ("kfac", "gptq")
+PERCEPTUAL = ("flip", "ssimulacra2")
 KEEP_BY = ("error", "variance")
 GB = 1e9
 CALIBRATION_MEMORY = 8.0
@@ -204,7 +205,9 @@ def recipe(name: str = DEFAULT_RECIPE, **changes: Any) -> Recipe:
 class EvaluationSettings:
     """How files are measured: prompt and seed pairs, seed of the first pair, and how each picture is made.
 
-    `steps`, `guidance` and `size` None: the model's defaults.
+    `steps`, `guidance` and `size` None: the model's defaults. `perceptual`: metrics of `PERCEPTUAL` that are measured
+    besides SSIM, PSNR and latent error; None: all that are installed and made for pictures of this size. `noise_floor`:
+    the original is measured as well, with its denoiser in bfloat16 instead of float32, or the other way round.
     """
 
     pairs: int = 16
@@ -214,6 +217,8 @@ class EvaluationSettings:
     size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    perceptual: tuple[str, ...] | None = None
+    noise_floor: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
 """The model card: the record and figures of a published folder, or a catalog entry, rendered by one template."""
 
-import json
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import TemplateError
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
@@ -19,29 +17,20 @@ from hswq_runtime.text import shown
 
 from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
-from ..common.text import megabytes, share
-from ..evaluation.evaluate import ORIGINAL, Evaluation, VariantResult
+from ..evaluation.intervals import CONFIDENCE
 from ..evaluation.plots import ARITHMETIC, SENSITIVITY, SIZES, WEIGHTS
-from ..evaluation.report import (
-    HEADINGS,
-    IN_FP8,
-    comparisons,
-    earlier_table,
-    in_fp8,
-    pair_table,
-    protocol_table,
-    table,
-)
+from ..evaluation.report import IN_FP8, earlier_table, floor_label, headings, pair_table, protocol_table, short, table
+from ..evaluation.results import ORIGINAL, Evaluation, VariantResult
+from ..evaluation.verdict import AgainstNoise, against_noise, comparisons, in_fp8
 from ..generation.generate import GenerationSettings
 from ..settings import COMPENSATED
 from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
-from ..sources.licence import Licence
 from ..sources.listing import NSFW_TAG
-from .markdown import FILTERS, Shown, finished, front_matter
+from .environment import environment, literal
+from .markdown import Shown, front_matter
 from .record import Example, PublishedRecord
 
-_LICENCE_TEXTS = ("apache-2.0",)
 _NOT_AS_WRITTEN = (
     ArithmeticError,
     AttributeError,
@@ -244,14 +233,22 @@ class Card:
     @property
     def verdict_lines(self) -> list[str]:
         """Which file is closer to the original, and if V1 is not, why: a sentence for each comparison."""
-        template = _environment().get_template("verdict.j2")
+        template = environment().get_template("verdict.j2")
         text = template.render(
             comparisons=comparisons(self.evaluation) if self.evaluation else [],
             in_fp8=in_fp8(self.evaluation) if self.evaluation else [],
+            against_noise=self._against_noise(),
+            short=short,
             work=self.work_in_fp8,
+            in_fp8_label=IN_FP8,
             unscaled=self._unscaled(),
         )
         return [line for line in text.splitlines() if line]
+
+    def _against_noise(self) -> list[AgainstNoise]:
+        """Of the published files."""
+        published = {variant.label for variant in self.published}
+        return [n for n in against_noise(self.evaluation) if n.file in published] if self.evaluation else []
 
     @property
     def work_in_fp8(self) -> dict[str, float]:
@@ -281,7 +278,7 @@ class Card:
         """Arguments of the snippet's call, as Python text: those of the evaluation, for the first example."""
         settings = GenerationSettings.of(self.architecture, {}, recorded=evaluation.protocol["generation"])
         arguments = settings.arguments(self.record.examples[0].prompt)
-        return {name: _literal(value) for name, value in arguments.items()}
+        return {name: literal(value) for name, value in arguments.items()}
 
     def _unscaled(self) -> dict[str, Any]:
         """What the plan of the unscaled format did: mean of amax / max|w|, and the layers kept by their rank.
@@ -298,7 +295,7 @@ class Card:
 
     def render(self) -> str:
         """The card as Markdown with its front matter."""
-        text = _environment().get_template("card.md.j2").render(card=self, **self._figures())
+        text = environment().get_template("card.md.j2").render(card=self, **self._figures())
         return re.sub(r"\n{3,}", "\n\n", text)
 
     def _figures(self) -> dict[str, Any]:
@@ -313,8 +310,10 @@ class Card:
             return names
         return names | {
             "call_arguments": self._call_arguments(self.evaluation),
-            "headings": HEADINGS,
-            "rows": table(self.evaluation),
+            "headings": headings(self.evaluation),
+            "rows": table(self.evaluation, intervals=True),
+            "confidence": f"{CONFIDENCE:.0%}",
+            "floor": floor_label(self.evaluation.noise_floor) if self.evaluation.noise_floor else None,
             "protocol_rows": protocol_table(self.evaluation),
             "pair_table": pair_table(self.evaluation),
             "pairs": len(self.evaluation.variants[0].pairs),
@@ -366,34 +365,3 @@ def write_catalog_cards(folder: Path) -> list[Path]:
             write_atomically(path, card.render().encode())
             written.append(path)
     return written
-
-
-def licence_text(licence: Licence | None, shipped: str | None = None) -> str | None:
-    """The text that was shipped with the source, or one that ships with us; None if there is neither."""
-    if shipped is not None:
-        return shipped
-    if licence is None or licence.id not in _LICENCE_TEXTS:
-        return None
-    return (files("hswq_hub.cards") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")
-
-
-def _literal(value: object) -> str:
-    """A value as Python text; text in double quotes, as JSON has it."""
-    said = json.dumps(value, ensure_ascii=not value.isprintable()) if isinstance(value, str) else repr(value)
-    return Shown(said)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("hswq_hub.cards", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-        finalize=finished,
-    )
-    environment.filters["megabytes"] = megabytes
-    environment.filters["share"] = share
-    environment.filters |= FILTERS
-    return environment

@@ -1,10 +1,13 @@
 """Facts of a source for the record of a published folder. Unknown facts are left out."""
 
 from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
 from ..sources.licence import Licence
 from ..sources.source import Source
+
+_LICENCE_TEXTS = ("apache-2.0",)
 
 
 def source_facts(source: Source) -> dict[str, Any]:
@@ -32,3 +35,12 @@ def licence_facts(licence: Licence | None) -> dict[str, Any]:
     if licence and licence.link:
         facts["licence_link"] = licence.link
     return facts
+
+
+def licence_text(licence: Licence | None, shipped: str | None = None) -> str | None:
+    """The text that was shipped with the source, or one that ships with us; None if there is neither."""
+    if shipped is not None:
+        return shipped
+    if licence is None or licence.id not in _LICENCE_TEXTS:
+        return None
+    return (files("hswq_hub.cards") / "licences" / f"{licence.id}.txt").read_text(encoding="utf-8")

@@ -21,6 +21,11 @@ def finished(value: object) -> object:
     return value if isinstance(value, Shown) or not isinstance(value, str) else _line(value).replace("<", "&lt;")
 
 
+def lines(text: object) -> "Shown":
+    """Figures of ours on several lines of a cell in a table."""
+    return Shown("<br>".join(str(finished(line)) for line in str(text).split("\n")))
+
+
 def escaped(text: object) -> "Shown":
     """A stranger's text as Markdown on one line: no markup, no HTML, no link."""
     said = _SPECIAL.sub(r"\\\1", _line(text))
@@ -64,6 +69,7 @@ def front_matter(value: object) -> object:
 
 FILTERS: dict[str, Callable[[object], Shown]] = {
     "escaped": escaped,
+    "lines": lines,
     "code": code,
     "block": block,
     "bibtex": bibtex,

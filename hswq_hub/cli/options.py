@@ -1,9 +1,7 @@
 """What can be said on the command line, and the settings objects that it makes: each option once."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import click
 
@@ -19,6 +17,7 @@ from ..settings import (
     DEVICES,
     DTYPES,
     KEEP_BY,
+    PERCEPTUAL,
     RECIPES,
     ROUNDINGS,
     SEARCHES,
@@ -31,7 +30,7 @@ from ..settings import (
     SourceSettings,
 )
 from ..settings import recipe as recipe_of
-from .groups import Grouped, OptionGroup
+from .groups import OptionGroup
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -112,6 +111,8 @@ def _publish(
     device_memory: float | None,
     pairs: int,
     picture_steps: int | None,
+    perceptual: str | None,
+    noise_floor: bool,
 ) -> PublishSettings:
     evaluation = EvaluationSettings(
         pairs,
@@ -120,8 +121,16 @@ def _publish(
         size=calibration.size,
         device=calibration.device,
         dtype=calibration.dtype,
+        perceptual=metrics_named(perceptual),
+        noise_floor=noise_floor,
     )
     return PublishSettings(formats, recipe, calibration, evaluation, calibration_memory, device_memory)
+
+
+def metrics_named(perceptual: str | None) -> tuple[str, ...] | None:
+    """What `--metrics` says, as the settings have it."""
+    named: dict[str | None, tuple[str, ...] | None] = {None: None, "none": (), "all": PERCEPTUAL}
+    return named[perceptual] if perceptual in named else (str(perceptual),)
 
 
 def _again(from_: str | None, redo: str | None) -> tuple[str, ...]:
@@ -174,12 +183,27 @@ DEVICE = click.option("--device", type=click.Choice(DEVICES), default=_CALIBRATI
 DTYPE = click.option(
     "--dtype", type=click.Choice(DTYPES), default=_CALIBRATION.dtype, show_default=True, help="What to compute in."
 )
-_GUIDANCE = click.option(
+GUIDANCE = click.option(
     "--guidance", type=click.FloatRange(0), help="Guidance scale of all pictures.  [default: the model's]"
 )
-_SIZE = click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]")
-_PAIRS = click.option(
+SIZE = click.option("--size", type=click.IntRange(16), help="Pixels a side of all pictures.  [default: the model's]")
+PAIRS = click.option(
     "--pairs", type=click.IntRange(1), default=_EVALUATION.pairs, show_default=True, help="Pictures to measure on."
+)
+FIRST_PAIR = click.option(
+    "--seed", type=_SEED, default=_EVALUATION.seed, show_default=True, help="Seed of the first pair."
+)
+METRICS = click.option(
+    "--metrics",
+    "perceptual",
+    type=click.Choice([*PERCEPTUAL, "all", "none"]),
+    help="What is measured besides SSIM, PSNR and latent error.  [default: what is installed]",
+)
+NOISE_FLOOR = click.option(
+    "--noise-floor/--no-noise-floor",
+    default=_EVALUATION.noise_floor,
+    show_default=True,
+    help="Measure the original as well, computed in BF16 instead of FP32 or the other way round.",
 )
 ON_GPU = click.option(
     "--on-gpu",
@@ -308,18 +332,8 @@ CALIBRATION = OptionGroup(
         help="Denoising steps of a calibration picture.  [default: the model's, 25 at most]",
     ),
     click.option("--seed", type=_SEED, default=_CALIBRATION.seed, show_default=True, help="Seed of the first one."),
-    _GUIDANCE,
-    _SIZE,
-    DEVICE,
-    DTYPE,
-)
-EVALUATION = OptionGroup(
-    EvaluationSettings,
-    _PAIRS,
-    click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]"),
-    click.option("--seed", type=_SEED, default=_EVALUATION.seed, show_default=True, help="Seed of the first pair."),
-    _GUIDANCE,
-    _SIZE,
+    GUIDANCE,
+    SIZE,
     DEVICE,
     DTYPE,
 )
@@ -327,10 +341,12 @@ PUBLISH = OptionGroup(
     _publish,
     CALIBRATION_BOUND,
     DEVICE_BOUND,
-    _PAIRS,
+    PAIRS,
     click.option(
         "--picture-steps", type=click.IntRange(1), help="Denoising steps of a measured picture.  [default: the model's]"
     ),
+    METRICS,
+    NOISE_FLOOR,
     recipe=RECIPE,
     formats=FORMATS,
     calibration=CALIBRATION,
@@ -375,26 +391,3 @@ JOB = OptionGroup(
 )
 ABOUT_THE_RUN = {*JOB.names, "yes", "dry_run", "on_gpu"}
 """Options that neither a job's own command line nor an entry of a list can have."""
-UNPUBLISHED = {
-    *("folder", "civitai_endpoint", "verify", "calibration_memory", "device_memory"),
-    *AGAIN.names,
-    *DESTINATIONS.names,
-    *ABOUT_THE_RUN,
-}
-"""Options that are about this machine or account and not about what comes out."""
-
-
-class Headed(Grouped):
-    """A command whose help has the headings of `publish`."""
-
-    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
-        "What to make": tuple(RECIPE.names | FORMATS.names),
-        "Calibration": ("prompts", "samples", "steps", "seed"),
-        "Measuring": ("evaluation_prompts", "pairs", "picture_steps"),
-        "Pictures of both": ("guidance", "size"),
-        "Where to": ("folder", *DESTINATIONS.names),
-        "This machine": ("device", "dtype", "device_memory", "calibration_memory"),
-        "Another machine": tuple(JOB.names),
-        "This run": (*AGAIN.names, "dry_run", "on_gpu", "yes"),
-    }

@@ -2,27 +2,28 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from ..jobs.settings import JobSettings
 from ..settings import PublishSettings, SourceSettings
-from .groups import takes
+from .groups import Grouped, takes
 from .jobs import run_as_job
 from .options import (
+    ABOUT_THE_RUN,
     AGAIN,
     DESTINATIONS,
+    FORMATS,
     JOB,
     LICENSED_SOURCE,
     ON_GPU,
     PUBLISH,
     PUBLISHED_FOLDER,
-    UNPUBLISHED,
+    RECIPE,
     UPLOAD,
     YES,
     Destinations,
-    Headed,
 )
 from .terminal import Choose, chooser, is_attended, quiet, say, tell
 from .words import command_line
@@ -35,6 +36,29 @@ if TYPE_CHECKING:
 
 LONG = 600
 """Seconds of work before which people are asked."""
+UNPUBLISHED = {
+    *("folder", "civitai_endpoint", "verify", "calibration_memory", "device_memory"),
+    *AGAIN.names,
+    *DESTINATIONS.names,
+    *ABOUT_THE_RUN,
+}
+"""Options that are about this machine or account and not about what comes out."""
+
+
+class Headed(Grouped):
+    """A command whose help has the headings of `publish`."""
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Source": ("base", "licence", "permitted", "verify", "civitai_endpoint"),
+        "What to make": tuple(RECIPE.names | FORMATS.names),
+        "Calibration": ("prompts", "samples", "steps", "seed"),
+        "Measuring": ("evaluation_prompts", "pairs", "picture_steps", "perceptual", "noise_floor"),
+        "Pictures of both": ("guidance", "size"),
+        "Where to": ("folder", *DESTINATIONS.names),
+        "This machine": ("device", "dtype", "device_memory", "calibration_memory"),
+        "Another machine": tuple(JOB.names),
+        "This run": (*AGAIN.names, "dry_run", "on_gpu", "yes"),
+    }
 
 
 @click.command(cls=Headed)
@@ -107,7 +131,7 @@ def carry_out(
     """Publish, and print what came of it."""
     from ..cards.card import Card
     from ..common.text import text_table
-    from ..evaluation.report import HEADINGS, table
+    from ..evaluation.report import headings, table
 
     plan = request.plan(request.find(choose), destination)
     plan.check(say)
@@ -115,7 +139,7 @@ def carry_out(
     if choose and not yes:
         _agree_to_work(plan)
     published = plan.run(say)
-    tell(text_table(HEADINGS, table(published.evaluation)))
+    tell(text_table(headings(published.evaluation), table(published.evaluation)))
     verdict = "\n".join(Card.from_folder(published.folder).verdict_lines)
     tell(f"\n{verdict}\n\n{published.folder}/")
     if published.uploaded is not None:

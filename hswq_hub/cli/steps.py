@@ -8,19 +8,26 @@ import click
 from hswq_runtime.formats import Format
 
 from ..settings import CalibrationSettings, EvaluationSettings, Recipe, SourceSettings
-from .groups import takes
+from .groups import OptionGroup, takes
 from .options import (
     CALIBRATION,
     CALIBRATION_BOUND,
     DEVICE,
     DEVICE_BOUND,
-    EVALUATION,
+    DTYPE,
     EXISTING_FILE,
+    FIRST_PAIR,
     FOLDER,
     FORMATS,
+    GUIDANCE,
+    METRICS,
     NEW_FILE,
+    NOISE_FLOOR,
+    PAIRS,
     PROMPTED_SOURCE,
     RECIPE,
+    SIZE,
+    metrics_named,
 )
 from .terminal import chooser, quiet, say, tell
 from .words import command_words
@@ -121,6 +128,34 @@ def quantize(
         tell(text_table(*plan_table(plan)) + "\n")
 
 
+def _evaluation(
+    pairs: int,
+    steps: int | None,
+    seed: int,
+    guidance: float | None,
+    size: int | None,
+    device: str,
+    dtype: str,
+    perceptual: str | None,
+    noise_floor: bool,
+) -> EvaluationSettings:
+    return EvaluationSettings(pairs, steps, seed, guidance, size, device, dtype, metrics_named(perceptual), noise_floor)
+
+
+EVALUATION = OptionGroup(
+    _evaluation,
+    PAIRS,
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the architecture's]"),
+    FIRST_PAIR,
+    METRICS,
+    NOISE_FLOOR,
+    GUIDANCE,
+    SIZE,
+    DEVICE,
+    DTYPE,
+)
+
+
 @click.command()
 @click.argument("reference")
 @click.argument("files", type=EXISTING_FILE, nargs=-1, required=True)
@@ -145,8 +180,9 @@ def evaluate(
     from ..common.hardware import pick_device
     from ..common.targets import check_replaceable
     from ..common.text import text_table
-    from ..evaluation.evaluate import Evaluation, evaluate, label_files
-    from ..evaluation.report import HEADINGS, table
+    from ..evaluation.evaluate import evaluate, label_files
+    from ..evaluation.report import headings, table
+    from ..evaluation.results import Evaluation
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess
 
@@ -160,7 +196,7 @@ def evaluate(
     evaluation = evaluate(original, label_files(files), settings, device_memory)
     if output is not None:
         evaluation.save(output)
-    tell(text_table(HEADINGS, table(evaluation)))
+    tell(text_table(headings(evaluation), table(evaluation)))
 
 
 @click.command()

@@ -1,30 +1,26 @@
 """Measures quantized files against the original: same prompts, same noise, same run.
 
 For every prompt and seed, the picture of each variant is compared with that of the original. Prompts of the calibration
-are never used.
+are never used. The last one is the original itself with its denoiser in another dtype: the noise floor.
 
 A file is measured with its weights expanded, as most readers compute it. Where ComfyUI on a GPU with FP8 arithmetic
 rounds the inputs of its layers as well, it is measured so a second time; that is simulated to the bit, on any device.
 """
 
-import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata, Reader, layer_of
 from hswq_runtime.layers.matmul import set_quantized_matmul
 from hswq_runtime.layers.modules import HSWQLinear
 
-from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
 from ..common.progress import progress
@@ -33,122 +29,9 @@ from ..generation.generate import GenerationSettings, Sample, generate
 from ..generation.pipelines import SharedPipeline
 from ..settings import EvaluationSettings
 from ..sources.source import Source
-
-ORIGINAL = "original"
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """One variant's picture of one prompt and seed against the original's. `psnr` None: they are equal."""
-
-    prompt: str
-    seed: int
-    ssim: float
-    psnr: float | None
-    latent_mse: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class VariantResult:
-    """What was measured of one file. `pairs` is in the order of the protocol's pairs.
-
-    file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear
-    and convolution layers that are not FP8, of `layers`. fp8_layers: those that ComfyUI multiplies in FP8 where the
-    hardware can. fp8_pairs: what comes of that; empty where there are none, and of figures from before it was measured.
-    """
-
-    label: str
-    file: str
-    file_bytes: int
-    weight_bytes: int
-    kept_layers: int
-    layers: int
-    pairs: list[PairResult]
-    fp8_layers: int = 0
-    fp8_pairs: list[PairResult] = field(default_factory=list)
-
-    @property
-    def in_fp8(self) -> "VariantResult | None":
-        """The same file as ComfyUI computes it on a GPU with FP8 arithmetic; None if that is no different."""
-        return replace(self, pairs=self.fp8_pairs, fp8_pairs=[]) if self.fp8_pairs else None
-
-    @property
-    def ssim_mean(self) -> float:
-        return fmean(pair.ssim for pair in self.pairs)
-
-    @property
-    def ssim_worst(self) -> float:
-        return min(pair.ssim for pair in self.pairs)
-
-    @property
-    def psnr_mean(self) -> float | None:
-        """Mean in dB over the pairs that differ; None if none does."""
-        values = [pair.psnr for pair in self.pairs if pair.psnr is not None]
-        return fmean(values) if values else None
-
-    @property
-    def latent_mse_mean(self) -> float:
-        return fmean(pair.latent_mse for pair in self.pairs)
-
-    @property
-    def seconds_mean(self) -> float:
-        return fmean(pair.seconds for pair in self.pairs)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All variants of one run, the original first, and the protocol they were measured by."""
-
-    protocol: dict[str, Any]
-    variants: list[VariantResult]
-    images: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict, repr=False, compare=False)
-    """Label -> pictures in the order of the pairs, uint8 [H, W, 3]. Not saved with the figures."""
-
-    def variant(self, label: str) -> VariantResult | None:
-        return next((v for v in self.variants if v.label == label), None)
-
-    def save(self, path: Path) -> None:
-        """Write the figures as JSON, with the means beside the pairs they are made of."""
-        document = {"protocol": self.protocol, "variants": [self._as_dict(v) for v in self.variants]}
-        write_atomically(path, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
-
-    @staticmethod
-    def _as_dict(variant: VariantResult) -> dict[str, Any]:
-        means = ("ssim_mean", "ssim_worst", "psnr_mean", "latent_mse_mean", "seconds_mean")
-        fields = asdict(variant)
-        pairs, fp8_pairs = fields.pop("pairs"), fields.pop("fp8_pairs")
-        fields |= {name: getattr(variant, name) for name in means} | {"pairs": pairs}
-        if rounded := variant.in_fp8:
-            fields["fp8"] = {name: getattr(rounded, name) for name in means} | {"pairs": fp8_pairs}
-        return fields
-
-    @classmethod
-    def load(cls, path: Path) -> "Evaluation":
-        """Read what :meth:`save` wrote; the means are computed anew from the pairs.
-
-        Raises:
-            FormatError: the file does not exist, or is something else.
-        """
-        if not path.exists():
-            raise FormatError(f"{path} does not exist; make one with `hswq-hub evaluate`")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            return cls._from_dict(document)
-        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-            raise FormatError(f"{path} holds no figures of ours") from error
-
-    @classmethod
-    def _from_dict(cls, document: dict[str, Any]) -> "Evaluation":
-        names = VariantResult.__dataclass_fields__
-        variants = []
-        for row in document["variants"]:
-            pairs = {
-                "pairs": [PairResult(**pair) for pair in row["pairs"]],
-                "fp8_pairs": [PairResult(**pair) for pair in row.get("fp8", {}).get("pairs", [])],
-            }
-            variants.append(VariantResult(**{k: v for k, v in row.items() if k in names} | pairs))
-        return cls(document["protocol"], variants)
+from . import perceptual
+from .noise import computing_in, other_dtype
+from .results import ORIGINAL, Evaluation, NoiseFloor, PairResult, VariantResult
 
 
 def evaluate(
@@ -164,6 +47,7 @@ def evaluate(
     may take; None: most of what is free.
 
     Raises:
+        MetricError: a perceptual metric is asked for that cannot be measured here.
         DeviceError: CUDA asked for and absent, or not even a block of the model fits into its memory.
         FormatError: a file does not fit.
         ComponentError: the base lacks a component.
@@ -180,7 +64,7 @@ def evaluate(
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
     shared = SharedPipeline(architecture, source.base, device, dtype, settings.size, device_memory)
     samples: dict[str, list[Sample]] = {}
-    variants = []
+    variants, names = list[VariantResult](), tuple[str, ...]()
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
         pipeline = shared.pipeline_for(checkpoint)
@@ -192,28 +76,38 @@ def evaluate(
             size=settings.size,
             negative_prompt=source.negative_prompt(settings.guidance),
         )
+        names = perceptual.chosen(settings.perceptual, generation.size)
         made = samples[label] = _pictures(pipeline, pairs, generation, label)
         originals = samples[ORIGINAL]
-        variant = _result(label, checkpoint, _compared(pairs, originals, made))
+        variant = _result(label, checkpoint, _compared(pairs, originals, made, names))
         denoiser = getattr(pipeline, architecture.component)
         # A folded file computes with other inputs there than here, unfolded; with errors measured it is exact anyway.
         folded = Metadata.FOLD.value in checkpoint.metadata
         if not folded and set_quantized_matmul(denoiser, reader=Reader.COMFYUI):
             made, rounded = _pictures(pipeline, pairs, generation, f"{label} in FP8"), _rounded(checkpoint, denoiser)
-            variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made))
+            variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made, names))
             set_quantized_matmul(denoiser, False)
         variants.append(variant)
+    floor = None
+    if settings.noise_floor:
+        other = other_dtype(dtype)
+        pipeline = shared.pipeline_for(source.checkpoint, other)
+        with computing_in(getattr(pipeline, architecture.component), other, dtype):
+            made = _pictures(pipeline, pairs, generation, f"{ORIGINAL} in {_name(other)}")
+        floor = NoiseFloor(_compared(pairs, samples[ORIGINAL], made, names), _name(other), _name(dtype))
     return Evaluation(
         protocol={
             "settings": asdict(settings),
             "generation": asdict(generation),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": _name(dtype),
             "hardware": describe(device),
             "versions": versions(),
             "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
+            "perceptual": perceptual.described(names),
         },
         variants=variants,
         images={label: [sample.image for sample in made] for label, made in samples.items()},
+        noise_floor=floor,
     )
 
 
@@ -230,11 +124,16 @@ def _pictures(pipeline: Any, pairs: list[tuple[str, int]], generation: Generatio
     ]
 
 
-def _compared(pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]) -> list[PairResult]:
-    return [
-        compare_samples(prompt, seed, original, sample)
-        for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
-    ]
+def _compared(
+    pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample], names: Sequence[str]
+) -> list[PairResult]:
+    """Several pairs at a time: most of what metrics compute lets other threads run."""
+
+    def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
+        return compare_samples(*pair, original, sample, names)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compare, pairs, originals, samples))
 
 
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
@@ -255,8 +154,9 @@ def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> Vari
     )
 
 
-def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample) -> PairResult:
-    """The error of `sample` against the original's sample of the same prompt and noise."""
+def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample, names: Sequence[str] = ()) -> PairResult:
+    """The error of `sample` against the original's sample of the same prompt and noise. names: of perceptual metrics
+    that are measured as well."""
     return PairResult(
         prompt=prompt,
         seed=seed,
@@ -264,4 +164,9 @@ def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample) ->
         psnr=metrics.psnr(original.image, sample.image),
         latent_mse=metrics.latent_mse(original.latents, sample.latents),
         seconds=sample.seconds,
+        perceptual=perceptual.measure(names, original.image, sample.image),
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

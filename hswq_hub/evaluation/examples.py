@@ -7,8 +7,8 @@ from PIL import Image
 
 from ..common.files import write_atomically
 from ..common.layout import EXAMPLES, IMAGES, METRICS
-from .evaluate import Evaluation
 from .pictures import comparison
+from .results import Evaluation
 
 _SHOWN = 4
 

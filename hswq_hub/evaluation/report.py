@@ -1,40 +1,85 @@
-"""The tables of a report, and the comparison of one file with another."""
+"""The tables of a report."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, stdev
 from typing import Any
 
 from ..common.text import megabytes
 from ..quantization.plan import Plan
 from .compare import TensorComparison
-from .evaluate import ORIGINAL, Evaluation, VariantResult
+from .intervals import Interval
+from .perceptual import METRICS
+from .results import ORIGINAL, Evaluation, Measured, NoiseFloor
+from .verdict import ratio
 
 IN_FP8 = "multiplied in FP8"
 """What a file is called as ComfyUI computes it on a GPU with FP8 arithmetic."""
-HEADINGS = ("format", "size", "weights", "SSIM mean", "SSIM worst", "PSNR", "latent MSE", "kept layers")
+_FIDELITY = ("SSIM mean", "SSIM worst", "PSNR", "latent MSE")
+_SHORT = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
-def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """A row of cells for each variant, under `HEADINGS`; one more where ComfyUI computes it in FP8."""
-    rows = []
+def headings(evaluation: Evaluation) -> tuple[str, ...]:
+    """Of :func:`table`."""
+    *seen, latent = _FIDELITY
+    titles = [METRICS[name].title for name in evaluation.perceptual]
+    noise = ("× noise floor",) if evaluation.noise_floor else ()
+    return ("format", "size", "weights", *seen, *titles, latent, *noise, "kept layers")
+
+
+def table(evaluation: Evaluation, *, intervals: bool = False) -> list[tuple[str, ...]]:
+    """A row of cells for each variant, under :func:`headings`; one more where ComfyUI computes it in FP8, and one for
+    the noise floor. intervals: means have their intervals below them, on a line of their own."""
+    floor, rows = evaluation.noise_floor, list[tuple[str, ...]]()
     for variant in evaluation.variants:
-        rows.append(_row(variant))
-        if rounded := variant.in_fp8:
-            _, size, weights, *cells = _row(rounded)
-            rows.append((f"{variant.label}, {IN_FP8}", size, weights, *cells))
+        facts = (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes))
+        kept = f"{variant.kept_layers} of {variant.layers}"
+        if variant.label == ORIGINAL:
+            best = (f"{METRICS[name].best:g}" for name in evaluation.perceptual)
+            rows.append((*facts, "1 (reference)", "1", "∞", *best, "0", *(("0",) if floor else ()), kept))
+            if floor:
+                rows.append((floor_label(floor), "", "", *_cells(floor, evaluation, intervals), "1", ""))
+            continue
+        for row in (variant, variant.in_fp8):
+            if row is not None:
+                label = variant.label if row is variant else f"{variant.label}, {IN_FP8}"
+                cells = _cells(row, evaluation, intervals), _against(floor, row, intervals)
+                rows.append((label, *facts[1:], *cells[0], *cells[1], kept))
     return rows
 
 
-def _row(variant: VariantResult) -> tuple[str, ...]:
-    if variant.label == ORIGINAL:
-        fidelity: tuple[str, ...] = ("1 (reference)", "1", "∞", "0")
-    else:
-        fidelity = _fidelity(variant.ssim_mean, variant.ssim_worst, variant.psnr_mean, variant.latent_mse_mean)
-    kept = f"{variant.kept_layers} of {variant.layers}"
-    return (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes), *fidelity, kept)
+def short(dtype: str) -> str:
+    """torch's name of a dtype as people write it: \"BF16\"."""
+    return _SHORT.get(dtype, dtype)
+
+
+def floor_label(floor: NoiseFloor) -> str:
+    """What its row is called."""
+    return f"{ORIGINAL} in {short(floor.dtype)} instead of {short(floor.instead_of)}"
+
+
+def _cells(row: Measured, evaluation: Evaluation, intervals: bool) -> tuple[str, ...]:
+    """The means of one row, and their intervals if they are wanted and there are any."""
+    ssim, worst, psnr, latent = _fidelity(row.ssim_mean, row.ssim_worst, row.psnr_mean, row.latent_mse_mean)
+    means, found = row.perceptual_mean, row.intervals if intervals else {}
+    seen = [(name, f".{METRICS[name].digits}f") for name in evaluation.perceptual]
+    return (
+        _with(ssim, found.get("ssim_mean"), ".4f"),
+        worst,
+        psnr,
+        *(_with(f"{means[name]:{form}}", found.get(name), form) for name, form in seen),
+        _with(latent, found.get("latent_mse_mean"), ".2e"),
+    )
+
+
+def _against(floor: Measured | None, row: Measured, intervals: bool) -> tuple[str, ...]:
+    """Its latent error over the noise floor's, in one cell; in none without a floor."""
+    if floor is None:
+        return ()
+    times, interval = ratio(row, floor)
+    return ("∞" if times is None else _with(f"{times:.2f}", interval if intervals else None, ".2f"),)
+
+
+def _with(cell: str, interval: Interval | None, form: str) -> str:
+    return cell if interval is None else f"{cell}\n[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def earlier_table(earlier: Sequence[Mapping[str, Any]], repo: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -50,7 +95,7 @@ def earlier_table(earlier: Sequence[Mapping[str, Any]], repo: str) -> tuple[tupl
         for entry in earlier
         for file in entry["files"].values()
     ]
-    return ("version", "file", "size", *HEADINGS[3:7], "pairs"), rows
+    return ("version", "file", "size", *_FIDELITY, "pairs"), rows
 
 
 def _fidelity(ssim_mean: float, ssim_worst: float, psnr_mean: float | None, latent_mse_mean: float) -> tuple[str, ...]:
@@ -71,6 +116,7 @@ def protocol_table(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("computed in", protocol["dtype"]),
         ("hardware", protocol["hardware"]),
         ("SSIM", protocol["ssim"]),
+        *((METRICS[name].title, said) for name, said in protocol.get("perceptual", {}).items() if name in METRICS),
         ("versions", ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())),
     ]
 
@@ -83,76 +129,6 @@ def pair_table(evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str,
         for pairs in zip(*(variant.pairs for variant in measured), strict=True)
     ]
     return ("prompt", "seed", *(variant.label for variant in measured)), rows
-
-
-@dataclass(frozen=True)
-class Fp8Arithmetic:
-    """What it costs that ComfyUI multiplies a file in FP8 where the hardware can.
-
-    layers: how many it multiplies so. difference: mean SSIM, in FP8 − exact. latent_ratio: the latent MSE over that
-    with exact products; None if that is 0.
-    """
-
-    label: str
-    layers: int
-    ssim_mean: float
-    difference: float
-    latent_ratio: float | None
-
-
-def in_fp8(evaluation: Evaluation) -> list[Fp8Arithmetic]:
-    """Of each file with such layers."""
-    return [
-        Fp8Arithmetic(
-            exact.label,
-            exact.fp8_layers,
-            rounded.ssim_mean,
-            rounded.ssim_mean - exact.ssim_mean,
-            rounded.latent_mse_mean / exact.latent_mse_mean if exact.latent_mse_mean else None,
-        )
-        for exact in evaluation.variants
-        if (rounded := exact.in_fp8)
-    ]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Whether `better` really is closer to the original than `worse`, pair by pair in one run.
-
-    difference: mean of the SSIM differences, better − worse. standard_error: of that mean; None for one pair.
-    wins: pairs in which `better` has the higher SSIM, of `pairs`. latent_ratio: its latent MSE over the other's.
-    """
-
-    better: str
-    worse: str
-    difference: float
-    standard_error: float | None
-    wins: int
-    pairs: int
-    latent_ratio: float | None
-
-    @property
-    def holds(self) -> bool:
-        return self.difference > 0
-
-    @property
-    def decided(self) -> bool:
-        """Whether the difference exceeds twice its standard error."""
-        return self.standard_error is not None and abs(self.difference) > 2 * self.standard_error
-
-
-def comparisons(evaluation: Evaluation) -> list[Comparison]:
-    """Each variant against the one before it, from the baseline upwards: V1 over naive, V2 over V1."""
-    ranked = [variant for variant in evaluation.variants if variant.label != ORIGINAL]
-    return [_compare(better, worse) for worse, better in itertools.pairwise(ranked)]
-
-
-def _compare(better: VariantResult, worse: VariantResult) -> Comparison:
-    differences = [b.ssim - w.ssim for b, w in zip(better.pairs, worse.pairs, strict=True)]
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
-    ratio = better.latent_mse_mean / worse.latent_mse_mean if worse.latent_mse_mean else None
-    wins = sum(d > 0 for d in differences)
-    return Comparison(better.label, worse.label, fmean(differences), error, wins, len(differences), ratio)
 
 
 def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -43,22 +43,23 @@ class SharedPipeline:
         self.size, self.together = size, together
         self._given, self._bound = memory, inf
         self._pipeline: DiffusionPipeline | None = None
-        self._held: dict[Path, torch.nn.Module] = {}
+        self._held: dict[tuple[Path, torch.dtype], torch.nn.Module] = {}
 
-    def pipeline_for(self, checkpoint: Checkpoint) -> "DiffusionPipeline":
-        """The pipeline with the denoiser of `checkpoint`.
+    def pipeline_for(self, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> "DiffusionPipeline":
+        """The pipeline with the denoiser of `checkpoint`, in `dtype`; None: in that of the pipeline.
 
         Raises:
             FormatError: the file does not fit.
             ComponentError: the base lacks a component.
             DeviceError: not even a block of the denoiser at a time fits.
         """
-        if checkpoint.path not in self._held:
+        key = checkpoint.path, dtype or self.dtype
+        if key not in self._held:
             if not self.together:
                 # Before the next one is loaded: a GPU need not hold two.
                 self.release()
-            self._held[checkpoint.path] = load_model(checkpoint, self.dtype)
-        denoiser, component = self._held[checkpoint.path], self.architecture.component
+            self._held[key] = load_model(checkpoint, key[1])
+        denoiser, component = self._held[key], self.architecture.component
         if self._pipeline is None:
             # Of a device that holds nothing of it yet.
             self._bound = inf if self.together else usable_memory(self.device, self._given)

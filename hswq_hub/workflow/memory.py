@@ -20,6 +20,8 @@ from .forecast import cost_of, sizes_of, usual_size
 _LAYERS_A_BLOCK, _ACTIVATIONS = 7, 80
 """Layers in a block of the denoiser, and inputs of its width that it holds for the gradient."""
 
+_FLOOR = ", or --no-noise-floor: that has the denoiser there in float32"
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -28,7 +30,7 @@ class Memory:
     least: below this nothing goes: the model, or on a GPU what pictures take of it block by block. pictures: what
     making them takes, put there as `placement` says. rounding: the denoiser, second moments, the rounding workspace,
     and the layers' inputs while a call is replayed. free, total: of the device. complete: the components are counted,
-    which they are not if they are in a Hub repo.
+    which they are not if they are in a Hub repo. instead: what else could be done if it has less.
     """
 
     device: str
@@ -39,6 +41,7 @@ class Memory:
     total: int
     complete: bool
     placement: Placement = Placement.WHOLE
+    instead: str = ""
 
     @property
     def needed(self) -> int:
@@ -69,7 +72,7 @@ class Memory:
         """
         has = f"on the {self.device}, which has {megabytes(self.total)}"
         if self.least > self.total:
-            raise DeviceError(f"the model takes {megabytes(self.least)} {has}; a larger one is needed")
+            raise DeviceError(f"the model takes {megabytes(self.least)} {has}; a larger one is needed{self.instead}")
         if self.needed > self.total:
             raise DeviceError(
                 f"the model and what compensated rounding works with take {megabytes(self.needed)} {has}; lower "
@@ -82,22 +85,25 @@ def memory_of(source: Source, settings: PublishSettings, gpu: Gpu | None = None)
     model is read there before it moves. gpu: instead of this one alone, with nothing else on it."""
     calibration, rounding = settings.calibration, settings.recipe.rounding
     sizes = sizes_of(source, calibration.dtype, calibration.size)
-    model = sizes.denoiser + sum(sizes.components.values())
+    floor, said = sizes, ""
+    if settings.evaluation.noise_floor and settings.evaluation.dtype in ("bfloat16", "float16"):
+        floor, said = sizes.with_denoiser(2 * sizes.denoiser), _FLOOR
+    model = floor.denoiser + sum(floor.components.values())
     complete, replayed = source.hub_base is None, 0
     if rounding in COMPENSATED or settings.recipe.keep_by == "error":
         replayed = replays_of(source, settings).needed
     if gpu is None and calibration.device != "cuda":
-        pictures = sizes.needed(Placement.WHOLE) + MAPPED_BYTES
-        return [Memory("machine", model, pictures, replayed, *_of(torch.device("cpu")), complete)]
+        pictures = floor.needed(Placement.WHOLE) + MAPPED_BYTES
+        return [Memory("machine", model, pictures, replayed, *_of(torch.device("cpu")), complete, instead=said)]
     device = torch.device(calibration.device)
     placement = sizes.placement(usable_memory(device, settings.device_memory))
-    least, pictures = sizes.needed(Placement.BLOCKS), sizes.needed(placement)
+    least, pictures = floor.needed(Placement.BLOCKS), sizes.needed(placement)
     if gpu is not None:
         has = gpu.memory_bytes
-        return [Memory(gpu.name, least, pictures, replayed, has, has, complete, placement)]
+        return [Memory(gpu.name, least, pictures, replayed, has, has, complete, placement, said)]
     return [
-        Memory("GPU", least, pictures, replayed, *_of(device), complete, placement),
-        Memory("machine", model, model + MAPPED_BYTES, 0, *_of(torch.device("cpu")), complete),
+        Memory("GPU", least, pictures, replayed, *_of(device), complete, placement, said),
+        Memory("machine", model, model + MAPPED_BYTES, 0, *_of(torch.device("cpu")), complete, instead=said),
     ]
 
 

@@ -18,7 +18,8 @@ from ..common.speed.gpus import Gpu
 from ..common.speed.rates import GpuRates
 from ..common.targets import check_same_source
 from ..common.text import duration, megabytes, roughly, text_table
-from ..evaluation.evaluate import Evaluation
+from ..evaluation import perceptual
+from ..evaluation.results import Evaluation
 from ..generation.placement import USABLE
 from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
@@ -27,7 +28,7 @@ from ..quantization.keep import settled
 from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line
-from .forecast import Forecast
+from .forecast import Forecast, usual_size
 from .memory import Memory, memory_of
 from .preflight import arriving_bytes, check_weights, preflight, prompt_rows
 from .recall import remember
@@ -246,6 +247,8 @@ def settle(settings: PublishSettings, source: Source) -> PublishSettings:
     recipe = settled(settings.recipe, source.checkpoint, settings.formats)
     calibration, evaluation = _on_device(settings.calibration), _on_device(settings.evaluation)
     calibration = replace(calibration, whole=recipe.wants_statistics)
+    metrics = perceptual.chosen(evaluation.perceptual, evaluation.size or usual_size(source))
+    evaluation = replace(evaluation, perceptual=metrics)
     return replace(settings, recipe=recipe, calibration=calibration, evaluation=evaluation)
 
 

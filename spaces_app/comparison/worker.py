@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from hswq_hub.common.hardware import PeakMemory, free_memory, pick_device, pick_dtype
-from hswq_hub.evaluation.evaluate import PairResult, compare_samples
+from hswq_hub.evaluation.evaluate import compare_samples
+from hswq_hub.evaluation.results import PairResult
 from hswq_hub.generation.generate import GenerationSettings, Sample, generate, takes_negative
 from hswq_hub.generation.latent_preview import decode_preview
 from hswq_hub.generation.pipelines import SharedPipeline

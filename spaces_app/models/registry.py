@@ -14,7 +14,7 @@ from pathlib import Path
 from hswq_hub.cards.record import PublishedRecord
 from hswq_hub.common.files import file_sha256
 from hswq_hub.common.layout import CARD, METRICS, RECORD
-from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation
+from hswq_hub.evaluation.results import ORIGINAL, Evaluation
 from hswq_hub.generation.generate import GenerationSettings
 from hswq_hub.quantization.plan import Plan
 from hswq_hub.sources.find import resolve

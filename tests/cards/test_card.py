@@ -14,7 +14,7 @@ from support.hub_server import HubServer
 
 from hswq_hub.cards.card import Card, card_of, write_card
 from hswq_hub.cards.record import PublishedRecord
-from hswq_hub.evaluation.evaluate import ORIGINAL
+from hswq_hub.evaluation.results import ORIGINAL
 from hswq_hub.sources.catalog import catalog
 from hswq_hub.sources.errors import UnknownReferenceError
 from hswq_hub.sources.permissions import Permissions

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import tiny
 
 from hswq_hub.cli.main import main
-from hswq_hub.evaluation.evaluate import Evaluation
+from hswq_hub.evaluation.results import Evaluation
 from hswq_hub.sources.find import resolve
 
 DEMO_FILE = str(resolve("demo").path)

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from hswq_hub.evaluation import plots
-from hswq_hub.evaluation.evaluate import ORIGINAL, Evaluation, evaluate
-from hswq_hub.evaluation.report import HEADINGS, in_fp8, table
+from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.evaluation.report import headings, table
+from hswq_hub.evaluation.results import ORIGINAL, Evaluation
+from hswq_hub.evaluation.verdict import in_fp8
 from hswq_hub.quantization.plan import LINEAR, Plan, plan_naive
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import EvaluationSettings
@@ -62,13 +64,14 @@ def test_figures_are_saved_and_shown(evaluation, tmp_path):
     labels = [row[0] for row in table(evaluation)]
     assert labels == [
         "original",
+        "original in BF16 instead of FP32",
         "as it likes",
         "as it likes, multiplied in FP8",
         "exact",
         "scaled",
         "scaled, multiplied in FP8",
     ]
-    assert all(len(row) == len(HEADINGS) for row in table(evaluation))
+    assert all(len(row) == len(headings(evaluation)) for row in table(evaluation))
     first, second = in_fp8(evaluation)
     assert (first.label, second.label) == ("as it likes", "scaled")
     one = evaluation.variant("scaled")

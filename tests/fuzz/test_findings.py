@@ -17,7 +17,7 @@ from hswq_hub.cards.card import Card, write_card
 from hswq_hub.cli.main import main
 from hswq_hub.cli.tables import kept_lines
 from hswq_hub.common.text import text_table
-from hswq_hub.evaluation.evaluate import Evaluation
+from hswq_hub.evaluation.results import Evaluation
 from hswq_hub.sources.errors import DownloadError, UnknownReferenceError
 from hswq_hub.sources.http.cache import Cached
 from hswq_hub.sources.huggingface import Hub

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hswq_hub.cards.card import Card, write_catalog_cards
-from hswq_hub.evaluation.report import HEADINGS, table
+from hswq_hub.evaluation.report import headings, table
 from hswq_hub.sources.catalog import catalog
 from hswq_hub.sources.find import resolve
 
@@ -36,7 +36,7 @@ def test_shown_figures_are_of_the_bundled_model():
 
 def test_readme_has_the_figures_of_the_shown_card():
     readme, card = (ROOT / "README.md").read_text(), Card.from_folder(SHOWN)
-    for row in (HEADINGS, *table(card.evaluation)):
+    for row in (headings(card.evaluation), *table(card.evaluation)):
         assert f"| {' | '.join(row)} |" in readme
     assert card.evaluation.protocol["hardware"] in readme
 

@@ -24,7 +24,8 @@ from support.live_demo import live
 
 from hswq_hub.cards.facts import source_facts
 from hswq_hub.cli.main import main as cli
-from hswq_hub.evaluation.evaluate import Evaluation, evaluate
+from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.evaluation.results import Evaluation
 from hswq_hub.generation import metrics
 from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hswq_hub.cards.card import Card
-from hswq_hub.evaluation.evaluate import Evaluation, evaluate
+from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.evaluation.results import Evaluation
 from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.prompts.prompts import Prompts

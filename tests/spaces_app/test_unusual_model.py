@@ -9,7 +9,8 @@ from support import originals
 from support.originals import ORIGINALS
 from support.references import reference
 
-from hswq_hub.evaluation.evaluate import ORIGINAL, evaluate
+from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.evaluation.results import ORIGINAL
 from hswq_hub.generation.generate import GenerationSettings, generate, open_pipeline
 from hswq_hub.quantization.naive import write_naive
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, PublishSettings, recipe

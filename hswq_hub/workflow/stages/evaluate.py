@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ...common.identity import environment_fingerprint
+from ...evaluation import perceptual
 from ...evaluation.evaluate import evaluate
 from ...evaluation.examples import save_evaluation
 from ...generation.placement import usable_memory
@@ -19,6 +20,8 @@ from ..steps import Step, Work
 STAGE = "evaluate"
 ROOMS = ("hswq_hub.generation", "hswq_hub.evaluation", __name__)
 """The code that decides the product."""
+_WIDER = 2
+"""Of the noise floor in float32, next to 16 bits: the bytes of the weights, and the time of a product in TF32."""
 
 
 def evaluation_step(
@@ -33,6 +36,7 @@ def evaluation_step(
     made_from = [
         environment_fingerprint(settings.device, *ROOMS),
         asdict(settings),
+        perceptual.described(settings.perceptual or ()),
         source.prompts.evaluation,
         source.negative_prompt(settings.guidance),
         base_identity(source),
@@ -44,26 +48,28 @@ def evaluation_step(
         save_evaluation(evaluate(source, paths, settings, device_memory), product)
 
     def work() -> Work:
-        runs = 1 + 2 * len(files)  # of a file with exact products, and in FP8
-        pictures = runs * settings.pairs
-        calls = pictures * (settings.steps or source.architecture.steps) * source.architecture.passes(settings.guidance)
-        moved = (1 + len(files)) * source.path.stat().st_size
+        each = (
+            settings.pairs
+            * (settings.steps or source.architecture.steps)
+            * source.architecture.passes(settings.guidance)
+        )
+        of_files = 2 * len(files)  # with exact products, and in FP8
+        wider = settings.noise_floor and settings.dtype != "float32"
+        floor = settings.noise_floor * (_WIDER if wider else 1)
         weights = sum(source.checkpoint.tensors[key].values for key in source.checkpoint.layers)
-        expanded = calls * (runs - 1) / runs * weights
         memory = usable_memory(torch.device(settings.device), device_memory)
         whole = sizes_of(source, settings.dtype, settings.size)
         quantized = [whole.with_denoiser(min(step.work().kept, whole.denoiser)) for step in files.values()]
-        of_files = [whole, *quantized, *quantized]
-        each = calls // runs
-        streamed = sum(s.streamed(s.placement(memory), each, settings.pairs, decoded=True) for s in of_files)
+        sets = [whole, *quantized, *quantized]
+        sets += [whole.with_denoiser((_WIDER if wider else 1) * whole.denoiser)] * settings.noise_floor
         return Work(
-            calls,
+            (1 + of_files + floor) * each,
             settings.device,
             settings.size,
-            pictures=pictures,
-            values=expanded,
-            moved=moved,
-            streamed=streamed,
+            pictures=len(sets) * settings.pairs,
+            values=of_files * each * weights,
+            moved=(1 + len(files) + settings.noise_floor) * source.path.stat().st_size,
+            streamed=sum(s.streamed(s.placement(memory), each, settings.pairs, decoded=True) for s in sets),
         )
 
     return Step(STAGE, STAGE, place, made_from, make, tuple(files.values()), work)

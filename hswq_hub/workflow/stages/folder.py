@@ -14,15 +14,15 @@ from hswq_runtime.checkpoints.locate import MODEL_INDEX
 from hswq_runtime.formats import Format
 
 from ... import __version__
-from ...cards.card import licence_text, write_card
-from ...cards.facts import licence_facts, source_facts
+from ...cards.card import write_card
+from ...cards.facts import licence_facts, licence_text, source_facts
 from ...common.files import write_atomically
 from ...common.identity import code_digest
 from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
-from ...evaluation.evaluate import Evaluation
-from ...evaluation.report import in_fp8
+from ...evaluation.results import Evaluation
+from ...evaluation.verdict import in_fp8
 from ...quantization.plan import Plan
 from ...settings import Recipe
 from ...sources.components import ignore_foreign, local_bytes, local_components
