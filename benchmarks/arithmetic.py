@@ -27,9 +27,11 @@ from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
+from hswq_hub.settings import DEFAULT_FORMATS as FORMATS
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, recipe
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
+from hswq_runtime.formats import Number
 
 SPEEDS = (None, 0.25, 0.5, 0.7, 0.9, 1.0)
 """None: the default."""
@@ -40,13 +42,13 @@ GOALS = ((0.5, 2.0), (0.9, 5.0))
 def make(source: Source, settings: CalibrationSettings, measured: EvaluationSettings, seed: int, work: Path) -> None:
     """Leaves `work`/seed-N.json."""
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint, how = source.checkpoint, settled(recipe(), source.checkpoint, list(Format))
+    checkpoint, how = source.checkpoint, settled(recipe(), source.checkpoint, list(FORMATS))
     statistics = work / f"calibration-{seed}.safetensors"
     if not statistics.exists():
         calibrate(source, settings).save(statistics)
     calibration = Calibration.load(statistics)
-    plans = plan_everything(checkpoint, calibration, list(Format), how)
-    rounded = {format: work / f"rounded-{seed}-{format.value}.safetensors" for format in Format}
+    plans = plan_everything(checkpoint, calibration, list(FORMATS), how)
+    rounded = {format: work / f"rounded-{seed}-{format.value}.safetensors" for format in FORMATS}
     write_compensated(
         checkpoint, calibration, plans, rounded, how.rounding, how.compensation, source_sha256=source.sha256
     )
@@ -62,7 +64,9 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
     files, shares = {}, {}
     for format, plan in plans.items():
         for speed in SPEEDS:
-            chosen = keep(plan, checkpoint, replace(how, speed=speed), errors.weights[format], errors.inputs)
+            chosen = keep(
+                plan, checkpoint, replace(how, speed=speed), errors.weights[format], errors.inputs[Number.FP8]
+            )
             label = f"{format.value} {speed}"
             files[label] = work / f"file-{seed}-{format.value}-{speed}.safetensors"
             shares[label] = sum(d.work for d in chosen.quantized if d.input_scale is not None)
@@ -73,8 +77,8 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
     rows = []
     for label, share in shares.items():
         exact = evaluation.variant(label)
-        fast = exact.in_fp8 or exact
-        row = {"label": label, "share": share, "layers": exact.fp8_layers, "exact": exact.latent_mse_mean}
+        fast = exact.multiplied or exact
+        row = {"label": label, "share": share, "layers": exact.rounded_layers, "exact": exact.latent_mse_mean}
         rows.append(row | {"fp8": fast.latent_mse_mean, "ssim": exact.ssim_mean, "fp8_ssim": fast.ssim_mean})
     facts = {"architecture": source.architecture.title, "sha256": source.sha256, "protocol": evaluation.protocol}
     document = {"seed": seed, "samples": settings.samples, **facts, "rows": rows}
@@ -136,7 +140,7 @@ def _goals(runs: list[dict]) -> list[str]:
     lines = ["| goal | reached | " + " | ".join(f"seed {run['seed']}" for run in runs) + " |"]
     lines.append("|---|---|" + "---:|" * len(runs))
     for speed, most in GOALS:
-        for format in Format:
+        for format in FORMATS:
             rows = [next(r for r in run["rows"] if r["label"] == f"{format.value} {speed}") for run in runs]
             ratios = [row["fp8"] / row["exact"] for row in rows]
             enough = all(row["share"] >= speed for row in rows)

@@ -42,7 +42,7 @@ from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
-from hswq_hub.settings import CalibrationSettings, EvaluationSettings, Recipe, recipe
+from hswq_hub.settings import DEFAULT_FORMATS, CalibrationSettings, EvaluationSettings, Recipe, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
@@ -53,7 +53,7 @@ import demo_pictures
 
 def make(source: Source, settings: CalibrationSettings, work: Path, goals: bool) -> None:
     """The files of one seed, in `work`/files-N; with `goals` only those that the goals compare, in half the time."""
-    default = settled(recipe(), source.checkpoint, list(Format))
+    default = settled(recipe(), source.checkpoint, list(DEFAULT_FORMATS))
     variants = _Variants(source, work / f"files-{_seed(settings.seed)}", settings, default)
     variants.published()
     variants.compensated()
@@ -140,7 +140,7 @@ class _Variants:
     def published(self) -> None:
         self._write("naive FP8", plan_naive(self.checkpoint), None, 0.0)
         how, exact = recipe("hswq"), recipe("hswq", search="exact", keep_ratio=0)
-        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
+        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(DEFAULT_FORMATS), how)
         for version, plan in plans.items():
             self._write(f"{BASELINE}, {version.label}", keep(plan, self.checkpoint, how), None, spent)
             nothing = keep(plan, self.checkpoint, recipe("hswq", keep_ratio=0))
@@ -150,19 +150,19 @@ class _Variants:
 
     def nearest(self) -> None:
         how = replace(self.default, rounding="nearest")
-        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(Format), how)
+        plans, spent = _timed(plan_everything, self.checkpoint, self.calibration, list(DEFAULT_FORMATS), how)
         for version, plan in plans.items():
             self._kept_by_error(f"nearest, kept by error, {version.label}", how, plan, None, spent)
 
     def compensated(self) -> None:
-        how, (plans, rounded, spent) = self.default, self._compensated("rounded", self.default, list(Format))
+        how, (plans, rounded, spent) = self.default, self._compensated("rounded", self.default, list(DEFAULT_FORMATS))
         for version, plan in plans.items():
             self._write(f"{how.rounding}, nothing kept, {version.label}", plan, rounded[version], spent)
             self._kept_by_error(f"default, {version.label}", how, plan, rounded[version], spent)
 
     def gptq(self) -> None:
         how = replace(self.default, rounding="gptq")
-        plans, rounded, spent = self._compensated("gptq", how, list(Format))
+        plans, rounded, spent = self._compensated("gptq", how, list(DEFAULT_FORMATS))
         for version, plan in plans.items():
             self._write(f"gptq, nothing kept, {version.label}", plan, rounded[version], spent)
             self._kept_by_error(f"gptq, kept by error, {version.label}", how, plan, rounded[version], spent)

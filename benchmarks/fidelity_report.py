@@ -7,8 +7,7 @@ from statistics import fmean, stdev
 from fidelity_peers import REFERENCE
 from results import HERE, put_section
 
-from hswq_hub.settings import RECIPES
-from hswq_runtime import Format
+from hswq_hub.settings import DEFAULT_FORMATS, RECIPES
 
 BASELINE = "--recipe hswq"
 
@@ -45,7 +44,7 @@ def _goals(runs: list[dict]) -> list[str]:
         reached = "yes" if max(ratios) <= most else "no" if min(ratios) > most else "in part"
         shown = " | ".join(f"{ratio:.3f}" for ratio in ratios)
         lines.append(f"| latent MSE of {what} over that of {other} at most {most:g} | {reached} | {shown} |")
-    for version in Format:
+    for version in DEFAULT_FORMATS:
         sizes = [[_row(run, f"{name}, {version.label}")["bytes"] for name in ("default", BASELINE)] for run in runs]
         reached = "yes" if all(ours <= theirs for ours, theirs in sizes) else "no"
         shown = " | ".join(f"{ours / theirs:.3f}" for ours, theirs in sizes)

@@ -19,7 +19,9 @@ KEEP_BY = ("error", "variance")
 GB = 1e9
 CALIBRATION_MEMORY = 8.0
 ALLOWED = 2.0
-"""The error of a file whose readers multiply in FP8 where they may, over that with exact products."""
+"""The error of a file whose readers multiply in FP8 or INT8 where they may, over that with exact products."""
+DEFAULT_FORMATS = (Format.V1, Format.V2)
+"""What is made unless something else is asked for."""
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
@@ -118,14 +120,14 @@ class ErrorSettings:
 class Recipe:
     """How weights are chosen and rounded.
 
-    rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget:
-    size of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep
-    ratio that the published method recommends for the architecture. least_room: with a budget that is too small,
-    keeping may cost this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale
-    a row. fold: in V1 powers of two are moved between layers. search: of the range; None: the range is max|w|. reader:
-    who has to be able to read V2. speed: the share of the linear layers' work that is in FP8 where a reader can, inputs
-    rounded too; None: as much as keeps the error within `ALLOWED` times that of exact products. It is chosen where
-    layers are kept by error; otherwise products are as published.
+    rounding: one of `ROUNDINGS`. keep_by: one of `KEEP_BY`. keep_ratio: share of the layers that are kept; budget: size
+    of the quantized denoiser as a share of its size in 16 bits; one of the two is None. Both None: the keep ratio that
+    the published method recommends for the architecture. least_room: with a budget that is too small, keeping may cost
+    this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale a row. fold: in V1
+    powers of two are moved between layers. search: of the range; None: the range is max|w|. reader: who has to be able
+    to read V2. speed: the share of the linear layers' work that is in FP8, or INT8, where a reader can, inputs rounded
+    too; None: as much as keeps the error within `ALLOWED` times that of exact products. It is chosen where layers are
+    kept by error; otherwise products are as published.
     """
 
     name: str
@@ -225,7 +227,7 @@ class EvaluationSettings:
 class PublishSettings:
     """Everything that decides what is published."""
 
-    formats: tuple[Format, ...] = tuple(Format)
+    formats: tuple[Format, ...] = DEFAULT_FORMATS
     recipe: Recipe = field(default_factory=recipe)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -19,11 +19,20 @@ from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ..evaluation.intervals import CONFIDENCE
 from ..evaluation.plots import ARITHMETIC, SENSITIVITY, SIZES, WEIGHTS
-from ..evaluation.report import IN_FP8, earlier_table, floor_label, headings, pair_table, protocol_table, short, table
+from ..evaluation.report import (
+    MULTIPLIED,
+    earlier_table,
+    floor_label,
+    headings,
+    pair_table,
+    protocol_table,
+    short,
+    table,
+)
 from ..evaluation.results import ORIGINAL, Evaluation, VariantResult
-from ..evaluation.verdict import AgainstNoise, against_noise, comparisons, in_fp8
+from ..evaluation.verdict import AgainstNoise, against_noise, comparisons, multiplied
 from ..generation.generate import GenerationSettings
-from ..settings import COMPENSATED
+from ..settings import COMPENSATED, DEFAULT_FORMATS
 from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
 from ..sources.listing import NSFW_TAG
@@ -49,11 +58,11 @@ _SITE = "https://huggingface.co"
 class KeptLayer:
     """A layer that is in full precision in at least one published file.
 
-    reasons: one for each of them, in their order; None where the layer is FP8.
+    reasons: one for each of them, in their order; its number format where it is quantized.
     """
 
     layer: str
-    reasons: tuple[str | None, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,8 @@ class Card:
         return Shown(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip())
 
     def _tags(self) -> list[str]:
-        tags = ["hswq", "fp8", "quantized", "diffusion-single-file", self.architecture.name]
+        numbers = [number.lower() for number in self.numbers]
+        tags = ["hswq", *numbers, "quantized", "diffusion-single-file", self.architecture.name]
         if not self.has_diffusers_layout:
             tags.append("comfyui")
         if self.record.source.get("nsfw"):
@@ -183,6 +193,12 @@ class Card:
         return [format for format in Format if format in self.record.files]
 
     @property
+    def numbers(self) -> list[str]:
+        """The number formats of the published files, or of those that would be published: FP8, INT8."""
+        found = {"INT8" if format is Format.INT8 else "FP8" for format in self.formats or DEFAULT_FORMATS}
+        return sorted(found)
+
+    @property
     def original(self) -> VariantResult | None:
         return self.evaluation.variant(ORIGINAL) if self.evaluation else None
 
@@ -218,12 +234,10 @@ class Card:
     @property
     def kept(self) -> list[KeptLayer]:
         """The layers that are in full precision in one of the published files."""
-        reasons = [
-            {d.layer: None if d.quantized else d.reason for d in self.record.plans[format].decisions}
-            for format in self.formats
-        ]
-        layers = {layer: None for found in reasons for layer, reason in found.items() if reason}
-        return [KeptLayer(layer, tuple(found.get(layer) for found in reasons)) for layer in layers]
+        plans = [self.record.plans[format] for format in self.formats]
+        reasons = [{d.layer: d.number.name if d.quantized else d.reason for d in plan.decisions} for plan in plans]
+        layers = {d.layer: None for plan in plans for d in plan.kept}
+        return [KeptLayer(layer, tuple(found.get(layer, "") for found in reasons)) for layer in layers]
 
     def has_scaled_convolutions(self, format: Format) -> bool:
         """Whether the file of `format` has scales that stock ComfyUI does not read."""
@@ -236,11 +250,11 @@ class Card:
         template = environment().get_template("verdict.j2")
         text = template.render(
             comparisons=comparisons(self.evaluation) if self.evaluation else [],
-            in_fp8=in_fp8(self.evaluation) if self.evaluation else [],
+            multiplied=multiplied(self.evaluation) if self.evaluation else [],
             against_noise=self._against_noise(),
             short=short,
-            work=self.work_in_fp8,
-            in_fp8_label=IN_FP8,
+            work=self.rounded_work,
+            label=MULTIPLIED,
             unscaled=self._unscaled(),
         )
         return [line for line in text.splitlines() if line]
@@ -251,11 +265,12 @@ class Card:
         return [n for n in against_noise(self.evaluation) if n.file in published] if self.evaluation else []
 
     @property
-    def work_in_fp8(self) -> dict[str, float]:
-        """By label, the share of the linear layers' work that a file wants in FP8; not of files that say nothing."""
+    def rounded_work(self) -> dict[str, float]:
+        """By label, the share of the linear layers' work that a file wants in FP8 or INT8; not of files that say
+        nothing."""
         shares = {}
         for format in self.formats:
-            chosen = [d.work for d in self.record.plans[format].quantized if d.input_scale is not None and d.work]
+            chosen = [d.work for d in self.record.plans[format].quantized if d.rounds_input and d.work]
             if chosen:
                 shares[format.label] = sum(chosen)
         return shares
@@ -304,7 +319,9 @@ class Card:
             "record": self.record.document,
             "source": self.record.source,
             "architecture": self.architecture,
-            "formats": self.formats or list(Format),
+            "formats": self.formats or list(DEFAULT_FORMATS),
+            "fp8_formats": [f for f in self.formats or DEFAULT_FORMATS if f is not Format.INT8],
+            "int8": Format.INT8 if Format.INT8 in self.formats else None,
         }
         if self.evaluation is None:
             return names
@@ -319,7 +336,9 @@ class Card:
             "pairs": len(self.evaluation.variants[0].pairs),
             "unscaled": self._unscaled(),
             "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS, "arithmetic": ARITHMETIC},
-            "in_fp8": IN_FP8 if in_fp8(self.evaluation) else None,
+            "multiplied": [
+                f"{MULTIPLIED} {name}" for name in sorted({m.arithmetic for m in multiplied(self.evaluation)})
+            ],
         }
 
 

@@ -13,6 +13,7 @@ from ..jobs.settings import JobSettings
 from ..settings import (
     ALLOWED,
     CALIBRATION_MEMORY,
+    DEFAULT_FORMATS,
     DEFAULT_RECIPE,
     DEVICES,
     DTYPES,
@@ -94,7 +95,7 @@ def _recipe(
 
 
 def _formats(format_: str) -> tuple[Format, ...]:
-    return tuple(Format) if format_ == "both" else (Format(format_),)
+    return {"both": DEFAULT_FORMATS, "all": tuple(Format)}.get(format_) or (Format(format_),)
 
 
 def _calibration(
@@ -293,7 +294,7 @@ RECIPE = OptionGroup(
     click.option(
         "--speed",
         type=click.FloatRange(0, 1),
-        help="The share of the linear layers' work that GPUs with FP8 arithmetic do in FP8: 0 is exact, 1 the fastest. "
+        help="The share of the linear layers' work that GPUs do in FP8, or INT8: 0 is exact, 1 the fastest. "
         f"[default: what keeps the error within {ALLOWED:g} times that of exact products]",
     ),
     click.option(
@@ -310,10 +311,11 @@ FORMATS = OptionGroup(
     click.option(
         "--format",
         "format_",
-        type=click.Choice([*(f.value for f in Format), "both"]),
+        type=click.Choice([*(f.value for f in Format), "both", "all"]),
         default="both",
         show_default=True,
-        help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original.",
+        help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original. both: v1 and v2. int8: INT8 "
+        "with rotated inputs, in ComfyUI's format, whose products are fast from RTX 20 on.",
     ),
 )
 CALIBRATION = OptionGroup(

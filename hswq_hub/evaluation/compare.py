@@ -7,15 +7,15 @@ import torch
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.mapping import Piece
 from hswq_runtime.errors import FormatError
-from hswq_runtime.layers.fp8 import dequantize
+from hswq_runtime.layers.numbers import dequantize
 
 from ..common.progress import progress
 
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """One weight in both files. `stored`: safetensors dtype in each. `codes`: share of FP8 codes that differ, None
-    where one of them is not FP8. `difference`: ‖A − B‖ / ‖A‖ of the values that they stand for."""
+    """One weight in both files. `stored`: safetensors dtype in each. `codes`: share of codes that differ, None
+    where the two are not of one number format. `difference`: ‖A − B‖ / ‖A‖ of the values that they stand for."""
 
     layer: str
     stored: tuple[str, str]
@@ -47,7 +47,7 @@ def _compare(layer: str, one: Checkpoint, key: str, other: Checkpoint, their_key
     stored = one.tensors[key].dtype, other.tensors[their_key].dtype
     a, b = _values(one, key), _values(other, their_key)
     codes = None
-    if key in one.quantized and their_key in other.quantized:
+    if key in one.quantized and their_key in other.quantized and stored[0] == stored[1]:
         mine, theirs = (c.tensor(k).view(torch.uint8) for c, k in ((one, key), (other, their_key)))
         codes = (mine != theirs).double().mean().item()
     whole = a.norm().item()
@@ -56,4 +56,5 @@ def _compare(layer: str, one: Checkpoint, key: str, other: Checkpoint, their_key
 
 def _values(checkpoint: Checkpoint, key: str) -> torch.Tensor:
     whole = Piece(key, 0, checkpoint.tensors[key].shape[0])
-    return dequantize(checkpoint.tensor(key), checkpoint.scale_of([whole]), torch.float32)
+    group = checkpoint.products[key].group if key in checkpoint.quantized else None
+    return dequantize(checkpoint.tensor(key), checkpoint.scale_of([whole]), torch.float32, group)

@@ -3,8 +3,9 @@
 For every prompt and seed, the picture of each variant is compared with that of the original. Prompts of the calibration
 are never used. The last one is the original itself with its denoiser in another dtype: the noise floor.
 
-A file is measured with its weights expanded, as most readers compute it. Where ComfyUI on a GPU with FP8 arithmetic
-rounds the inputs of its layers as well, it is measured so a second time; that is simulated to the bit, on any device.
+A file is measured with its weights expanded, as most readers compute it. Where ComfyUI on a GPU with FP8 or INT8
+arithmetic rounds the inputs of its layers as well, it is measured so a second time; that is simulated to the bit, on
+any device.
 """
 
 import os
@@ -84,8 +85,10 @@ def evaluate(
         # A folded file computes with other inputs there than here, unfolded; with errors measured it is exact anyway.
         folded = Metadata.FOLD.value in checkpoint.metadata
         if not folded and set_quantized_matmul(denoiser, reader=Reader.COMFYUI):
-            made, rounded = _pictures(pipeline, pairs, generation, f"{label} in FP8"), _rounded(checkpoint, denoiser)
-            variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made, names))
+            arithmetic, rounded = _arithmetic(denoiser), _rounded(checkpoint, denoiser)
+            made = _pictures(pipeline, pairs, generation, f"{label} in {arithmetic}")
+            rows = _compared(pairs, originals, made, names)
+            variant = replace(variant, rounded_layers=rounded, rounded_pairs=rows, arithmetic=arithmetic)
             set_quantized_matmul(denoiser, False)
         variants.append(variant)
     floor = None
@@ -136,8 +139,14 @@ def _compared(
         return list(pool.map(compare, pairs, originals, samples))
 
 
+def _arithmetic(denoiser: torch.nn.Module) -> str:
+    """What its layers multiply in: FP8, INT8, or both."""
+    fast = {m.number.name for m in denoiser.modules() if isinstance(m, HSWQLinear) and m.quantized_matmul}
+    return " and ".join(sorted(fast))
+
+
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
-    """How many of the file's layers multiply in FP8."""
+    """How many of the file's layers multiply with rounded inputs."""
     fast = {name for name, m in denoiser.named_modules() if isinstance(m, HSWQLinear) and m.quantized_matmul}
     return sum(any(layer_of(name) in fast for name in checkpoint.modules[key]) for key in checkpoint.quantized)
 

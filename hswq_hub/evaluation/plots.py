@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SENSITIVITY, WEIGHTS, SIZES = "sensitivity.png", "weights.png", "error-against-size.png"
 ARITHMETIC = "error-against-arithmetic.png"
 _LEAST_WORK = 1e-3
-"""Layers that do less, such as those with one row of input, are not drawn: they are never in FP8."""
+"""Layers that do less, such as those with one row of input, are not drawn: they are never multiplied in FP8 or INT8."""
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
 _WORST = 4
 
@@ -148,34 +148,36 @@ def keeping(checkpoint: Checkpoint, plan: Plan) -> "Figure":
 
 
 def arithmetic(plans: Sequence[Plan], measured: Mapping[str, float]) -> "Figure":
-    """Expected error over that with exact products, against the share of the linear layers' work that is in FP8, as
-    more layers are, those with the least error for their work first. A dot is where a plan stopped; a cross is what was
-    `measured` there, by label. Of a plan without errors nothing is drawn."""
+    """Expected error over that with exact products, against the share of the linear layers' work that is in FP8, or
+    INT8, as more layers are, those with the least error for their work first. A dot is where a plan stopped; a cross is
+    what was `measured` there, by label. Of a plan without errors nothing is drawn."""
     figure, axes = _axes(7, 4)
-    for plan, colour in zip(plans, (_FP8, _LINE), strict=False):
+    for plan, colour in zip(plans, (_FP8, _LINE, _KEPT), strict=False):
         exact = sum(d.error or 0.0 for d in plan.quantized)
         if not exact:
             continue
-        ranked = _by_cost_of_fp8(plan)
+        ranked = _by_cost_of_rounding(plan)
         shares, errors = [0.0], [1.0]
         for decision in ranked:
             shares.append(shares[-1] + 100 * (decision.work or 0.0))
             errors.append(errors[-1] + (decision.input_error or 0.0) / exact)
         axes.plot(shares, errors, color=colour, linewidth=1, label=plan.format.label)
-        chosen = [d for d in ranked if d.input_scale is not None]
+        chosen = [d for d in ranked if d.rounds_input]
         here = 100 * sum(d.work or 0.0 for d in chosen)
         axes.scatter(here, 1 + sum(d.input_error or 0.0 for d in chosen) / exact, color=colour, s=24, zorder=2)
         if plan.format.label in measured:
             axes.scatter(here, measured[plan.format.label], color=colour, marker="x", s=36, zorder=2)
     axes.set_yscale("log")
-    axes.set_xlabel("share of the linear layers' work in FP8, %")
+    axes.set_xlabel("share of the linear layers' work in FP8 or INT8, %")
     axes.set_ylabel("error over that with exact products")
-    axes.set_title("What more FP8 arithmetic would cost; dots: these files; crosses: measured", fontsize=9)
+    axes.set_title(
+        "What more arithmetic with rounded inputs would cost; dots: these files; crosses: measured", fontsize=9
+    )
     axes.legend(frameon=False, fontsize=7)
     return figure
 
 
-def _by_cost_of_fp8(plan: Plan) -> list[Decision]:
+def _by_cost_of_rounding(plan: Plan) -> list[Decision]:
     """The quantized layers whose rounded inputs were measured, those with the least error for their work first."""
     known = [d for d in plan.quantized if d.input_error is not None and (d.work or 0.0) > _LEAST_WORK]
     return sorted(known, key=lambda d: (d.input_error or 0.0) / (d.work or 1.0))

@@ -11,8 +11,8 @@ from .perceptual import METRICS
 from .results import ORIGINAL, Evaluation, Measured, NoiseFloor
 from .verdict import ratio
 
-IN_FP8 = "multiplied in FP8"
-"""What a file is called as ComfyUI computes it on a GPU with FP8 arithmetic."""
+MULTIPLIED = "multiplied in"
+"""What a file is called as ComfyUI computes it on a GPU with FP8 or INT8 arithmetic: with the name of it."""
 _FIDELITY = ("SSIM mean", "SSIM worst", "PSNR", "latent MSE")
 _SHORT = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
@@ -26,8 +26,8 @@ def headings(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def table(evaluation: Evaluation, *, intervals: bool = False) -> list[tuple[str, ...]]:
-    """A row of cells for each variant, under :func:`headings`; one more where ComfyUI computes it in FP8, and one for
-    the noise floor. intervals: means have their intervals below them, on a line of their own."""
+    """A row of cells for each variant, under :func:`headings`; one more where ComfyUI computes it otherwise, and one
+    for the noise floor. intervals: means have their intervals below them, on a line of their own."""
     floor, rows = evaluation.noise_floor, list[tuple[str, ...]]()
     for variant in evaluation.variants:
         facts = (variant.label, megabytes(variant.file_bytes), megabytes(variant.weight_bytes))
@@ -38,9 +38,9 @@ def table(evaluation: Evaluation, *, intervals: bool = False) -> list[tuple[str,
             if floor:
                 rows.append((floor_label(floor), "", "", *_cells(floor, evaluation, intervals), "1", ""))
             continue
-        for row in (variant, variant.in_fp8):
+        for row in (variant, variant.multiplied):
             if row is not None:
-                label = variant.label if row is variant else f"{variant.label}, {IN_FP8}"
+                label = variant.label if row is variant else f"{variant.label}, {MULTIPLIED} {variant.arithmetic}"
                 cells = _cells(row, evaluation, intervals), _against(floor, row, intervals)
                 rows.append((label, *facts[1:], *cells[0], *cells[1], kept))
     return rows

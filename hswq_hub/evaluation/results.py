@@ -107,9 +107,10 @@ class Measured:
 class VariantResult(Measured):
     """What was measured of one file.
 
-    file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear
-    and convolution layers that are not FP8, of `layers`. fp8_layers: those that ComfyUI multiplies in FP8 where the
-    hardware can. fp8_pairs: what comes of that; empty where there are none, and of figures from before it was measured.
+    file_bytes: on disk. weight_bytes: the denoiser in memory, see `Checkpoint.weight_bytes`. kept_layers: linear and
+    convolution layers that are not quantized, of `layers`. rounded_layers: those that ComfyUI multiplies in
+    `arithmetic`, FP8 or INT8, where the hardware can. rounded_pairs: what comes of that; empty where there are none,
+    and of figures from before it was measured.
     """
 
     label: str
@@ -118,17 +119,18 @@ class VariantResult(Measured):
     weight_bytes: int
     kept_layers: int
     layers: int
-    fp8_layers: int = 0
-    fp8_pairs: list[PairResult] = field(default_factory=list)
+    rounded_layers: int = 0
+    rounded_pairs: list[PairResult] = field(default_factory=list)
+    arithmetic: str = "FP8"
 
     @property
-    def in_fp8(self) -> "VariantResult | None":
-        """The same file as ComfyUI computes it on a GPU with FP8 arithmetic; None if that is no different."""
-        return replace(self, pairs=self.fp8_pairs, fp8_pairs=[]) if self.fp8_pairs else None
+    def multiplied(self) -> "VariantResult | None":
+        """The same file as ComfyUI computes it on a GPU with such arithmetic; None if that is no different."""
+        return replace(self, pairs=self.rounded_pairs, rounded_pairs=[]) if self.rounded_pairs else None
 
     def as_document(self) -> dict[str, Any]:
-        facts = {name: value for name, value in vars(self).items() if name not in ("pairs", "fp8_pairs")}
-        rounded = {} if self.in_fp8 is None else {"fp8": Measured(self.fp8_pairs).as_document()}
+        facts = {name: value for name, value in vars(self).items() if name not in ("pairs", "rounded_pairs")}
+        rounded = {} if self.multiplied is None else {"multiplied": Measured(self.rounded_pairs).as_document()}
         return facts | super().as_document() | rounded
 
 
@@ -166,7 +168,7 @@ class Evaluation:
     @property
     def perceptual(self) -> list[str]:
         """The perceptual metrics that were measured of everything."""
-        rows: list[Measured] = [row for v in self.variants for row in (v, v.in_fp8) if row]
+        rows: list[Measured] = [row for v in self.variants for row in (v, v.multiplied) if row]
         rows += [self.noise_floor] if self.noise_floor else []
         return [name for name in rows[0].perceptual if all(name in row.perceptual for row in rows)] if rows else []
 
@@ -197,7 +199,7 @@ class Evaluation:
         names = VariantResult.__dataclass_fields__
         variants = []
         for row in document["variants"]:
-            pairs = {"pairs": _pairs(row), "fp8_pairs": _pairs(row.get("fp8", {"pairs": []}))}
+            pairs = {"pairs": _pairs(row), "rounded_pairs": _pairs(row.get("multiplied", {"pairs": []}))}
             variants.append(VariantResult(**{k: v for k, v in row.items() if k in names} | pairs))
         floor = document.get("noise_floor")
         found = None if floor is None else NoiseFloor(_pairs(floor), str(floor["dtype"]), str(floor["instead_of"]))

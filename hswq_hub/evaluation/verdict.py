@@ -10,32 +10,34 @@ from .results import ORIGINAL, Evaluation, Measured, VariantResult, latent_mse, 
 
 
 @dataclass(frozen=True)
-class Fp8Arithmetic:
-    """What it costs that ComfyUI multiplies a file in FP8 where the hardware can.
+class Multiplied:
+    """What it costs that ComfyUI multiplies a file in FP8 or INT8 where the hardware can.
 
-    layers: how many it multiplies so. difference: mean SSIM, in FP8 − exact. latent_ratio: the latent MSE over that
-    with exact products; None if that is 0.
+    arithmetic: which of the two. layers: how many it multiplies so. difference: mean SSIM, so − exact. latent_ratio:
+    the latent MSE over that with exact products; None if that is 0.
     """
 
     label: str
+    arithmetic: str
     layers: int
     ssim_mean: float
     difference: float
     latent_ratio: float | None
 
 
-def in_fp8(evaluation: Evaluation) -> list[Fp8Arithmetic]:
+def multiplied(evaluation: Evaluation) -> list[Multiplied]:
     """Of each file with such layers."""
     return [
-        Fp8Arithmetic(
+        Multiplied(
             exact.label,
-            exact.fp8_layers,
+            exact.arithmetic,
+            exact.rounded_layers,
             rounded.ssim_mean,
             rounded.ssim_mean - exact.ssim_mean,
             rounded.latent_mse_mean / exact.latent_mse_mean if exact.latent_mse_mean else None,
         )
         for exact in evaluation.variants
-        if (rounded := exact.in_fp8)
+        if (rounded := exact.multiplied)
     ]
 
 
@@ -105,12 +107,12 @@ class Noise(Enum):
 class AgainstNoise:
     """A file's latent error against that of computing the original in `dtype`, pair by pair in one run.
 
-    fp8: the file multiplied in FP8, as ComfyUI does it. difference: the interval of the mean of the differences, file −
-    noise floor. ratio: of the means, None if the floor is 0; ratio_interval: of that.
+    multiplied: "", or the arithmetic in which ComfyUI multiplies the file here. difference: the interval of the mean of
+    the differences, file − noise floor. ratio: of the means, None if the floor is 0; ratio_interval: of that.
     """
 
     file: str
-    fp8: bool
+    multiplied: str
     dtype: str
     difference: Interval
     ratio: float | None
@@ -126,14 +128,19 @@ class AgainstNoise:
 
 
 def against_noise(evaluation: Evaluation) -> list[AgainstNoise]:
-    """Each file, and the same multiplied in FP8; none without a noise floor, or with too few pairs for an interval."""
+    """Each file, and the same multiplied in FP8 or INT8; none without a noise floor, or with too few pairs for an
+    interval."""
     floor = evaluation.noise_floor
     if floor is None:
         return []
-    rows = [(v, row) for v in evaluation.variants if v.label != ORIGINAL for row in (v, v.in_fp8) if row is not None]
+    rows = [
+        (v, row) for v in evaluation.variants if v.label != ORIGINAL for row in (v, v.multiplied) if row is not None
+    ]
     intervals = [of_mean(_differences(row, floor)) for _, row in rows]
     return [
-        AgainstNoise(variant.label, row is not variant, floor.coarser, interval, *ratio(row, floor))
+        AgainstNoise(
+            variant.label, "" if row is variant else variant.arithmetic, floor.coarser, interval, *ratio(row, floor)
+        )
         for (variant, row), interval in zip(rows, intervals, strict=True)
         if interval is not None
     ]

@@ -74,7 +74,7 @@ def title(record: dict[str, Any], metrics: dict[str, Any]) -> str:
         f"{Format(version).label} SSIM {found['ssim_mean']:.4f}" for version, found in figures(record, metrics).items()
     )
     pairs = max(len(variant["pairs"]) for variant in metrics["variants"])
-    return f"HSWQ FP8, recipe {record['recipe']['name']}: {measured} ({pairs} pairs)"
+    return f"HSWQ, recipe {record['recipe']['name']}: {measured} ({pairs} pairs)"
 
 
 def description(record: dict[str, Any], metrics: dict[str, Any]) -> str:

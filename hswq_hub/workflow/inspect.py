@@ -33,13 +33,13 @@ _OURS = {entry.value for entry in Metadata}
 class Inspection:
     """Facts of one file.
 
-    variant: the model that its components are of, where several have the same keys. format: "V1", "V2", "FP8" (cast
-    without our metadata) or "full precision". scaled_inputs: layers with a scale for their inputs. parts: values by
-    part of the file; dtypes: values of the denoiser by safetensors dtype. never_quantized: layer -> why. kept: recipe
-    -> what stays in full precision besides. sizes: recipe and format -> bytes of the file, at least and at most. Both
-    are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser, for
-    such a picture; passes: how many in a step. config: of the denoiser; guess: what of it is guessed, unless the base
-    says otherwise; None: the file states it. bundled: the components that the file holds besides the denoiser.
+    variant: the model that its components are of, where several have the same keys. format: "V1", "V2", "INT8", "FP8"
+    (cast without our metadata) or "full precision". scaled_inputs: layers with a scale for their inputs. parts: values
+    by part of the file; dtypes: values of the denoiser by safetensors dtype. never_quantized: layer -> why. kept:
+    recipe -> what stays in full precision besides. sizes: recipe and format -> bytes of the file, at least and at most.
+    Both are empty for a file that is quantized already. size, steps: of a picture, by default. call: of the denoiser,
+    for such a picture; passes: how many in a step. config: of the denoiser; guess: what of it is guessed, unless the
+    base says otherwise; None: the file states it. bundled: the components that the file holds besides the denoiser.
     scheduler: what it says of its scheduler's configuration. metadata: all entries of the header.
     """
 
@@ -82,7 +82,7 @@ class Inspection:
             *_column("layers", self._layer_lines()),
             *(_column("holds too", [", ".join(self.bundled)]) if self.bundled else ()),
             *(_column("scheduler", [_settings(self.scheduler)]) if self.scheduler else ()),
-            *_column("never FP8", (f"{shown(layer)}: {reason}" for layer, reason in self.never_quantized.items())),
+            *_column("never 8-bit", (f"{shown(layer)}: {reason}" for layer, reason in self.never_quantized.items())),
             *_column("kept", (f"recipe {recipe}: {what}" for recipe, what in self.kept.items())),
             *_column("prefix", [self.prefix or "none"]),
             *_column("licence", [f"{self.licence}, of the original that this architecture is from"]),
@@ -95,7 +95,7 @@ class Inspection:
         ]
 
     def _layer_lines(self) -> list[str]:
-        lines = [f"{self.layers} linear or convolution, {self.quantized_layers} of them FP8"]
+        lines = [f"{self.layers} linear or convolution, {self.quantized_layers} of them quantized"]
         if self.scaled_inputs:
             lines.append(f"{self.scaled_inputs} with a scale for their inputs, to multiply in FP8 on GPUs that can")
         return lines
@@ -161,7 +161,9 @@ def _inspection(checkpoint: Checkpoint, listing: Listing | None) -> Inspection:
     if checkpoint.format is not None:
         kind = checkpoint.format.label
     else:
-        kind = "FP8" if checkpoint.quantized else "full precision"
+        kind = (
+            " and ".join(sorted({weight.number.name for weight in checkpoint.quantized.values()})) or "full precision"
+        )
     return Inspection(
         file=checkpoint.path.name,
         file_bytes=checkpoint.path.stat().st_size,

@@ -31,7 +31,7 @@ from hswq_runtime.formats import Reader
 from hswq_runtime.layers.matmul import set_quantized_matmul
 
 from ..models.lora import find_lora, lora_applied
-from ..models.registry import IN_FP8, Model
+from ..models.registry import MULTIPLIED, Model
 from ..request import Request, RequestError, default_request
 from ..zero import AHEAD, ON_ZERO_GPU, gpu
 from .ahead import alike, as_written, compile_groups, load_groups
@@ -227,13 +227,13 @@ class Worker:
                 raise RequestError(f"{model.architecture.title} takes no negative prompt; leave it empty")
             settings = _settings(model, pipeline, request)
             denoiser = getattr(pipeline, model.architecture.component)
-            unusual = lora is not None or label.endswith(IN_FP8)
+            unusual = lora is not None or label.endswith(MULTIPLIED)
             with (
                 as_written(denoiser) if unusual else nullcontext(),
                 lora_applied(pipeline, lora),
                 PeakMemory(self.device) as memory,
             ):
-                set_quantized_matmul(denoiser, label.endswith(IN_FP8), reader=Reader.COMFYUI)
+                set_quantized_matmul(denoiser, label.endswith(MULTIPLIED), reader=Reader.COMFYUI)
                 sample = generate(
                     pipeline,
                     request.prompt,

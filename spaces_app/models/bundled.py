@@ -1,7 +1,7 @@
 """The bundled model, shown by default: the page needs no network and opens within seconds.
 
-V1 and V2 are what `hswq-hub publish demo` has made on this machine, or else what it made when this release was: those
-files ship with the package.
+Its files are what `hswq-hub publish demo` has made on this machine, or else what it made when this release was: those
+ship with the package.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from hswq_hub.cards.record import PublishedRecord
 from hswq_hub.common.layout import RECORD
 from hswq_hub.quantization.plan import Plan
+from hswq_hub.settings import DEFAULT_FORMATS
 from hswq_hub.sources.source import Source
 from hswq_hub.workflow.publish import PublishPlan
 from hswq_hub.workflow.stages.quantize import naive_name, naive_step, plan_of, quantized_name
@@ -29,8 +30,9 @@ A small Z-Image, trained on drawn pictures: shapes of one colour on a background
 page needs neither network nor GPU.
 
 **What you compare.** *Original* is the full-precision checkpoint. *Naive FP8* is a plain cast of every layer. *V1* and
-*V2* are what `hswq-hub publish demo` makes with the default recipe: on this machine, or, before you run it, files that
-ship with this release. To see its figures and card here, run
+*V2*, in FP8, are what `hswq-hub publish demo` makes with the default recipe: on this machine, or, before you run it,
+files that ship with this release. *INT8* is what `--format int8` makes, in ComfyUI's format. To see its figures and
+card here, run
 
     hswq-hub publish demo
     hswq-hub demo hswq-published/demo-hswq
@@ -41,23 +43,22 @@ Licence: Apache-2.0.
 
 def quantized_file(source: Source, format: Format) -> Path:
     """The quantized file of `format`."""
-    if (made := made_here(source)) is not None:
+    if format in (made := made_here(source)):
         return made[format].folder / quantized_name(source.name, format)
     return SHIPPED / shipped_record().files[format].file
 
 
 def plans(source: Source) -> dict[Format, Plan]:
     """What was decided for each weight."""
-    if (made := made_here(source)) is not None:
-        return {format: plan_of(step) for format, step in made.items()}
-    return dict(shipped_record().plans)
+    made = {format: plan_of(step) for format, step in made_here(source).items()}
+    return {format: made.get(format, plan) for format, plan in shipped_record().plans.items()}
 
 
-def made_here(source: Source) -> dict[Format, Step] | None:
-    """The steps of `publish`, as it is without options, that wrote the files; None if they are not done."""
+def made_here(source: Source) -> dict[Format, Step]:
+    """The steps of `publish`, as it is without options, that wrote files; none if not all of them are done."""
     steps = {step.name: step for step in PublishPlan.of(source).steps}
-    writing = {format: steps[f"write {format.value}"] for format in Format}
-    return writing if all(step.made is not None for step in writing.values()) else None
+    writing = {format: steps[f"write {format.value}"] for format in DEFAULT_FORMATS}
+    return writing if all(step.made is not None for step in writing.values()) else {}
 
 
 @cache

@@ -39,8 +39,8 @@ _LARGEST_TEXT, _LARGEST_WEIGHTS = 64 << 20, 40 << 30
 _WEIGHTS = ".safetensors"
 _VISITORS = HubOptions(token=False)
 """A visitor's choice is never fetched with the operator's token."""
-IN_FP8 = " in FP8"
-"""How a file's label ends as ComfyUI computes it on a GPU with FP8 arithmetic."""
+MULTIPLIED = (" in FP8", " in INT8")
+"""How a file's label ends as ComfyUI computes it on a GPU with such arithmetic."""
 _OPEN = 16
 """Models whose records are held at once."""
 
@@ -69,12 +69,17 @@ class Model:
     @property
     def limits(self) -> Limits:
         """The variants and the default settings, as a request is checked against them."""
-        settings, in_fp8 = self.generation, tuple(label + IN_FP8 for label in self.files if label != ORIGINAL)
-        return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size, in_fp8)
+        settings, fp8, int8 = self.generation, *MULTIPLIED
+        multiplied = (
+            label + (int8 if label == Format.INT8.label else fp8) for label in self.files if label != ORIGINAL
+        )
+        return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size, tuple(multiplied))
 
     def file(self, label: str) -> Path:
-        """The file of a variant, which has one also as it is in FP8."""
-        return self.files[label.removesuffix(IN_FP8)]()
+        """The file of a variant, which has one also as it is multiplied in FP8 or INT8."""
+        for suffix in MULTIPLIED:
+            label = label.removesuffix(suffix)
+        return self.files[label]()
 
 
 class ModelRegistry:
@@ -135,7 +140,8 @@ def _bundled() -> Model:
         ORIGINAL: lambda: source.path,
         NAIVE: lambda: bundled.naive_file(source.checkpoint, source.sha256),
     }
-    files |= {format.label: lambda format=format: bundled.quantized_file(source, format) for format in Format}
+    formats = bundled.shipped_record().files
+    files |= {format.label: lambda format=format: bundled.quantized_file(source, format) for format in formats}
     return Model(
         reference=DEMO,
         title="Demo model",

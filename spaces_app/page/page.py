@@ -43,7 +43,7 @@ class Page:
         self._cancelled: set[str] = set()
         self.start = controller.registry.model()
         gr.HTML(
-            '<div class="masthead"><h1>HSWQ</h1><p>What FP8 quantization did to the picture: same prompt, same '
+            '<div class="masthead"><h1>HSWQ</h1><p>What quantization did to the picture: same prompt, same '
             "noise, every variant.</p></div>"
         )
         with gr.Tab("Compare"), gr.Row(equal_height=False):
@@ -158,7 +158,7 @@ class Page:
             list(limits.all),
             value=list(limits.variants),
             label="Variants",
-            info="In FP8: as ComfyUI computes the file on a GPU with FP8 arithmetic.",
+            info="In FP8, in INT8: as ComfyUI computes the file on a GPU with such arithmetic.",
             elem_id="variants",
         )
         with gr.Row(elem_classes="seed"):

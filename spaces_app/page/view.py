@@ -119,7 +119,7 @@ def layers(plan: Plan) -> str:
     low, high = math.log(min(values)) - 0.5, math.log(max(values)) + 0.1
     rows = "".join(
         f'<tr class="{"fp8" if decision.quantized else "kept"}"><th scope="row">{escape(decision.layer)}</th>'
-        f"<td>{'FP8' if decision.quantized else 'kept'}</td>"
+        f"<td>{decision.number.name if decision.quantized else 'kept'}</td>"
         f'<td class="meter"><i style="width:{_length(value, low, high):.1f}%"></i></td><td>{value:.2e}</td>'
         f"<td>{escape(decision.reason)}</td></tr>"
         for decision, value in ranked
@@ -132,7 +132,7 @@ def layers(plan: Plan) -> str:
     )
     quantized, all_ = len(plan.quantized), len(plan.decisions)
     return (
-        f'<p class="lead"><b>{quantized}</b> of {all_} weights are FP8 in {plan.format.label}, '
+        f'<p class="lead"><b>{quantized}</b> of {all_} weights are quantized in {plan.format.label}, '
         f"<b>{len(plan.kept)}</b> stay in full precision. The bars show the {escape(meaning)}, on a logarithmic "
         'scale.</p><div class="layers"><table><thead><tr><th scope="col">layer</th><th scope="col">stored as</th>'
         f'<th scope="col" colspan="2">sensitivity</th><th scope="col">why</th></tr></thead>'

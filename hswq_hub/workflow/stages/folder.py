@@ -22,7 +22,7 @@ from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, MET
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
 from ...evaluation.results import Evaluation
-from ...evaluation.verdict import in_fp8
+from ...evaluation.verdict import multiplied
 from ...quantization.plan import Plan
 from ...settings import Recipe
 from ...sources.components import ignore_foreign, local_bytes, local_components
@@ -134,11 +134,12 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
     whole, *variants = evaluation.variants
     points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
     plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
-    if plans[-1].quantized:
-        plots.save(plots.weights(source.checkpoint, plans[-1]), target / IMAGES / plots.WEIGHTS)
+    fp8 = [plan for plan in plans if plan.quantized and plan.format is not Format.INT8]
+    if fp8:
+        plots.save(plots.weights(source.checkpoint, fp8[-1]), target / IMAGES / plots.WEIGHTS)
     plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
     if any(d.input_error is not None for plan in plans for d in plan.quantized):
-        measured = {found.label: found.latent_ratio for found in in_fp8(evaluation) if found.latent_ratio}
+        measured = {found.label: found.latent_ratio for found in multiplied(evaluation) if found.latent_ratio}
         plots.save(plots.arithmetic(plans, measured), target / IMAGES / plots.ARITHMETIC)
 
 

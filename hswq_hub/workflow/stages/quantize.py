@@ -206,12 +206,13 @@ class Quantization:
 
     def _factor_flops(self, key: str) -> float:
         """Of the triangular factors for one weight [rows, n], n³ / 3 each and as much for the copies; of gptq's twice.
-        With the outputs' the formats share them."""
+        With the outputs' the formats share them, but for INT8, which takes one more of the inputs' for its scales."""
         info = self.source.checkpoint.tensors[key]
         rows, n = info.shape[0], info.values // info.shape[0]
         if knows_outputs(self.recipe.rounding):
             together = min(rows, TOGETHER)
-            return 2.0 / 3 * rows / together * (n**3 + together**3)
+            shared, int8 = any(format is not Format.INT8 for format in self.formats), Format.INT8 in self.formats
+            return 2.0 / 3 * rows / together * ((shared + 2 * int8) * n**3 + (shared + int8) * together**3)
         return len(self.formats) * float(n**3)
 
     def _feedback_flops(self, plan: Plan) -> float:
