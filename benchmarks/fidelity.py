@@ -46,6 +46,7 @@ from hswq_hub.settings import DEFAULT_FORMATS, CalibrationSettings, EvaluationSe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
+from hswq_runtime.formats import Number
 
 sys.path.insert(0, str(HERE.parent / "tools"))
 import demo_pictures
@@ -193,7 +194,7 @@ class _Variants:
         arguments = self.checkpoint, self.calibration, {plan.format: plan}, {plan.format: codes}, how.measurement
         scales = input_scales(self.checkpoint, self.calibration, plan)
         errors, more = _timed(measure_errors, *arguments, scales=scales, place=self.folder)
-        chosen = keep(plan, self.checkpoint, how, errors.weights[plan.format], errors.inputs)
+        chosen = keep(plan, self.checkpoint, how, errors.weights[plan.format], errors.inputs.get(Number.FP8))
         self._write(label, chosen, rounded, spent + more)
 
     def _compensated(self, name: str, how: Recipe, versions: list[Format]):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support.layers import case, scale_of
+from support.layers import case, form, scale_of
 
 from hswq_hub.quantization.compensate import Wanted, compensated_layers
 from hswq_hub.quantization.gptq import compensated
@@ -109,9 +109,9 @@ def test_groups_of_a_convolution_are_rounded_by_their_own_inputs(kind):
     scale = scale_of(weight, kind)
     shaped = None if scale is None else scale.reshape(-1, 1, 1, 1)
     moments = Moments(torch.stack([moment, other]), ((0, 4), (1, 4)))
-    found = compensated_layers([Wanted([(convolution, shaped)], moments)], RoundingSettings(damping=0.01, sweeps=1))[0][
-        0
-    ]
+    found = compensated_layers(
+        [Wanted([form(convolution, shaped)], moments)], RoundingSettings(damping=0.01, sweeps=1)
+    )[0][0]
     assert found.shape == convolution.shape
     for rows, h in ((slice(0, 4), moment), (slice(4, 8), other)):
         part = scale[rows] if kind == "rows" else scale

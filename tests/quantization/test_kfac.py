@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 from support import tiny
-from support.layers import case, scale_of
+from support.layers import case, form, scale_of
 from torch import nn
 
 from hswq_hub.common.hardware import PeakMemory
@@ -20,7 +20,9 @@ from hswq_hub.quantization.moments import Layer, Moments, Rows, layers_of, secon
 from hswq_hub.settings import RoundingSettings
 from hswq_runtime import Checkpoint, load_model
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Number
 from hswq_runtime.layers.fp8 import dequantize, quantize
+from hswq_runtime.layers.numbers import NUMBERS
 
 
 def both_ways(weight, inputs, outputs, scale=None, **changes):
@@ -34,7 +36,7 @@ def both_ways(weight, inputs, outputs, scale=None, **changes):
 
 def rounded(moments, *forms):
     """Codes of each form of one weight."""
-    return compensated_layers([Wanted(forms, moments)], RoundingSettings(sweeps=1))[0]
+    return compensated_layers([Wanted([form(*one) for one in forms], moments)], RoundingSettings(sweeps=1))[0]
 
 
 def outputs_of(seed: int, rows: int = 24) -> torch.Tensor:
@@ -139,8 +141,8 @@ def test_several_forms_of_a_weight_are_rounded_as_each_alone():
     moments = Moments(inputs.unsqueeze(0), ((0, 10),), (outputs,))
     wanted = [(weight, None), (weight, scale_of(weight, "v2")), (2 * weight, None), (weight, scale_of(weight, "rows"))]
     together = rounded(moments, *wanted)
-    for form, codes in zip(wanted, together, strict=True):
-        assert torch.equal(codes.float(), rounded(moments, form)[0].float())
+    for one, codes in zip(wanted, together, strict=True):
+        assert torch.equal(codes.float(), rounded(moments, one)[0].float())
     assert not torch.equal(together[0].float(), together[2].float())
 
 
@@ -151,7 +153,7 @@ def test_what_a_gpu_computes_in_float32_is_as_close():
     columns, rows = h.diagonal().argsort(descending=True), g.diagonal().argsort(descending=True)
     r, s = upper_factor(h[columns][:, columns]), upper_factor(g[rows][:, rows])
     single = (weight[rows][:, columns].unsqueeze(0), r, s / s.diagonal())
-    codes = _feedback([tuple(t.float() for t in single)], BLOCK)[0][0].float()
+    codes = _feedback([tuple(t.float() for t in single)], BLOCK, NUMBERS[Number.FP8])[0][0].float()
     d = torch.empty_like(weight)
     d[rows.unsqueeze(1), columns] = codes - weight[rows][:, columns]
     found = ((outputs.double() @ d.double() @ inputs.double()) * d).sum().item()
@@ -163,7 +165,7 @@ def test_layers_of_any_sizes_are_rounded_together_as_each_alone():
     for seed, (rows, n) in enumerate([(10, 40), (130, 70), (64, 64), (3, 200)]):
         weight, inputs = case(seed, rows=rows, n=n)
         moments = Moments(inputs.unsqueeze(0), ((0, rows),), (outputs_of(seed, rows=rows),))
-        wanted.append(Wanted([(weight, None), (weight, scale_of(weight, "v2"))], moments))
+        wanted.append(Wanted([form(weight), form(weight, scale_of(weight, "v2"))], moments))
     together = compensated_layers(wanted, RoundingSettings())
     for one, codes in zip(wanted, together, strict=True):
         alone = compensated_layers([one], RoundingSettings())[0]

@@ -17,7 +17,7 @@ from hswq_hub.settings import ErrorSettings
 from hswq_runtime import Checkpoint, Format
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import layer_of
+from hswq_runtime.formats import Number, layer_of
 from hswq_runtime.layers.fp8 import dequantize, quantize
 from hswq_runtime.loading import load_model
 
@@ -90,9 +90,10 @@ def test_parts_change_nothing_and_are_counted(checkpoint, calibration, plans, tm
     parts = measured(checkpoint, calibration, plans, tmp_path, memory=2e-3, scales=scales)
     for format, errors in whole.weights.items():
         assert parts.weights[format] == pytest.approx(errors, rel=1e-3)
-    assert list(whole.inputs) == list(parts.inputs) == list(scales)
-    for key, found in whole.inputs.items():
-        assert astuple(parts.inputs[key]) == pytest.approx(astuple(found), rel=1e-3), key
+    fp8, of_parts = whole.inputs[Number.FP8], parts.inputs[Number.FP8]
+    assert list(fp8) == list(of_parts) == list(scales)
+    for key, found in fp8.items():
+        assert astuple(of_parts[key]) == pytest.approx(astuple(found), rel=1e-3), key
     assert passes_of_measuring(checkpoint, 2, 8.0, 4) == 4
     assert 5 < passes_of_measuring(checkpoint, 2, 2e-3, 4) < 13, "of two blocks that do not fit each is replayed twice"
 
@@ -101,7 +102,7 @@ def test_rounded_inputs_are_what_they_do_to_the_outputs(checkpoint, calibration,
     """A hundredth of what rounding loses is added to the input of one layer, for one call and the same v."""
     call, scale = calibration.calls[0], 0.125
     scales = {d.key: scale for d in plans[Format.V1].quantized}
-    found = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path, scales=scales).inputs
+    found = measured(checkpoint, replace(calibration, calls=[call]), plans, tmp_path, scales=scales).inputs[Number.FP8]
     model = load_model(checkpoint, torch.float32)
     before = call.replay(model)
     probe = [torch.randn(end.shape, generator=torch.Generator().manual_seed(0)) for end in before]
@@ -141,10 +142,10 @@ def test_guidance_amplifies_what_is_independent_in_two_calls(name, guidance, fac
 def test_only_some_rows_of_a_call_count(checkpoint, calibration, plans, tmp_path, monkeypatch):
     """Half of the rows, whose losses do not depend on each other, say about as much as all of them."""
     scales = {d.key: 0.125 for d in plans[Format.V1].quantized}
-    whole = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs
+    whole = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs[Number.FP8]
     rows = int(max(one.rows for one in whole.values()))
     monkeypatch.setattr(measure, "INPUT_ROWS", rows // 2)
-    half = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs
+    half = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs[Number.FP8]
     assert {key: one.work for key, one in half.items()} == {key: one.work for key, one in whole.items()}
     assert half != whole
     ratio = sum(one.error for one in half.values()) / sum(one.error for one in whole.values())

@@ -14,7 +14,7 @@ from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import ErrorSettings, recipe
 from hswq_runtime import Checkpoint, Format, load_model, set_quantized_matmul
-from hswq_runtime.formats import Reader
+from hswq_runtime.formats import Number, Reader
 from hswq_runtime.layers.fp8 import quantize_input
 
 OUTLIER = 6.6e4
@@ -61,12 +61,12 @@ def test_it_is_known_by_its_error_and_collapses_no_file(tmp_path):
     plan, errors = measured(source, tmp_path)
     bad = [d.key for d in plan.quantized if d.key.endswith(LAYERS)]
     for key in bad:
-        assert errors.inputs[key].scale >= OUTLIER / 8 * usual.inputs[key].scale
-        assert errors.inputs[key].error > 10 * usual.inputs[key].error
+        assert errors.inputs[Number.FP8][key].scale >= OUTLIER / 8 * usual.inputs[Number.FP8][key].scale
+        assert errors.inputs[Number.FP8][key].error > 10 * usual.inputs[Number.FP8][key].error
 
     def chosen(speed: float | None) -> Plan:
         how = replace(HOW, speed=speed)
-        return keep(plan, source, how, errors.weights[Format.V2], errors.inputs)
+        return keep(plan, source, how, errors.weights[Format.V2], errors.inputs[Number.FP8])
 
     assert not {d.key for d in chosen(0.5).decisions if d.input_scale is not None} & {*bad}
     exact = squared_error(source, chosen(0.0), tmp_path)
@@ -76,6 +76,6 @@ def test_it_is_known_by_its_error_and_collapses_no_file(tmp_path):
     layer = model.layers[0].feed_forward.w1
     layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(0, -2)[:, 1:]))
     tiny.run(model)
-    scale = torch.tensor(errors.inputs[bad[0]].scale)
+    scale = torch.tensor(errors.inputs[Number.FP8][bad[0]].scale)
     lost = quantize_input(seen[0], scale).float() * scale - seen[0]
     assert lost.norm() > 0.1 * seen[0].norm(), "or the layer would be no danger"
