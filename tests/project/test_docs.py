@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hswq_hub.cards.card import Card, write_catalog_cards
 from hswq_hub.evaluation.report import headings, table
@@ -47,3 +48,14 @@ def test_pictures_are_there(document):
     pictures = [part.split(")")[0] for part in text.split("](")[1:] if part.split(")")[0].endswith(".png")]
     assert pictures
     assert [name for name in pictures if not ((ROOT / document).parent / name).is_file()] == []
+
+
+def test_the_skill_has_the_front_matter_that_the_format_wants():
+    """As of agentskills.io/specification."""
+    (skill,) = (ROOT / "skills").glob("*/SKILL.md")
+    _, front, body = skill.read_text().split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert fields["name"] == skill.parent.name and len(fields["name"]) <= 64
+    assert 0 < len(fields["description"]) <= 1024 and 0 < len(fields["compatibility"]) <= 500
+    assert fields.keys() <= {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+    assert len(body.splitlines()) < 500
