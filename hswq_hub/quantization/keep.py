@@ -11,10 +11,10 @@ from math import ceil
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format, layer_of
+from hswq_runtime.formats import Format, Number, layer_of
 from hswq_runtime.layers.fp8 import MULTIPLE
 
-from ..settings import ALLOWED, Recipe
+from ..settings import ALLOWED, INT8_SPEED, Recipe
 from .measure import InputRounding
 from .plan import KEPT, LINEAR, Decision, Plan, unread_plan
 from .writer import planned_bytes
@@ -95,18 +95,19 @@ def with_products(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, inputs: Ma
     """`plan`, in which kept layers and errors are decided, with the products of its linear layers.
 
     Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many that
-    the share `recipe.speed` of the work is, or each with which the error can be expected to stay within `ALLOWED` times
-    that of the weights. All others are exact: also those that a reader's hardware cannot multiply in FP8 or gains
+    the share `recipe.speed` of the work is; if that is None, in INT8 `INT8_SPEED`, and in FP8 each with which the error
+    can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a reader's hardware cannot multiply in FP8 or gains
     nothing by, that feed everything else, or that have a scale a row; and all of a folded file, which has other inputs.
     """
     linear = {d.key: d for d in plan.decisions if d.kind == LINEAR and d.key in inputs}
     whole = sum(inputs[key].work for key in linear)
     possible = [d.key for d in linear.values() if not plan.moves and _can_multiply(d, checkpoint, inputs[d.key])]
     ranked = sorted(possible, key=lambda key: inputs[key].error / inputs[key].work)
+    speed = INT8_SPEED if recipe.speed is None and plan.format is Format.INT8 else recipe.speed
     chosen, work, error = set(), 0.0, 0.0
     allowed = _EXPECTED * (ALLOWED - 1) * sum(d.error or 0.0 for d in plan.quantized)
     for key in ranked:
-        fits = error + inputs[key].error <= allowed if recipe.speed is None else work < recipe.speed * whole
+        fits = error + inputs[key].error <= allowed if speed is None else work < speed * whole
         if fits:
             chosen.add(key)
             work, error = work + inputs[key].work, error + inputs[key].error
@@ -130,7 +131,7 @@ def _can_multiply(decision: Decision, checkpoint: Checkpoint, inputs: InputRound
     names = [layer_of(name) for name in checkpoint.modules[decision.key]]
     return (
         decision.quantized
-        and not decision.row_scales
+        and (decision.number is Number.INT8 or not decision.row_scales)
         and rows % MULTIPLE == 0
         and columns % MULTIPLE == 0
         and inputs.rows >= MULTIPLE
