@@ -7,8 +7,9 @@
     python benchmarks/int8.py report build/int8/*                -> RESULTS.md
 
 Of each way of rounding one file has nothing kept, and one is of the default budget, spent by the errors of its own
-weights. Rounded to nearest, the latter is multiplied in INT8 wherever that can be; int8 where `hswq-hub` chooses it. Convolutions are FP8, rounded in the same way. Seeds and captions are those of `fidelity.py`; the reference is
-the original.
+weights. Rounded to nearest, the latter is multiplied in INT8 wherever that can be; int8 where `hswq-hub` chooses it.
+Convolutions are FP8, rounded in the same way. Seeds and captions are those of `fidelity.py`; the reference is the
+original.
 """
 
 import argparse

@@ -96,8 +96,9 @@ def with_products(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, inputs: Ma
 
     Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many that
     the share `recipe.speed` of the work is; if that is None, in INT8 `INT8_SPEED`, and in FP8 each with which the error
-    can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a reader's hardware cannot multiply in FP8 or gains
-    nothing by, that feed everything else, or that have a scale a row; and all of a folded file, which has other inputs.
+    can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a reader's
+    hardware cannot multiply in FP8 or gains nothing by, that feed everything else, or that have a scale a row; and all
+    of a folded file, which has other inputs.
     """
     linear = {d.key: d for d in plan.decisions if d.kind == LINEAR and d.key in inputs}
     whole = sum(inputs[key].work for key in linear)

@@ -58,21 +58,16 @@ INPUT_SCALE = ".input_scale"
 OLD_INPUT_SCALE = ".scale_input"
 _SCALES = (SCALE, EARLY_SCALE, COMFY_SCALE, OLD_COMFY_SCALE)
 _COMPANIONS = (EARLY_SCALE, SCALE, COMFY_SCALE, OLD_COMFY_SCALE, COMFY_MARK, INPUT_SCALE, OLD_INPUT_SCALE)
-_OLD_COMFY_MARK = "scaled_fp8"
-_COMFY_METADATA = "_quantization_metadata"
+_OLD_COMFY_MARK, _COMFY_METADATA = "scaled_fp8", "_quantization_metadata"
 _COMFY_ROTATED, _COMFY_GROUP, _COMFY_PARAMETERS = "convrot", "convrot_groupsize", "params"
 _COMFY_EXACT = "full_precision_matrix_mult"
 _LONGEST_MARK = 4096
-GROUPS = (4, 16, 64, 256, 1024, 4096)
-"""How many inputs ComfyUI can rotate together: powers of 4."""
-LARGEST_GROUP = 256
-"""That which it takes if a description says nothing, and the largest that is written."""
+GROUPS, LARGEST_GROUP = (4, 16, 64, 256, 1024, 4096), 256
+"""How many inputs ComfyUI can rotate together; what it takes if nothing is said, and the largest that is written."""
 _OLD_COMFY_EXACT = 2
 """Values of `scaled_fp8` in a file whose layers are multiplied in full precision."""
 
-DTYPE_FP8 = "F8_E4M3"
-DTYPE_INT8 = "I8"
-DTYPE_U8 = "U8"
+DTYPE_FP8, DTYPE_INT8, DTYPE_U8 = "F8_E4M3", "I8", "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
 """safetensors dtypes that a source may hold."""
 
@@ -254,7 +249,7 @@ def find_weights(
 
 
 def _has_our_scale(key: str, dtypes: Mapping[str, str]) -> bool:
-    return layer_of(key) + SCALE in dtypes or layer_of(key) + EARLY_SCALE in dtypes
+    return not dtypes.keys().isdisjoint({layer_of(key) + SCALE, layer_of(key) + EARLY_SCALE})
 
 
 def _number_of(key: str, dtypes: Mapping[str, str]) -> Number | None:

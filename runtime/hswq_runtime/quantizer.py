@@ -196,7 +196,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             key: formats.read_scale(weight, row_count(shapes[key]), tensor) for key, weight in self._weights.items()
         }
         self._products = {
-            key: formats.read_product(weight, shapes[key][-1], tensor, header) for key, weight in self._weights.items()
+            key: formats.read_product(weight, (shapes[key] or (1,))[-1], tensor, header)
+            for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
 

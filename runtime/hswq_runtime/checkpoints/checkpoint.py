@@ -83,8 +83,7 @@ class Checkpoint:
         """
         if all(row is self._family for row in ARCHITECTURES.values() if row.model_class == self._family.model_class):
             return self._family
-        found = of_class(self._family.model_class, self.config)
-        if found is None:
+        if (found := of_class(self._family.model_class, self.config)) is None:
             raise FormatError(f"{self.path} looks like none of the models known: {written(self.config)}")
         return found
 
@@ -105,8 +104,7 @@ class Checkpoint:
         keys = [key for key in self.tensors if key.startswith(self.prefix)]
         if self.prefix == "":  # every key matches: leave out those of other components
             keys = [key for key in keys if not key.startswith(OTHER_COMPONENTS)]
-        empty = [key for key in keys if 0 in self.tensors[key].shape]
-        if empty:
+        if empty := [key for key in keys if 0 in self.tensors[key].shape]:
             raise FormatError(f"{self.path} holds empty tensors: {several(empty)}")
         return keys
 
@@ -340,17 +338,14 @@ class Checkpoint:
         return gather_scale(pieces, {key: self.scales.get(key, self._unfold.get(key)) for key in keys})
 
     def product_of(self, pieces: list[Piece]) -> formats.Product | None:
-        """How the layer of a parameter made of `pieces` is multiplied, exactly where they do not agree; None if the
-        loaded model cannot hold it quantized."""
-        if not all(self.held_quantized(piece.key) for piece in pieces):
-            return None
-        return gather_product(pieces, self.products)
+        """How a parameter made of `pieces` is multiplied, exactly where they differ; None: it is not held quantized."""
+        held = all(self.held_quantized(piece.key) for piece in pieces)
+        return gather_product(pieces, self.products) if held else None
 
     def held_quantized(self, key: str) -> bool:
         """Whether the loaded model can hold the tensor `key` quantized: it is the weight of a layer that allows it."""
-        if key not in self.quantized or key not in self.layers or self.why_never_quantized(key) is not None:
-            return False
-        return self.quantized[key].number is formats.Number.FP8 or self.layers[key] is torch.nn.Linear
+        allowed = key in self.quantized and key in self.layers and self.why_never_quantized(key) is None
+        return allowed and (self.quantized[key].number is formats.Number.FP8 or self.layers[key] is torch.nn.Linear)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -363,8 +358,8 @@ class Checkpoint:
             values = torch.Size(self._shape(pieces)).numel()
             if (product := self.product_of(pieces)) is not None:
                 scale, is_linear = self.scale_of(pieces), self.layers[pieces[0].key] is torch.nn.Linear
-                has_input_scale = is_linear and product.input_scale is not None
-                total += values * FP8.itemsize + 4 * (has_input_scale + (0 if scale is None else scale.numel()))
+                scales = (0 if scale is None else scale.numel()) + (is_linear and product.input_scale is not None)
+                total += values * FP8.itemsize + 4 * scales
             else:
                 total += values * self.dtype.itemsize
         return total
@@ -383,14 +378,14 @@ class Checkpoint:
     def _skeleton(self) -> torch.nn.Module:
         """An empty model, checked to fit; it is only read."""
         self.check_fits(self._built)
-        built: torch.nn.Module = self._built
-        return built
+        return self._built  # type: ignore[no-any-return]  # diffusers has no types
 
     @property
     def bundled(self) -> set[str]:
         """Names of the pipeline's components that this file holds besides the denoiser."""
-        starts = self.architecture.bundled.items()
-        return {name for name, start in starts if any(key.startswith(start) for key in self.tensors)}
+        return {
+            n for n, start in self.architecture.bundled.items() if any(key.startswith(start) for key in self.tensors)
+        }
 
     @cached_property
     def scheduler(self) -> Config:

@@ -78,7 +78,6 @@ def read_products(
     Raises:
         FormatError: a bad input scale, or a description that does not fit.
     """
-    products = {
-        key: formats.read_product(weight, tensors[key].shape[-1], tensor, header) for key, weight in weights.items()
-    }
+    columns = {key: (tensors[key].shape or (1,))[-1] for key in weights}
+    products = {key: formats.read_product(w, columns[key], tensor, header) for key, w in weights.items()}
     return {key: replace(product, input_scale=None) if unfolded else product for key, product in products.items()}
