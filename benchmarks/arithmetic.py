@@ -181,7 +181,9 @@ def main() -> None:
     source = source_of(arguments)
     first, guidance = 10_000 * arguments.seed, arguments.guidance
     settings = CalibrationSettings(arguments.samples, seed=first, guidance=guidance, whole=False)
-    measured = EvaluationSettings(arguments.pairs, arguments.steps, 1000 + first, guidance=guidance)
+    measured = EvaluationSettings(
+        arguments.pairs, arguments.steps, 1000 + first, guidance=guidance, perceptual=(), noise_floor=False
+    )
     make(source, settings, measured, arguments.seed, arguments.work)
 
 

@@ -292,7 +292,12 @@ def main() -> None:
         make(source, settings, arguments.work, arguments.goals)
     else:
         settings = EvaluationSettings(
-            arguments.pairs, arguments.steps, 1000 + 10_000 * arguments.seed, guidance=arguments.guidance
+            arguments.pairs,
+            arguments.steps,
+            1000 + 10_000 * arguments.seed,
+            guidance=arguments.guidance,
+            perceptual=(),
+            noise_floor=False,
         )
         measure(source, arguments.seed, settings, arguments.work)
 

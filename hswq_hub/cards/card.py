@@ -18,6 +18,7 @@ from hswq_runtime.text import shown
 from ..common.files import write_atomically
 from ..common.layout import CARD, CONTENTS, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ..evaluation.intervals import CONFIDENCE
+from ..evaluation.perceptual import METRICS as SEEN
 from ..evaluation.plots import ARITHMETIC, SENSITIVITY, SIZES, WEIGHTS
 from ..evaluation.report import (
     MULTIPLIED,
@@ -329,13 +330,14 @@ class Card:
             "call_arguments": self._call_arguments(self.evaluation),
             "headings": headings(self.evaluation),
             "rows": table(self.evaluation, intervals=True),
-            "confidence": f"{CONFIDENCE:.0%}",
+            "confidence": f"{100 * CONFIDENCE:g} %",
             "floor": floor_label(self.evaluation.noise_floor) if self.evaluation.noise_floor else None,
             "protocol_rows": protocol_table(self.evaluation),
             "pair_table": pair_table(self.evaluation),
             "pairs": len(self.evaluation.variants[0].pairs),
             "unscaled": self._unscaled(),
             "drawings": {"sensitivity": SENSITIVITY, "sizes": SIZES, "weights": WEIGHTS, "arithmetic": ARITHMETIC},
+            "metrics": SEEN,
             "multiplied": [
                 f"{MULTIPLIED} {name}" for name in sorted({m.arithmetic for m in multiplied(self.evaluation)})
             ],

@@ -110,13 +110,18 @@ def weights(checkpoint: Checkpoint, plan: Plan) -> "Figure":
     return figure
 
 
-def error_against_size(points: Mapping[str, tuple[float, float]]) -> "Figure":
-    """Label -> share of the original's size, latent MSE; both lower is better."""
+def error_against_size(points: Mapping[str, tuple[float, float]], floor: tuple[str, float] | None = None) -> "Figure":
+    """Label -> share of the original's size, latent MSE; both lower is better. floor: what the noise floor is called,
+    and its latent MSE, drawn as a line."""
     figure, axes = _axes(8, 5)
     for number, (label, (size, error)) in enumerate(points.items()):
         axes.scatter(100 * size, error, s=18, color=_FP8)
         above = 4 if number % 2 else -8
         axes.annotate(label, (100 * size, error), fontsize=6, xytext=(4, above), textcoords="offset points")
+    if floor is not None:
+        label, error = floor
+        axes.axhline(error, color=_LINE, linewidth=1, linestyle="--")
+        axes.annotate(label, (0.01, error), fontsize=6, xycoords=("axes fraction", "data"), va="bottom")
     axes.set_yscale("log")
     axes.margins(x=0.25)
     axes.set_xlabel("size of the file, % of the original")

@@ -75,7 +75,7 @@ def _against(floor: Measured | None, row: Measured, intervals: bool) -> tuple[st
     if floor is None:
         return ()
     times, interval = ratio(row, floor)
-    return ("∞" if times is None else _with(f"{times:.2f}", interval if intervals else None, ".2f"),)
+    return ("∞" if times is None else _with(f"{times:.3g}", interval if intervals else None, ".3g"),)
 
 
 def _with(cell: str, interval: Interval | None, form: str) -> str:

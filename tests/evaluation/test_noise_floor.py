@@ -143,7 +143,7 @@ def test_its_row_is_in_the_table_and_its_figures_are_saved(tmp_path):
     label = floor_label(evaluation.noise_floor)
     assert label == "original in BF16 instead of FP32" and rows[label]["latent MSE"] == "2.00e-05"
     assert (rows["original"]["× noise floor"], rows[label]["× noise floor"]) == ("0", "1")
-    assert rows["V2"]["× noise floor"] == "1.00"
+    assert rows["V2"]["× noise floor"] == "1"
     evaluation.save(tmp_path / "metrics.json")
     assert Evaluation.load(tmp_path / "metrics.json") == evaluation
 

@@ -60,6 +60,14 @@ def test_what_keeping_gives_is_drawn_from_the_errors_of_the_plan(source):
     assert axes.collections[0].get_offsets().tolist() == [pytest.approx([sizes[1], left[1]])]
 
 
+def test_the_noise_floor_is_a_line_under_the_files():
+    (axes,) = plots.error_against_size({"V1": (0.5, 1e-3)}, ("original in BF16", 2e-4)).axes
+    (line,) = axes.lines
+    assert list(line.get_ydata()) == [2e-4, 2e-4] and "original in BF16" in [text.get_text() for text in axes.texts]
+    (axes,) = plots.error_against_size({"V1": (0.5, 1e-3)}).axes
+    assert not axes.lines
+
+
 def test_the_same_drawing_has_the_same_bytes(tmp_path):
     points = {"V1": (0.56, 1e-4), "V2": (0.56, 3e-5)}
     one, two = (plots.save(plots.error_against_size(points), tmp_path / name) for name in ("1.png", "2.png"))

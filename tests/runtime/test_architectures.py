@@ -13,7 +13,9 @@ from support.originals import ORIGINALS
 from support.references import exchange_width, reference
 
 from hswq_hub.calibration.calibrate import calibrate
+from hswq_hub.evaluation.noise import computing_in
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
+from hswq_hub.generation.metrics import latent_mse
 from hswq_hub.settings import CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.inspect import inspect
@@ -53,6 +55,11 @@ def test_from_the_original_layout_to_a_picture(name, tmp_path, monkeypatch, base
         plain = open_pipeline(source.checkpoint, reference(row, config, file, original), str(base), torch.device("cpu"))
         assert torch.equal(picture.latents, generate(plain, "a red ring", 0, settings).latents)
     assert final_latents(pipeline, ["one", "two rings"], [0, 1], settings).shape[0] == 2
+
+    denoiser = getattr(plain, row.component).to(torch.bfloat16)
+    with computing_in(denoiser, torch.bfloat16, torch.float32):
+        noise = generate(plain, "a red ring", 0, settings)
+    assert 0 < latent_mse(noise.latents, picture.latents) < 0.5 * picture.latents.var(), "the noise floor"
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

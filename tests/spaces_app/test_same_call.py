@@ -77,7 +77,7 @@ def evaluated(model) -> tuple[dict, dict]:
     with pytest.MonkeyPatch.context() as patch:
         shared = SimpleNamespace(pipeline_for=lambda checkpoint: pipeline)
         patch.setattr("hswq_hub.evaluation.evaluate.SharedPipeline", lambda *_: shared)
-        evaluation = evaluate(source, {}, EvaluationSettings(pairs=1, device="cpu"))
+        evaluation = evaluate(source, {}, EvaluationSettings(pairs=1, device="cpu", noise_floor=False))
     return single(pipeline.calls[0]), evaluation.protocol["generation"]
 
 

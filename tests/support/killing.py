@@ -31,7 +31,7 @@ NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "nai
 SETTINGS = PublishSettings(
     recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=4)),
     calibration=CalibrationSettings(samples=1, steps=2),
-    evaluation=EvaluationSettings(pairs=1, steps=1),
+    evaluation=EvaluationSettings(pairs=1, steps=1, noise_floor=False),
 )
 
 

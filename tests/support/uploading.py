@@ -14,7 +14,7 @@ from support.hub_server import TOKEN
 QUICK = PublishSettings(
     recipe=recipe("hswq"),
     calibration=CalibrationSettings(samples=1, steps=1),
-    evaluation=EvaluationSettings(pairs=2, steps=1),
+    evaluation=EvaluationSettings(pairs=2, steps=1, noise_floor=False),
 )
 OPTIONS = ["--recipe", "hswq", "--samples", "1", "--steps", "1", "--pairs", "2", "--picture-steps", "1"]
 REPO = "alice/demo-hswq"

@@ -21,6 +21,7 @@ from ...common.identity import code_digest
 from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
+from ...evaluation.report import floor_label
 from ...evaluation.results import Evaluation
 from ...evaluation.verdict import multiplied
 from ...quantization.plan import Plan
@@ -137,7 +138,9 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
     fp8 = [plan for plan in plans if plan.quantized and plan.format is not Format.INT8]
     if fp8:
         plots.save(plots.weights(source.checkpoint, fp8[-1]), target / IMAGES / plots.WEIGHTS)
-    plots.save(plots.error_against_size(points), target / IMAGES / plots.SIZES)
+    floor = evaluation.noise_floor
+    line = (floor_label(floor), floor.latent_mse_mean) if floor and floor.latent_mse_mean else None
+    plots.save(plots.error_against_size(points, line), target / IMAGES / plots.SIZES)
     if any(d.input_error is not None for plan in plans for d in plan.quantized):
         measured = {found.label: found.latent_ratio for found in multiplied(evaluation) if found.latent_ratio}
         plots.save(plots.arithmetic(plans, measured), target / IMAGES / plots.ARITHMETIC)
