@@ -8,7 +8,7 @@ from hswq_hub.evaluation import plots
 from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.evaluation.report import headings, table
 from hswq_hub.evaluation.results import ORIGINAL, Evaluation
-from hswq_hub.evaluation.verdict import in_fp8
+from hswq_hub.evaluation.verdict import multiplied
 from hswq_hub.quantization.plan import LINEAR, Plan, plan_naive
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import EvaluationSettings
@@ -48,14 +48,14 @@ def linear(decision) -> bool:
 
 def test_only_what_the_file_allows_is_multiplied_in_fp8(evaluation, plan):
     likes, exact, scaled = (evaluation.variant(name) for name in ("as it likes", "exact", "scaled"))
-    assert likes.fp8_layers == scaled.fp8_layers == sum(map(linear, plan.decisions))
-    assert exact.fp8_layers == 0 and exact.in_fp8 is None and evaluation.variant(ORIGINAL).in_fp8 is None
+    assert likes.rounded_layers == scaled.rounded_layers == sum(map(linear, plan.decisions))
+    assert exact.rounded_layers == 0 and exact.multiplied is None and evaluation.variant(ORIGINAL).multiplied is None
     for one in (likes, scaled):
-        assert [(p.prompt, p.seed) for p in one.fp8_pairs] == [(p.prompt, p.seed) for p in one.pairs]
-        assert one.in_fp8.latent_mse_mean > 2 * one.latent_mse_mean
+        assert [(p.prompt, p.seed) for p in one.rounded_pairs] == [(p.prompt, p.seed) for p in one.pairs]
+        assert one.multiplied.latent_mse_mean > 2 * one.latent_mse_mean
     errors = [[pair.latent_mse for pair in one.pairs] for one in (likes, exact, scaled)]
     assert errors[0] == errors[1] == errors[2], "the weights are the same, and so are exact products"
-    assert scaled.in_fp8.latent_mse_mean < likes.in_fp8.latent_mse_mean, "its inputs reach beyond 448"
+    assert scaled.multiplied.latent_mse_mean < likes.multiplied.latent_mse_mean, "its inputs reach beyond 448"
 
 
 def test_figures_are_saved_and_shown(evaluation, tmp_path):
@@ -72,11 +72,11 @@ def test_figures_are_saved_and_shown(evaluation, tmp_path):
         "scaled, multiplied in FP8",
     ]
     assert all(len(row) == len(headings(evaluation)) for row in table(evaluation))
-    first, second = in_fp8(evaluation)
+    first, second = multiplied(evaluation)
     assert (first.label, second.label) == ("as it likes", "scaled")
     one = evaluation.variant("scaled")
-    assert second.difference == one.in_fp8.ssim_mean - one.ssim_mean < 0
-    assert second.latent_ratio == one.in_fp8.latent_mse_mean / one.latent_mse_mean
+    assert second.difference == one.multiplied.ssim_mean - one.ssim_mean < 0
+    assert second.latent_ratio == one.multiplied.latent_mse_mean / one.latent_mse_mean
 
 
 def test_the_curve_ends_where_all_layers_are(plan):

@@ -90,7 +90,7 @@ def shown_with(factors: list[float]) -> Evaluation:
     (naive, v1, v2) = evaluation.variants[1:]
     floor = [replace(pair, latent_mse=2e-5) for pair in v2.pairs]
     errors = [replace(pair, latent_mse=2e-5 * factor) for pair, factor in zip(v2.pairs, factors, strict=True)]
-    variants = [evaluation.variants[0], naive, v1, replace(v2, pairs=errors, fp8_pairs=[])]
+    variants = [evaluation.variants[0], naive, v1, replace(v2, pairs=errors, rounded_pairs=[])]
     return replace(evaluation, variants=variants, noise_floor=NoiseFloor(floor, "bfloat16", "float32"))
 
 
@@ -129,7 +129,7 @@ def test_the_verdict_flips_where_the_interval_leaves_zero():
 def test_without_a_floor_or_with_few_pairs_nothing_is_said():
     evaluation = shown_with(SPREAD)
     assert against_noise(replace(evaluation, noise_floor=None)) == []
-    few = [replace(v, pairs=v.pairs[:5], fp8_pairs=v.fp8_pairs[:5]) for v in evaluation.variants]
+    few = [replace(v, pairs=v.pairs[:5], rounded_pairs=v.rounded_pairs[:5]) for v in evaluation.variants]
     floor = replace(evaluation.noise_floor, pairs=evaluation.noise_floor.pairs[:5])
     short = replace(evaluation, variants=few, noise_floor=floor)
     assert against_noise(short) == []

@@ -16,8 +16,10 @@ import torch
 from hswq_runtime.layers.modules import HSWQLinear
 from spaces_app.comparison.ahead import Form, NotCompiled, alike, as_written, compile_groups, load_groups
 from spaces_app.comparison.worker import VariantDone, Worker
-from spaces_app.models.registry import IN_FP8, ModelRegistry
+from spaces_app.models.registry import MULTIPLIED, ModelRegistry
 from spaces_app.request import default_request
+
+IN_FP8, _ = MULTIPLIED
 
 
 class Block(torch.nn.Module):

@@ -6,8 +6,10 @@ import pytest
 
 from hswq_hub.workflow.publish import NAIVE
 from spaces_app.comparison.worker import VariantDone, Worker
-from spaces_app.models.registry import IN_FP8, ModelRegistry
+from spaces_app.models.registry import MULTIPLIED, ModelRegistry
 from spaces_app.request import default_request, validated_request
+
+IN_FP8, _ = MULTIPLIED
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 
