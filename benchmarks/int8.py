@@ -72,7 +72,7 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
         OURS: (plans[Format.INT8], rounded[Format.INT8]),
         V2: (plans[Format.V2], rounded[Format.V2]),
     }
-    files, shares = {}, {}
+    files, shares, of_layers = {}, {}, {}
     for name, (plan, path) in ways.items():
         errors = measure_errors(
             checkpoint,
@@ -83,6 +83,7 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
             scales=input_scales(checkpoint, calibration, plan),
             place=work,
         )
+        of_layers[name] = errors.weights[plan.format]
         number = Number.FP8 if plan.format is Format.V2 else Number.INT8
         products = replace(how, speed=1.0) if path is None else how  # other tools mark no layer as exact
         chosen = keep(plan, checkpoint, products, errors.weights[plan.format], errors.inputs.get(number))
@@ -100,8 +101,10 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
         fast = exact.multiplied or exact
         row = {"label": label, "share": share, "bytes": files[label].stat().st_size, "exact": exact.latent_mse_mean}
         rows.append(row | {"int8": fast.latent_mse_mean, "ssim": exact.ssim_mean, "int8_ssim": fast.ssim_mean})
+    closer = sum(error < of_layers[OURS][key] for key, error in of_layers[V2].items())
     facts = {"architecture": source.architecture.title, "sha256": source.sha256, "protocol": evaluation.protocol}
     document = {"seed": seed, "samples": settings.samples, **facts, "rows": rows}
+    document |= {"layers": len(of_layers[OURS]), "closer_in_fp8": closer}
     (work / f"seed-{seed}.json").write_text(json.dumps(document, indent=2))
 
 
@@ -135,7 +138,8 @@ def report(works: list[Path]) -> None:
                 f"| {row['label']} | {mean['bytes'] / 1e6:.2f} MB | {mean['exact']:.2e}{_spread(rows, 'exact')} | "
                 f"{mean['int8']:.2e}{_spread(rows, 'int8')} | {mean['ssim']:.4f} | {mean['int8_ssim']:.4f} |"
             )
-        lines += ["", *_goals(runs)]
+        closer = ", ".join(f"{run['closer_in_fp8']} of {run['layers']}" for run in runs)
+        lines += ["", *_goals(runs), "", f"Weights whose error in V2 is below that in INT8, by seed: {closer}."]
     put_section("int8", lines)
     print("\n".join(lines))
 
