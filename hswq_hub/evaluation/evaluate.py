@@ -23,15 +23,18 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Metadata, Reader, layer_of
 from hswq_runtime.layers.matmul import set_fp8_matmul
 from hswq_runtime.layers.modules import HSWQLinear
+from hswq_runtime.text import shown
 
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
+from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..generation import metrics
 from ..generation.generate import GenerationSettings, Sample, generate
 from ..generation.pipelines import SharedPipeline
 from ..settings import EvaluationSettings
+from ..sources.components import base_identity
 from ..sources.source import Source
 
 ORIGINAL = "original"
@@ -156,12 +159,13 @@ def evaluate(
     files: dict[str, Path],
     settings: EvaluationSettings | None = None,
     device_memory: float | None = None,
+    pieces: Pieces | None = None,
 ) -> Evaluation:
     """Measure each of `files` (label -> file) against the source.
 
     Pair i has the i-th evaluation prompt (the list starts over when it ends) and the seed `seed + i`. One
     denoiser is in memory at a time; the other components are loaded once. `device_memory`: GB of the device that they
-    may take; None: most of what is free.
+    may take; None: most of what is free. `pieces`: where finished pictures are kept, and found; None: nowhere.
 
     Raises:
         DeviceError: CUDA asked for and absent, or not even a block of the model fits into its memory.
@@ -175,66 +179,101 @@ def evaluate(
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     source.check_components()
-    architecture = source.architecture
+    architecture, negative = source.architecture, source.negative_prompt(settings.guidance)
     prompts = source.prompts.evaluation
     pairs = [(prompts[i % len(prompts)], settings.seed + i) for i in range(settings.pairs)]
     shared = SharedPipeline(architecture, source.base, device, dtype, settings.size, device_memory)
-    samples: dict[str, list[Sample]] = {}
+    protocol = {
+        "settings": asdict(settings),
+        "dtype": str(dtype).removeprefix("torch."),
+        "hardware": describe(device),
+        "versions": versions(),
+        "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
+    }
+    measured = [[label, path.stat().st_size, path.stat().st_mtime_ns] for label, path in files.items()]
+    made = _Pictures(
+        pairs,
+        pieces or Pieces(),
+        protocol,
+        negative,
+        source.sha256,
+        source.checkpoint.config,
+        base_identity(source),
+        measured,
+    )
     variants = []
     for label, path in {ORIGINAL: source.path, **files}.items():
         checkpoint = Checkpoint(path, stated=source.checkpoint.stated)
-        pipeline = shared.pipeline_for(checkpoint)
-        generation = GenerationSettings.of(
-            architecture,
-            pipeline.vae.config,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            size=settings.size,
-            negative_prompt=source.negative_prompt(settings.guidance),
-        )
-        made = samples[label] = _pictures(pipeline, pairs, generation, label)
-        originals = samples[ORIGINAL]
-        variant = _result(label, checkpoint, _compared(pairs, originals, made))
-        denoiser = getattr(pipeline, architecture.component)
-        # A folded file computes with other inputs there than here, unfolded; with errors measured it is exact anyway.
-        folded = Metadata.FOLD.value in checkpoint.metadata
-        if not folded and set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
-            made, rounded = _pictures(pipeline, pairs, generation, f"{label} in FP8"), _rounded(checkpoint, denoiser)
-            variant = replace(variant, fp8_layers=rounded, fp8_pairs=_compared(pairs, originals, made))
-            set_fp8_matmul(denoiser, False)
+        if label not in made.finished:
+            pipeline = shared.pipeline_for(checkpoint)
+            made.generation = GenerationSettings.of(
+                architecture,
+                pipeline.vae.config,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                size=settings.size,
+                negative_prompt=negative,
+            )
+            made.make(pipeline, label)
+            denoiser, rounded = getattr(pipeline, architecture.component), 0
+            # A folded file has other inputs there than here, unfolded; with errors measured it is exact anyway.
+            folded = Metadata.FOLD.value in checkpoint.metadata
+            if not folded and set_fp8_matmul(denoiser, reader=Reader.COMFYUI):
+                made.make(pipeline, label, in_fp8=True)
+                rounded = _rounded(checkpoint, denoiser)
+                set_fp8_matmul(denoiser, False)
+            made.finished[label] = rounded
+        variant = _result(label, checkpoint, made.compared(label))
+        if (label, True) in made.samples:
+            rounded_pairs = made.compared(label, in_fp8=True)
+            variant = replace(variant, fp8_layers=made.finished[label], fp8_pairs=rounded_pairs)
         variants.append(variant)
+    assert made.generation is not None, "the original is always measured"
     return Evaluation(
-        protocol={
-            "settings": asdict(settings),
-            "generation": asdict(generation),
-            "dtype": str(dtype).removeprefix("torch."),
-            "hardware": describe(device),
-            "versions": versions(),
-            "ssim": "Gaussian window 11x11, sigma 1.5, data range 255, decoded 8-bit pixels, float arithmetic",
-        },
-        variants=variants,
-        images={label: [sample.image for sample in made] for label, made in samples.items()},
+        protocol | {"generation": asdict(made.generation)},
+        variants,
+        images={variant.label: [sample.image for sample in made.samples[variant.label, False]] for variant in variants},
     )
+
+
+class _Pictures:
+    """The pictures of the pairs by what makes them: the label of a file, and whether that multiplies in FP8. What an
+    earlier run kept is among them.
+
+    generation: how they are made. finished: of each label that is done, how many layers multiply in FP8.
+    """
+
+    def __init__(self, pairs: list[tuple[str, int]], pieces: Pieces, *facts: object):
+        self._pairs, self._pieces = pairs, pieces
+        state = pieces.begin(pairs, *facts)
+        self.generation = None if state is None else GenerationSettings(**state["generation"])
+        self.finished: dict[str, int] = {} if state is None else state["finished"]
+        self.samples: dict[tuple[str, bool], list[Sample]] = {}
+        for label, in_fp8, latents, image, seconds in pieces.found():
+            self.samples.setdefault((label, in_fp8), []).append(Sample(latents, image.numpy(), seconds))
+
+    def make(self, pipeline: Any, label: str, *, in_fp8: bool = False) -> None:
+        """Make those that are not there yet."""
+        assert self.generation is not None, "it is decided with the pipeline"
+        samples, count = self.samples.setdefault((label, in_fp8), []), len(self._pairs)
+        todo, name = self._pairs[len(samples) :], f"{label} in FP8" if in_fp8 else label
+        for prompt, seed in progress(todo, total=count, initial=len(samples), desc=f"measure {name}", unit="picture"):
+            sample = generate(pipeline, prompt, seed, self.generation)
+            samples.append(sample)
+            self._pieces.add([label, in_fp8, sample.latents, torch.from_numpy(sample.image), sample.seconds])
+            done = f"{len(samples)} of {count} pictures of {shown(name)}"
+            self._pieces.keep(done, {"generation": asdict(self.generation), "finished": self.finished})
+
+    def compared(self, label: str, *, in_fp8: bool = False) -> list[PairResult]:
+        """The pictures against those of the original."""
+        both = zip(self._pairs, self.samples[ORIGINAL, False], self.samples[label, in_fp8], strict=True)
+        return [compare_samples(prompt, seed, original, sample) for (prompt, seed), original, sample in both]
 
 
 def label_files(files: Sequence[Path]) -> dict[str, Path]:
     """Each file under its name without suffix, or under its whole path where several share that."""
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 and file.stem != ORIGINAL else str(file): file for file in files}
-
-
-def _pictures(pipeline: Any, pairs: list[tuple[str, int]], generation: GenerationSettings, label: str) -> list[Sample]:
-    return [
-        generate(pipeline, prompt, seed, generation)
-        for prompt, seed in progress(pairs, desc=f"measure {label}", unit="picture")
-    ]
-
-
-def _compared(pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample]) -> list[PairResult]:
-    return [
-        compare_samples(prompt, seed, original, sample)
-        for (prompt, seed), original, sample in zip(pairs, originals, samples, strict=True)
-    ]
 
 
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.cli.main import main
 from hswq_hub.common.home import home
+from hswq_hub.common.pieces import Pieces
 from hswq_hub.settings import CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.http import cache
@@ -32,7 +33,7 @@ def workspace() -> Workspace:
 def run(workspace: Workspace, target: str, *settings: str) -> list[Step]:
     """A run for `target` of a step for each of `settings`."""
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path, _: Pieces) -> None:
         (folder / "product.txt").write_text("made")
 
     steps = [Step(setting, "quantize", workspace.folder, setting, fill) for setting in settings]

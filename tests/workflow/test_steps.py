@@ -20,7 +20,7 @@ class Kitchen:
 
     def steps(self, heat: int = 200) -> list[Step]:
         def write(name, text):
-            def fill(folder: Path):
+            def fill(folder: Path, _):
                 self.done.append(name)
                 (folder / f"{name}.txt").write_text(text())
 
@@ -88,14 +88,14 @@ def test_a_step_that_fails_leaves_nothing(kitchen):
     steps = kitchen.steps()
     make(steps[:1], silent)
     with pytest.raises(ZeroDivisionError):
-        make([steps[0], replace(steps[1], make=lambda folder: (folder / "half").write_text("") / 0)], silent)
+        make([steps[0], replace(steps[1], make=lambda folder, _: (folder / "half").write_text("") / 0)], silent)
     assert os.listdir(kitchen.place) == [steps[0].folder.name]
 
 
 def test_a_target_outside_that_was_changed_is_made_again(kitchen, tmp_path):
     plate = tmp_path / "plate"
 
-    def serve(folder):
+    def serve(_, __):
         kitchen.done.append("served")
         plate.write_text("bread")
 

@@ -22,6 +22,7 @@ from ...calibration.calibrate import Calibration
 from ...common.files import write_atomically
 from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
+from ...common.pieces import Pieces
 from ...quantization.compensate import (
     ReplayMemory,
     knows_outputs,
@@ -127,7 +128,7 @@ class Quantization:
             "reader": recipe.reader,
         }
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             plans = plan_everything(checkpoint, self._statistics(), self.formats, recipe, self.calibration.device)
             _write_json(folder / _PLANS, {format.value: _decided(plan) for format, plan in plans.items()})
 
@@ -140,7 +141,7 @@ class Quantization:
         """All weights of each format with compensated rounding, in one file."""
         settings, rounding, checkpoint = self.recipe.compensation, self.recipe.rounding, self.source.checkpoint
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             write_compensated(
                 checkpoint,
                 self._statistics(),
@@ -231,7 +232,7 @@ class Quantization:
         """What each weight of each format does to the denoiser's output when it alone is quantized."""
         settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             device, statistics, plans = self.calibration.device, self._statistics(), self._plans(before[0])
             errors = measure_errors(
                 checkpoint,
@@ -279,7 +280,7 @@ class Quantization:
         source = [self.source.name, self.source.hub_base]
         made_from = [code_digest(*ROOMS), __version__, asdict(self.recipe), format.value, *source]
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             plan = self._plans(inputs[0])[format]
             if self.recipe.keep_by == "error":
                 found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
@@ -312,7 +313,7 @@ class Quantization:
         self,
         name: str,
         made_from: object,
-        make: Callable[[Path], None],
+        make: Callable[[Path, Pieces], None],
         work: Callable[[], Work],
         inputs: list[Step],
     ) -> Step:
@@ -332,7 +333,7 @@ def naive_step(
 ) -> Step:
     """The baseline file: a plain cast of all that can be FP8, without statistics. `name`, `sha256`: of the source."""
 
-    def make(folder: Path) -> None:
+    def make(folder: Path, _: Pieces) -> None:
         plan = write_naive(checkpoint, folder / naive_name(name), source_sha256=sha256, base=base, device=device)
         _write_plan(plan, folder)
 
