@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -113,7 +113,21 @@ class Pieces:
 def save_tensors(path: Path, content: object) -> None:
     """Tensors, numbers and texts in lists and dictionaries, under the name `path`, whole or not at all."""
     with atomic_file(path) as file:
+        write_tensors(file, content)
+
+
+def write_tensors(file: BinaryIO, content: object) -> None:
+    """The same, into an open file.
+
+    Raises:
+        OSError: there is no room.
+    """
+    try:
         torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch hides it behind one about its own bookkeeping
+            raise error.__context__ from None
+        raise
 
 
 def load_tensors(path: Path) -> Any:
