@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,8 @@ def calibrate(
         ) as bar,
     ):
         if state is not None:
-            for name, sums in state["layers"].items():
-                vars(layers[name]).update(sums)
+            for name, statistics in layers.items():
+                vars(statistics).update(state["layers"][name])
         for made, i in enumerate(ours[before:], start=before + 1):
             done, known = 0, len(calls)
             prompt = prompts[i % len(prompts)]
@@ -296,8 +297,8 @@ def calibrate(
                 raise HSWQError(f"the picture of {shown(prompt)!r} came out as NaN or infinity; try --dtype float32")
             for call in calls[known:]:
                 pieces.add(call.flatten())
-            now = {"pictures": made, "layers": {name: vars(sums) for name, sums in layers.items()}}
-            pieces.keep(f"{made} of {len(ours)} pictures", now)
+            sums = {name: vars(statistics) for name, statistics in layers.items()}
+            pieces.keep(f"{made} of {len(ours)} pictures", partial(dict, pictures=made, layers=sums))
     numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
     ordered = zip((n for n in numbers if n in wanted), [*earlier, *calls], strict=True)
     found = group.gather((layers, dict(ordered)))

@@ -48,14 +48,16 @@ class _Group(click.Group):
         except (HSWQError, OSError) as error:
             if os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
                 raise
-            full = isinstance(error, OSError) and error.errno in _NO_ROOM
-            say(f"Error: {_without_room(error) if full else sentence(str(error))}")
+            say(f"Error: {sentence(_without_room(error) or str(error))}")
             sys.exit(2)
 
 
-def _without_room(error: OSError) -> str:
+def _without_room(error: Exception) -> str | None:
+    """What is said of a full disk; None of other errors."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
     where = f", where {error.filename} is" if isinstance(error.filename, str) else ""
-    return sentence(
+    return (
         f"no room is left on the disk{where}; free some (`hswq-hub cache prune` removes what nothing needs any more), "
         "then run the same command again to go on after what was finished"
     )

@@ -2,6 +2,7 @@
 
     FOLDER/<facts>/state     of the latest saving: how far it was, sums that go on, the number of the files below
     FOLDER/<facts>/0, 1, …   finished pieces, in the order in which they came; each is written once
+    FOLDER/<facts>/scratch   what the work itself had to put on the disk
 
 Every file appears whole or not at all, and what lies beyond the state is not trusted. `<facts>` is a digest of all that
 decides the work: what was kept of another one is another folder.
@@ -19,12 +20,13 @@ from hswq_runtime.errors import FormatError
 
 from .files import atomic_file
 from .identity import fingerprint
+from .targets import flush
 
 INTERVAL = 60.0
 """Seconds from one saving to the next, at least: that much is lost at most."""
 TIMES = 50
 """The same, in multiples of what the last one took: saving takes a fiftieth of the time at most."""
-_STATE = "state"
+_STATE, _SCRATCH = "state", "scratch"
 
 
 class Pieces:
@@ -60,6 +62,7 @@ class Pieces:
         for half in self._place.glob(".*"):  # of a run that was killed while it wrote
             half.unlink()
         if not (self._place / _STATE).exists():
+            shutil.rmtree(self._place, ignore_errors=True)
             return None
         found = load_tensors(self._place / _STATE)
         self._count, self.spent = found["pieces"], found["seconds"]
@@ -69,7 +72,10 @@ class Pieces:
     @property
     def scratch(self) -> Path | None:
         """A folder for what the work itself puts on the disk and finds again; None if nothing is kept."""
-        return None if self._place is None else self._place / "scratch"
+        if self._place is None:
+            return None
+        (self._place / _SCRATCH).mkdir(parents=True, exist_ok=True)
+        return self._place / _SCRATCH
 
     def found(self) -> Iterator[Any]:
         """The pieces that belong to the state that :meth:`begin` returned, in order.
@@ -86,8 +92,9 @@ class Pieces:
         if self._place is not None:
             self._new.append(piece)
 
-    def keep(self, done: str, state: object) -> None:
-        """Save the state and the pieces before it, if it is time for that. done: how far it is, as "3 of 8 pictures".
+    def keep(self, done: str, state: Callable[[], object]) -> None:
+        """Save the state and the pieces before it, if it is time for that; what is in `scratch` is then on the disk.
+        done: how far it is, as "3 of 8 pictures". state: called if it is saved.
 
         Raises:
             OSError: they cannot be written.
@@ -99,7 +106,8 @@ class Pieces:
             save_tensors(self._place / str(self._count), self._new)
             self._count, self._new = self._count + 1, []
         seconds = self.spent + start - self._begun
-        content = {"done": done, "pieces": self._count, "seconds": seconds, "state": state}
+        content: dict[str, object] = {"done": done, "pieces": self._count, "seconds": seconds, "state": state()}
+        flush(self._place / _SCRATCH)
         save_tensors(self._place / _STATE, content)
         end = time.monotonic()
         self._next = end + max(INTERVAL, TIMES * (end - start))

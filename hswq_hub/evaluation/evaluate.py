@@ -10,6 +10,7 @@ rounds the inputs of its layers as well, it is measured so a second time; that i
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -262,7 +263,7 @@ class _Pictures:
             samples.append(sample)
             self._pieces.add([label, in_fp8, sample.latents, torch.from_numpy(sample.image), sample.seconds])
             done = f"{len(samples)} of {count} pictures of {shown(name)}"
-            self._pieces.keep(done, {"generation": asdict(self.generation), "finished": self.finished})
+            self._pieces.keep(done, partial(dict, generation=asdict(self.generation), finished=self.finished))
 
     def compared(self, label: str, *, in_fp8: bool = False) -> list[PairResult]:
         """The pictures against those of the original."""

@@ -16,7 +16,8 @@ scale is one at which nothing saturates.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
 from ..common.hardware import dtype_named
+from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
@@ -39,6 +41,7 @@ from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings, RoundingSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
 from .moments import thinned
+from .pieces.replaying import ReplayPieces
 from .plan import Decision, Plan
 
 Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
@@ -82,6 +85,7 @@ def measure_errors(
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
     room: float | None = None,
+    pieces: Pieces | None = None,
 ) -> Errors:
     """The errors of all weights of `plans`, and of rounding the inputs of their linear layers.
 
@@ -96,6 +100,7 @@ def measure_errors(
         memory: GB that differences of weights may take at once.
         device: where to replay.
         room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
+        pieces: where what is finished is kept and found; None: nowhere.
 
     Raises:
         DeviceError: there is no room for one block.
@@ -115,29 +120,52 @@ def measure_errors(
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
     rounded: dict[str, InputRounding] = {}
     amplified = amplification(checkpoint, calibration)
+    kept = ReplayPieces(pieces or Pieces(), len(keys), [format.value for format in plans], asdict(settings))
+    for key, errors, row in kept.found():
+        for format, error in zip(plans, errors, strict=True):
+            found[format][key] = error
+        if row is not None:
+            rounded[key] = InputRounding(**row)
     with (
-        BlockReplays.open(model, calls, device, place, room) as replays,
+        BlockReplays.open(model, calls, device, place, room, kept.scratch) as replays,
         Threads(product_flops(model, calibration.made_by.get("generation", {}).get("size", 0))) as threads,
     ):
-        for part in replays.parts(layers, sizes, memory * GB, threads.adapt):
+        kept.go_on(replays)
+
+        def between() -> None:
+            threads.adapt()
+            kept.prepared()
+
+        for part in replays.parts(layers, sizes, memory * GB, between):
             weights, inputs = _Weights(checkpoint, model), _Inputs(checkpoint, model)
+            of_part = [key for key in part.layers if key not in kept.done]
+            if not of_part:
+                continue
             with closing(weights), closing(inputs):
-                for key in part.layers:
+                for key in of_part:
                     weight = checkpoint.tensor(key).to(device)
                     each = [_difference(weight, todo[f][key], codes[f], f).to(model.dtype) for f in plans]
                     weights.listen(key, torch.stack(each))
                     if key in scales:
                         inputs.listen(key, scales[key], device)
-                for number in progress(range(len(replays)), desc="errors", unit="call"):
+                first, count = 0, len(replays)
+                if (begun := kept.begun(part, of_part)) is not None:
+                    first, (of_weights, of_inputs) = begun
+                    weights.go_on(of_weights)
+                    inputs.go_on(of_inputs)
+                for number in progress(range(first, count), total=count, initial=first, desc="errors", unit="call"):
                     threads.adapt()
                     values = replays.replay(number, part.computed, backwards=True)
                     weights.end_call(values)
                     inputs.end_call(values)
-            for key in part.layers:
+                    kept.replayed(part, of_part, number + 1, partial(_sums_of, weights, inputs))
+            for key in of_part:
                 for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
                 if key in scales:
                     rounded[key] = inputs.rounding(key, scales[key], amplified)
+                row = asdict(rounded[key]) if key in rounded else None
+                kept.add(key, [found[format][key] for format in plans], row)
     in_order = {format: {key: found[format][key] for key in keys} for format in plans}
     return Errors(in_order, {key: rounded[key] for key in keys if key in rounded})
 
@@ -203,6 +231,16 @@ class _Samples:
             self._calls[key] += finite
             self._now[key] = torch.zeros_like(now)
 
+    def sums(self) -> dict[str, Any]:
+        """Everything that a later call adds to."""
+        return {"squares": self._squares, "calls": self._calls}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        """Add to `sums` from now on, which an earlier run returned."""
+        for key, total in self._squares.items():
+            total.copy_(sums["squares"][key])
+            self._calls[key].copy_(sums["calls"][key])
+
     def errors(self, key: str) -> list[float]:
         """The squared change of a value of the output, in the mean of values and calls, for each sum.
 
@@ -213,6 +251,10 @@ class _Samples:
             raise HSWQError(f"no finite gradient was seen of {key}; try --dtype float32")
         means: list[float] = (self._squares[key] / self._calls[key]).tolist()
         return means
+
+
+def _sums_of(*samples: _Samples) -> list[dict[str, Any]]:
+    return [each.sums() for each in samples]
 
 
 class _Weights(_Samples):
@@ -300,6 +342,13 @@ class _Inputs(_Samples):
     def end_call(self, values: int) -> None:
         super().end_call(values)
         self._ended += 1
+
+    def sums(self) -> dict[str, Any]:
+        return super().sums() | {"work": self._work, "seen": self._seen, "ended": self._ended}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        super().go_on(sums)
+        self._work, self._seen, self._ended = sums["work"], sums["seen"], sums["ended"]
 
     def rounding(self, key: str, scale: float, amplified: float) -> InputRounding:
         """What was found of one layer. amplified: see :func:`amplification`.

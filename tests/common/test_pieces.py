@@ -26,7 +26,7 @@ def work(folder, upto: int, log=lambda _: None, facts: object = "ours") -> tuple
         squares.append(float(number**2))
         total = total + number**2
         kept.add(torch.tensor(squares[-1]))
-        kept.keep(f"{number + 1} numbers", total)
+        kept.keep(f"{number + 1} numbers", lambda total=total: total)
     return squares, total.item()
 
 

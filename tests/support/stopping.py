@@ -9,6 +9,7 @@ character for each call of the denoiser.
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +28,15 @@ SETTINGS = PublishSettings(
     recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=3)),
     calibration=CalibrationSettings(samples=3, steps=1),
     evaluation=EvaluationSettings(pairs=2, steps=1),
+    calibration_memory=float(os.environ.get("MEM", 8)),
 )
-KILLS = (("calibrate", 1, False), ("calibrate", 1, True), ("evaluate", 3, False))
+KILLS = (
+    ("calibrate", 1, False),
+    ("calibrate", 1, True),
+    *[("round", 5, False)] * 12,
+    *[("measure", 4, False)] * 6,
+    ("evaluate", 3, False),
+)
 """A step, the saving in it at which a run is killed, and whether that is in the middle of writing."""
 
 
@@ -46,7 +54,7 @@ def die_at(step: str, number: int, writing: bool) -> None:
     """Have this process killed at the `number`-th saving in `step`: after it, or in the middle of the state's file."""
     keep, save, saved = Pieces.keep, pieces.save_tensors, 0
 
-    def counted(kept: Pieces, done: str, state: object) -> None:
+    def counted(kept: Pieces, done: str, state: Callable[[], object]) -> None:
         nonlocal saved
         saved += kept.folder is not None and kept.folder.name.startswith(step)
         if saved == number and writing:

@@ -141,7 +141,7 @@ class Quantization:
         """All weights of each format with compensated rounding, in one file."""
         settings, rounding, checkpoint = self.recipe.compensation, self.recipe.rounding, self.source.checkpoint
 
-        def make(folder: Path, _: Pieces) -> None:
+        def make(folder: Path, pieces: Pieces) -> None:
             write_compensated(
                 checkpoint,
                 self._statistics(),
@@ -154,6 +154,7 @@ class Quantization:
                 device=self.calibration.device,
                 room=self._replays.room,
                 workspace=self._replays.workspace,
+                pieces=pieces,
             )
 
         def work() -> Work:
@@ -232,7 +233,7 @@ class Quantization:
         """What each weight of each format does to the denoiser's output when it alone is quantized."""
         settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
 
-        def make(folder: Path, _: Pieces) -> None:
+        def make(folder: Path, pieces: Pieces) -> None:
             device, statistics, plans = self.calibration.device, self._statistics(), self._plans(before[0])
             errors = measure_errors(
                 checkpoint,
@@ -245,6 +246,7 @@ class Quantization:
                 memory=self._replays.moments,
                 device=device,
                 room=self._replays.room,
+                pieces=pieces,
             )
             _write_json(folder / _ERRORS, asdict(errors))
 
