@@ -18,6 +18,7 @@ class ReplayPieces:
         self._pieces, self._layers = pieces, layers
         self._begun: dict[str, Any] = pieces.begin(*facts) or {}
         self._replays: BlockReplays | None = None
+        self._prepared = 0
         self.done: set[str] = set()
         """Keys of the layers that are."""
 
@@ -41,10 +42,14 @@ class ReplayPieces:
         """From now on they are of `replays`, which goes on as well."""
         self._replays = replays
         replays.go_on(self._begun.get("seen", []))
+        self._prepared = len(replays.seen)
 
     def prepared(self) -> None:
-        """Some calls were prepared."""
+        """Some calls may have been prepared."""
         replays = self._under_way
+        if len(replays.seen) == self._prepared:
+            return
+        self._prepared = len(replays.seen)
         self._pieces.keep(f"preparing {len(replays.seen)} of {len(replays)} calls", self._state)
 
     def begun(self, part: Part, keys: Iterable[str]) -> tuple[int, Any] | None:
