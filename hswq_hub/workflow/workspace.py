@@ -24,6 +24,8 @@ from hswq_runtime.errors import FormatError
 
 from ..common.files import write_atomically
 from ..common.home import home
+from ..common.identity import fingerprint
+from ..common.pieces import Pieces
 from ..common.targets import clear_away
 from .steps import PIECES, PRODUCT_RECORD, Log, Made, Step, bytes_of, discard, names_of
 
@@ -109,8 +111,29 @@ class Workspace:
 
     def note_need(self, target: str, steps: Iterable[Step]) -> None:
         """Write down that a run for `target` needs the products of `steps`, in place of what one needed before."""
-        needs = self._needs() | {target: {"time": time.time(), "products": [step.folder.name for step in steps]}}
+        self._note_need(target, [step.folder.name for step in steps])
+
+    def _note_need(self, target: str, products: list[str]) -> None:
+        needs = self._needs() | {target: {"time": time.time(), "products": products}}
         write_atomically(self.folder / _NEEDS, (json.dumps(needs, indent=2) + "\n").encode())
+
+    @contextmanager
+    def pieces(self, name: str, target: Path, log: Log, *, first: bool = True) -> Iterator[Pieces]:
+        """What is finished of the file `target`, which is made by the command `name` and is no product here. It is
+        there already when the block ends well, and the pieces go.
+
+        first: of the processes that share the work, the one that has the workspace and says something.
+        """
+        product = f"{name}-{fingerprint(str(target.resolve()))}"
+        folder = self.folder / f"{product}{PIECES}"
+        if not first:
+            yield Pieces(folder)
+            return
+        with self.locked(log):
+            self._note_need(str(target.resolve()), [product])
+            pieces = Pieces(folder, log=lambda line: log(f"{name}: {line}"))
+            yield pieces
+            pieces.clear()
 
     def note_weights(self, empty: Iterable[str]) -> None:
         """Write down that all weights are finite, and the keys of those that are all zeros."""

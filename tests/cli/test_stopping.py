@@ -5,6 +5,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from click.testing import CliRunner
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hswq_hub.cli.main import main
+from hswq_hub.common import pieces
 from hswq_hub.common.home import home
+from hswq_hub.common.pieces import Pieces
+from hswq_hub.sources.find import resolve
 
+DEMO = str(resolve("demo").path)
 STATISTICS = ("calibrate", "demo", "--steps", "1", "-o", "statistics.safetensors")
 
 
@@ -51,6 +56,39 @@ def test_a_run_that_is_stopped_says_how_to_go_on(sign, code):
     )
     assert [path.name for path in home().rglob(".*") if path.name != ".lock"] == []
     assert signal.getsignal(sign) is before
+
+
+def stop_at_the_first_saving(monkeypatch) -> None:
+    keep = Pieces.keep
+
+    def counted(self: Pieces, done: str, state: Callable[[], object]) -> None:
+        keep(self, done, state)
+        monkeypatch.setattr(Pieces, "keep", keep)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Pieces, "keep", counted)
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "said"),
+    [
+        (("calibrate", "demo", "--samples", "2", "--steps", "1"), "statistics.safetensors", "1 of 2 pictures"),
+        (("evaluate", "demo", DEMO, "--pairs", "2", "--steps", "1"), "figures.json", "1 of 2 pictures of original"),
+    ],
+    ids=["calibrate", "evaluate"],
+)
+def test_a_step_alone_goes_on_as_well(command, output, said, monkeypatch):
+    monkeypatch.setattr(pieces, "INTERVAL", 0)
+    stop_at_the_first_saving(monkeypatch)
+    assert CliRunner().invoke(main, [*command, "-o", output]).exit_code == 130
+    assert not Path(output).exists()
+    result = CliRunner().invoke(main, [*command, "-o", output])
+    assert result.exit_code == 0 and f"{command[0]}: going on after {said}\n" in result.stderr
+    if command[0] == "calibrate":  # figures hold times
+        again = CliRunner().invoke(main, [*command, "-o", f"again-{output}"])
+        assert again.exit_code == 0 and "going on" not in again.stderr
+        assert Path(output).read_bytes() == Path(f"again-{output}").read_bytes()
+    assert not list(home().glob("work/*/*.pieces"))
 
 
 def test_a_full_disk_is_one_sentence_that_says_what_to_do():
