@@ -27,7 +27,7 @@ from hswq_hub.workflow.publish import publish
 from hswq_hub.workflow.stages import folder as folder_stage
 from hswq_runtime import load_model
 from support import tiny
-from support.stopping import KILLS, count_calls, die_at
+from support.stopping import KILLS, count_calls, end_at
 
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
 NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate")
@@ -106,7 +106,8 @@ def kill(folder: Path) -> None:
 
 def kill_inside(folder: Path) -> None:
     for kill in KILLS:
-        assert end(child(folder, "inside", partial(die_at, *kill))) == -signal.SIGKILL, kill
+        code = 1 if kill[-1] == "full" else -signal.SIGKILL
+        assert end(child(folder, "inside", partial(end_at, *kill))) == code, kill
     assert end(child(folder, "inside")) == 0
 
 

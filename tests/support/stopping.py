@@ -1,6 +1,7 @@
 """For killing.py: kill this process while a step is under way, and count what is computed."""
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,13 @@ from hswq_hub.common import pieces
 from hswq_hub.common.pieces import Pieces
 
 KILLS = (
-    ("calibrate", 1, False),
-    ("round", 4, False),
-    ("round", 6, True),
-    ("measure", 3, False),
-    ("evaluate", 3, False),
+    ("calibrate", 1, "after"),
+    ("round", 4, "after"),
+    ("round", 6, "while"),
+    ("measure", 3, "full"),
+    ("evaluate", 3, "after"),
 )
-"""A step, the saving in it at which a run is killed, and whether that is in the middle of writing."""
+"""A step, the saving in it at which a run ends, and how: killed after it or while it writes, or with a full disk."""
 
 
 def count_calls(path: Path) -> None:
@@ -32,17 +33,18 @@ def count_calls(path: Path) -> None:
     torch.nn.modules.module.register_module_forward_pre_hook(count)
 
 
-def die_at(step: str, number: int, writing: bool) -> None:
-    """Save wherever that can be, and have this process killed at the `number`-th saving in `step`: after it, or in the
-    middle of the state's file."""
+def end_at(step: str, number: int, how: str) -> None:
+    """Save wherever that can be, and have this process end at the `number`-th saving in `step`, see `KILLS`."""
     keep, save, saved = Pieces.keep, pieces.save_tensors, 0
     save_always()
 
     def counted(kept: Pieces, done: str, state: Callable[[], object]) -> None:
         nonlocal saved
         saved += kept.folder is not None and kept.folder.name.startswith(step)
-        if saved == number and writing:
+        if saved == number and how == "while":
             pieces.save_tensors = half
+        if saved == number and how == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         keep(kept, done, state)
         if saved == number:
             os.kill(os.getpid(), signal.SIGKILL)

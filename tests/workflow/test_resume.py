@@ -55,13 +55,13 @@ def test_a_run_that_was_killed_inside_its_long_steps_ends_in_the_same_bytes(fold
 
 
 def test_what_was_finished_of_a_step_is_not_computed_again(folder):
-    """What is lost is what one killed run was about to save."""
+    """What is lost is what two runs were about to save."""
     said = [line for line in (folder / "inside.log").read_text().splitlines() if "going on after" in line]
     assert said[0] == "calibrate: going on after 1 of 2 pictures"
     assert said[-1] == "evaluate: going on after 1 of 2 pictures of naive FP8"
     assert {line.partition(":")[0] for line in said} == {"calibrate", "round", "measure", "evaluate"}
     whole, inside = ((folder / f"{name}.calls").stat().st_size for name in ("whole", "inside"))
-    assert whole <= inside <= whole + 1, "a recorded call"
+    assert whole <= inside <= whole + 2, "a recorded call each"
 
 
 @pytest.mark.parametrize("name", ["killed", "inside"])

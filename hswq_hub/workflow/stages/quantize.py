@@ -37,7 +37,7 @@ from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import LINEAR, Plan, input_scales, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
-from ...settings import COMPENSATED, RECIPES, CalibrationSettings, PublishSettings, Recipe
+from ...settings import COMPENSATED, GB, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
 from ..forecast import cost_of, usual_size
 from ..memory import block_values, replays_of
@@ -167,6 +167,8 @@ class Quantization:
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             feedback = self._feedback_flops(plan)
             doubles = not self.on_gpu or not knows_outputs(rounding)
+            # Of what is finished, codes are kept, and second moments: until the next ones are on the disk as well.
+            held = int(min(memory.moments * GB, sum(2 * self._moment_flops(d.key) for d in plan.quantized)))
             return Work(
                 calls=ceil(recorded * passes * each),
                 device=self.calibration.device,
@@ -179,7 +181,7 @@ class Quantization:
                 moved=self.source.path.stat().st_size + kept + self._scratch(recorded * passes, each),
                 kept=kept,
                 streamed=self._streamed(recorded),
-                scratch=self._scratch(recorded * passes, each),
+                scratch=self._scratch(recorded * passes, each) + kept + 2 * held,
             )
 
         return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
