@@ -59,10 +59,11 @@ class Pieces:
         if self.folder is None:
             return None
         self._place = self.folder / fingerprint([self._facts, *facts])
-        for half in self._place.glob(".*"):  # of a run that was killed while it wrote
+        for half in [*self._place.rglob(".*")]:  # of a run that was killed while it wrote
             half.unlink()
         if not (self._place / _STATE).exists():
-            shutil.rmtree(self._place, ignore_errors=True)
+            if self._place.exists():
+                shutil.rmtree(self._place)
             return None
         found = load_tensors(self._place / _STATE)
         self._count, self.spent = found["pieces"], found["seconds"]

@@ -231,7 +231,7 @@ def check_disks(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyTy
 
 
 def forget(steps: Iterable[Step]) -> None:
-    """Remove the products of `steps`."""
+    """Remove the products of `steps`. Pieces stay: they are of products that are not there yet."""
     for step in steps:
         discard(step.folder)
 

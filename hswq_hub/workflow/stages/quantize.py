@@ -167,7 +167,7 @@ class Quantization:
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             feedback = self._feedback_flops(plan)
             doubles = not self.on_gpu or not knows_outputs(rounding)
-            # Of what is finished, codes are kept, and second moments: until the next ones are on the disk as well.
+            # Of what is finished codes are kept, and second moments: those before, and sums that replace others.
             held = int(min(memory.moments * GB, sum(2 * self._moment_flops(d.key) for d in plan.quantized)))
             return Work(
                 calls=ceil(recorded * passes * each),
@@ -181,7 +181,7 @@ class Quantization:
                 moved=self.source.path.stat().st_size + kept + self._scratch(recorded * passes, each),
                 kept=kept,
                 streamed=self._streamed(recorded),
-                scratch=self._scratch(recorded * passes, each) + kept + 2 * held,
+                scratch=self._scratch(recorded * passes, each) + kept + 3 * held,
             )
 
         return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
