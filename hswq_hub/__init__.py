@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .calibration.calibrate import Calibration, calibrate
     from .cards.card import Card, write_card
+    from .common.pieces import Pieces
     from .common.targets import TargetError
     from .evaluation.compare import compare
     from .evaluation.evaluate import evaluate
@@ -37,6 +38,7 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "Inspection",
+    "Pieces",
     "PublishPlan",
     "PublishSettings",
     "Published",
@@ -67,6 +69,7 @@ _MODULES = {
     "Evaluation": "evaluation.results",
     "EvaluationSettings": "settings",
     "Inspection": "workflow.inspect",
+    "Pieces": "common.pieces",
     "PublishPlan": "workflow.publish",
     "PublishSettings": "settings",
     "Published": "workflow.publish",

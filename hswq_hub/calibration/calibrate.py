@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from hswq_runtime.text import several, shown
 from ..common.files import write_atomically
 from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.identity import versions
+from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..generation.generate import GenerationSettings, final_latents, open_pipeline
 from ..generation.placement import usable_memory
 from ..generation.recording import RecordedCall, record_calls, spread
 from ..settings import CalibrationSettings
+from ..sources.components import base_identity
 from ..sources.prompts.prompts import summary
 from ..sources.source import Source
 from .processes import Group
@@ -204,13 +207,16 @@ def monitor(model: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
 
 
 def calibrate(
-    source: Source, settings: CalibrationSettings | None = None, device_memory: float | None = None
+    source: Source,
+    settings: CalibrationSettings | None = None,
+    device_memory: float | None = None,
+    pieces: Pieces | None = None,
 ) -> Calibration:
     """Generate `settings.samples` pictures with the original model and gather its layers' statistics.
 
     Sample i has the i-th calibration prompt (the list starts over when it ends) and the seed `seed + i`. Processes
     that were launched together share the samples, and each returns all of it. `device_memory`: GB of the device that
-    the model may take; None: most of what is free.
+    the model may take; None: most of what is free. `pieces`: where what is finished is kept and found; None: nowhere.
 
     Raises:
         DeviceError: CUDA asked for and absent, or not even a block of the model fits into its memory.
@@ -218,6 +224,7 @@ def calibrate(
         HSWQError: a layer was never called with finite values, so nothing is known of it.
     """
     settings = settings or CalibrationSettings()
+    pieces = pieces or Pieces()
     group = Group(pick_device(settings.device))
     dtype = pick_dtype(settings.dtype, group.device)
     source.check_components()
@@ -235,6 +242,17 @@ def calibrate(
         negative_prompt=source.negative_prompt(settings.guidance),
     )
     prompts = source.prompts.calibration
+    made_by = {
+        "settings": asdict(settings),
+        "source_sha256": source.sha256,
+        "configuration": source.checkpoint.config,
+        "generation": asdict(generation),
+        "prompts": summary(prompts),
+        "dtype": str(dtype).removeprefix("torch."),
+        "hardware": describe(group.device),
+        "processes": group.size,
+        "versions": versions(),
+    }
     ours = [i for i in range(group.number, settings.samples, group.size) if ends[i]]
     wanted = spread(settings.calls, settings.samples, generation.steps)
     done = 0
@@ -250,13 +268,24 @@ def calibrate(
         if done == ends[i] < steps:
             raise _Ended
 
+    state = pieces.begin(made_by, list(prompts), base_identity(source), group.number)
+    before = 0 if state is None else state["pictures"]
+    earlier = [RecordedCall.unflatten(*call) for call in pieces.found()]
     with (
         record_calls(denoiser, wanted, under_way) as calls,
         monitor(denoiser) as layers,
-        progress(total=sum(ends[i] for i in ours), desc="calibrate", unit="step") as bar,
+        progress(
+            total=sum(ends[i] for i in ours),
+            desc="calibrate",
+            unit="step",
+            initial=sum(ends[i] for i in ours[:before]),
+        ) as bar,
     ):
-        for i in ours:
-            done = 0
+        if state is not None:
+            for name, statistics in layers.items():
+                vars(statistics).update(state["layers"][name])
+        for made, i in enumerate(ours[before:], start=before + 1):
+            done, known = 0, len(calls)
             prompt = prompts[i % len(prompts)]
             try:
                 latents = final_latents(pipeline, [prompt], [settings.seed + i], generation, on_step)
@@ -266,26 +295,17 @@ def calibrate(
                 finite = calls[-1].is_finite
             if not finite:
                 raise HSWQError(f"the picture of {shown(prompt)!r} came out as NaN or infinity; try --dtype float32")
+            for call in calls[known:]:
+                pieces.add(call.flatten())
+            sums = {name: vars(statistics) for name, statistics in layers.items()}
+            pieces.keep(f"{made} of {len(ours)} pictures", partial(dict, pictures=made, layers=sums))
     numbers = [sample * generation.steps + step for sample in ours for step in range(generation.steps)]
-    found = group.gather((layers, dict(zip((n for n in numbers if n in wanted), calls, strict=True))))
+    ordered = zip((n for n in numbers if n in wanted), [*earlier, *calls], strict=True)
+    found = group.gather((layers, dict(ordered)))
     layers = {name: merged([part[name] for part, _ in found]) for name in layers}
     recorded = {number: call for _, part in found for number, call in part.items()}
     _require_calls(layers)
-    return Calibration(
-        layers,
-        made_by={
-            "settings": asdict(settings),
-            "source_sha256": source.sha256,
-            "configuration": source.checkpoint.config,
-            "generation": asdict(generation),
-            "prompts": summary(prompts),
-            "dtype": str(dtype).removeprefix("torch."),
-            "hardware": describe(group.device),
-            "processes": group.size,
-            "versions": versions(),
-        },
-        calls=[recorded[number] for number in sorted(recorded)],
-    )
+    return Calibration(layers, made_by, calls=[recorded[number] for number in sorted(recorded)])
 
 
 class _Ended(Exception):

@@ -33,6 +33,15 @@ def launched_group(cpu: bool) -> Any:
     return PartialState(cpu=cpu)
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM told this process to end, as Ctrl-C does."""
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, and stops it."""
+    return _LAUNCHED in os.environ
+
+
 class Group:
     """The processes of this launch; `device` is this one's."""
 
@@ -87,13 +96,16 @@ def launch(count: int, arguments: list[str]) -> int:
 
     Raises:
         HSWQError: from within such a process already, or one of them was killed.
+        KeyboardInterrupt: this process was stopped, and has stopped the others.
     """
-    if _LAUNCHED in os.environ:
+    if is_launched():
         raise HSWQError("--num-processes starts the processes itself; leave it out under `accelerate launch`")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it has to say is said below
+    for noisy in ("", ".agent.server.api"):  # what it has to say is said below
+        logging.getLogger(f"torch.distributed.elastic{noisy}").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -105,6 +117,8 @@ def launch(count: int, arguments: list[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "hswq_hub", *arguments)
+    except SignalException as error:
+        raise KeyboardInterrupt if error.sigval == signal.SIGINT else Stopped from None
     except ChildFailedError as error:
         failures = error.failures
         said = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]

@@ -3,9 +3,14 @@
 Everything heavy is imported inside the commands, so that help is there at once.
 """
 
+import errno
 import os
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
@@ -13,7 +18,7 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.text import sentence
 
 from .. import __version__
-from ..calibration.processes import check_shared
+from ..calibration.processes import Stopped, check_shared, is_launched
 from .demo import demo
 from .jobs import jobs
 from .models import cache, inspect, login, models, pull
@@ -25,17 +30,55 @@ from .terminal import say
 DEBUG_VARIABLE = "HSWQ_DEBUG"
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _Group(click.Group):
-    """The one place where an error becomes a sentence on stderr and exit code 2."""
+    """The one place where an error becomes a sentence on stderr and exit code 2; and where a run that is stopped ends,
+    with 130 after Ctrl-C and 143 after SIGTERM, as shells count signals."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _stoppable():
+                return super().invoke(context)
+        except KeyboardInterrupt as stop:
+            if not is_launched():  # the launcher says it once
+                say("stopped; what was finished is kept, run the same command again to go on after it")
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT))
         except (HSWQError, OSError) as error:
             if os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
                 raise
-            say(f"Error: {sentence(str(error))}")
+            say(f"Error: {sentence(_without_room(error) or str(error))}")
             sys.exit(2)
+
+
+def _without_room(error: Exception) -> str | None:
+    """What is said of a full disk; None of other errors."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
+    where = f", where {error.filename} is" if isinstance(error.filename, str) else ""
+    return (
+        f"no room is left on the disk{where}; free some (`hswq-hub cache prune` removes what nothing needs any more), "
+        "then run the same command again to go on after what was finished"
+    )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside of it SIGTERM raises :class:`Stopped`, so that nothing half-written is left."""
+    if is_launched() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -68,6 +68,7 @@ def calibrate(
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess, warn_of_zeros
+    from ..workflow.workspace import Workspace
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
@@ -80,10 +81,11 @@ def calibrate(
         warn_of_guess(original, say)
         say_prompts(original, say, guidance=settings.guidance, measures=False)
         warn_of_zeros(empty_weights(original.checkpoint), say)
-    calibration = calibrate(original, settings, device_memory)
-    if not writes:
-        return
-    calibration.save(output)
+    with Workspace(original.name, original.sha256).pieces("calibrate", output, say, first=writes) as pieces:
+        calibration = calibrate(original, settings, device_memory, pieces)
+        if not writes:
+            return
+        calibration.save(output)
     skipped = sum(layer.skipped for layer in calibration.layers.values())
     tell(f"{output}: {len(calibration.layers)} layers, {skipped} calls left out as non-finite")
     tell(draw_calibration(original.checkpoint, calibration, output))
@@ -185,6 +187,7 @@ def evaluate(
     from ..evaluation.results import Evaluation
     from ..sources.find import find
     from ..workflow.preflight import say_prompts, warn_of_guess
+    from ..workflow.workspace import Workspace
 
     quiet()
     if output is not None:
@@ -193,9 +196,12 @@ def evaluate(
     pick_device(settings.device)  # one that is not there is told before anything else
     warn_of_guess(original, say)
     say_prompts(original, say, guidance=settings.guidance, calibrates=False)
-    evaluation = evaluate(original, label_files(files), settings, device_memory)
-    if output is not None:
-        evaluation.save(output)
+    if output is None:
+        evaluation = evaluate(original, label_files(files), settings, device_memory)
+    else:
+        with Workspace(original.name, original.sha256).pieces("evaluate", output, say) as pieces:
+            evaluation = evaluate(original, label_files(files), settings, device_memory, pieces)
+            evaluation.save(output)
     tell(text_table(headings(evaluation), table(evaluation)))
 
 

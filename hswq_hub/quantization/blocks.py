@@ -14,7 +14,7 @@ and so does everything while the layers outside of all blocks are replayed, the 
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusers import ModelMixin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..common.pieces import write_tensors
 from ..common.progress import progress
 from ..generation.recording import RecordedCall, map_tensors, tensors_of
 from ..generation.residents import Residents
@@ -182,12 +183,21 @@ class _Notes:
                 new.append(tensor.to("cpu", copy=True))
             kept.append(known[2])
         if new:
-            torch.save(new, self._folder / file)
+            _write(self._folder / file, new)
         return kept
 
 
+def _write(path: Path, tensors: Sequence[torch.Tensor | None]) -> None:
+    with path.open("wb") as file:
+        write_tensors(file, tensors)
+
+
+torch.serialization.add_safe_globals([_Kept, _Seen])
+
+
 class BlockReplays:
-    """Recorded calls of a model of which parts can be replayed; :meth:`open` makes one."""
+    """Recorded calls of a model of which parts can be replayed; :meth:`open` makes one. seen: of each call that was
+    prepared, what is on the disk of it."""
 
     def __init__(
         self,
@@ -208,7 +218,7 @@ class BlockReplays:
             if any(getattr(module, "gradient_checkpointing", False) for module in block.modules())
         }
         self._alone = {name for name, _ in model.named_children()}
-        self._seen: list[dict[str, _Seen]] = []
+        self.seen: list[dict[str, _Seen]] = []
         self._noting: _Notes | None = None
         self._part: _Part | None = None
 
@@ -221,12 +231,13 @@ class BlockReplays:
         device: torch.device | str,
         place: Path,
         room: float | None = None,
+        scratch: Path | None = None,
     ) -> Iterator["BlockReplays"]:
         """The replays of `calls`, recorded ones of `model`, which is not trained any more.
 
         place: a folder; what has to be on disk is in one inside of it, which is gone in the end. room: bytes that the
         weights of blocks may take on `device`, from which the model comes and to which it goes as it is needed; None:
-        it is there.
+        it is there. scratch: a folder that is used instead and stays, for :meth:`go_on`.
 
         Raises:
             DeviceError: there is no room for one block.
@@ -236,7 +247,7 @@ class BlockReplays:
             # That of a UNet's blocks is finer than ours; that of a model itself may leave out arguments of its blocks.
             model.enable_gradient_checkpointing()
             model.gradient_checkpointing = False
-        with TemporaryDirectory(dir=place, prefix="blocks-") as folder:
+        with nullcontext(scratch) if scratch else TemporaryDirectory(dir=place, prefix="blocks-") as folder:
             replays = cls(model, calls, device, Path(folder), room)
             for name, block in replays._blocks.items():
                 block.forward = partial(replays._through, name, block.forward)
@@ -250,6 +261,12 @@ class BlockReplays:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    def go_on(self, seen: list[dict[str, _Seen]]) -> None:
+        """Go on with `seen` of an earlier run that had the same calls and the same `scratch`."""
+        self.seen = list(seen)
+        if seen:
+            self._blocks = {name: self._blocks[name] for name in seen[0]}
 
     def parts(
         self,
@@ -268,17 +285,18 @@ class BlockReplays:
 
     def _prepare(self, between: Callable[[], None] = lambda: None) -> None:
         """Send all calls through the model and keep what the blocks are given."""
-        for number, call in enumerate(progress(self._calls, desc="inputs of blocks", unit="call")):
+        ready, count = len(self.seen), len(self._calls)
+        for number in progress(range(ready, count), total=count, initial=ready, desc="inputs of blocks", unit="call"):
             between()
             self._noting = _Notes(self._folder, number)
             try:
-                call.replay(self._model, self.device)
+                self._calls[number].replay(self._model, self.device)
                 seen = self._noting.seen
             finally:
                 self._noting = None
             if number == 0:  # those that are called twice, or never, are outside
                 self._blocks = {name: self._blocks[name] for name in seen}
-            self._seen.append({name: seen[name] for name in self._blocks})
+            self.seen.append({name: seen[name] for name in self._blocks})
 
     def replay(self, number: int, computed: Collection[str] | None = None, *, backwards: bool = False) -> int:
         """Replay call `number`; forward hooks on layers see what they compute. Returns how many values the model gives.
@@ -307,7 +325,7 @@ class BlockReplays:
                 torch.autograd.backward(tensors, gradients)
             if part is not None:
                 for name, given in part.given.items():
-                    torch.save([t.grad if t.requires_grad else None for t in given], self._left_by(number, name))
+                    _write(self._left_by(number, name), [t.grad if t.requires_grad else None for t in given])
             return values
         finally:
             self._part = None
@@ -355,13 +373,13 @@ class BlockReplays:
                 if tensor.requires_grad and gradient is not None
             ]
         shown = self._load if OUTSIDE in part.computed or name in self._alone else self._zeros
-        return map_tensors(shown, self._seen[part.number][name].outputs, _Kept)
+        return map_tensors(shown, self.seen[part.number][name].outputs, _Kept)
 
     def _given(self, part: _Part, name: str, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """The inputs of a block that is computed, as it had them in the recorded call. Gradients at them are kept, and
         go on to what else is computed."""
         found = []
-        for tensor, kept in zip(tensors, self._seen[part.number][name].inputs, strict=True):
+        for tensor, kept in zip(tensors, self.seen[part.number][name].inputs, strict=True):
             one = self._load(kept)
             if tensor.requires_grad:  # of what led here, the gradients; its values may lack what was left out
                 one = one + (tensor - tensor.detach())

@@ -9,7 +9,8 @@ are rounded as well, in steps of s for one token, which adds s² / 12 to the sec
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
 from ..common.hardware import dtype_named
+from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
@@ -35,6 +37,7 @@ from .fold import moved
 from .gptq import compensated, conditional_variances
 from .kfac import BLOCK, Problem, compensated_both_ways
 from .moments import Layer, Moments, layers_of, modules_of, second_moments
+from .pieces.rounding import RoundingPieces
 from .plan import Decision, Plan
 from .search import cheapest_scales
 from .writer import quantized_file
@@ -53,6 +56,7 @@ def write_compensated(
     device: torch.device | str = "cpu",
     room: float | None = None,
     workspace: float | None = None,
+    pieces: Pieces | None = None,
 ) -> None:
     """Write the file of each plan to the path of its format.
 
@@ -67,6 +71,7 @@ def write_compensated(
         room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
         workspace: bytes that rounding may work with on the device. As many layers as fit are rounded together, and one
             that does not fit is rounded on the CPU. None: what the largest layer takes.
+        pieces: where what is finished is kept and found; None: nowhere.
 
     Raises:
         DeviceError: there is no room for one block.
@@ -89,25 +94,40 @@ def write_compensated(
         }
         for file in files.values():
             file.copy_kept()
-        replays = stack.enter_context(
-            BlockReplays.open(model, calibration.calls, device, next(iter(paths.values())).parent, room)
-        )
+        kept = RoundingPieces(pieces or Pieces(), len(layers), rounding, asdict(settings), source_sha256)
+        for key, forms in kept.found():
+            for (format, file), (made, scale) in zip(files.items(), forms, strict=True):
+                file.put_weight(todo[format][key], made, scale)
+        place = next(iter(paths.values())).parent
+        replays = stack.enter_context(BlockReplays.open(model, calibration.calls, device, place, room, kept.scratch))
+        kept.go_on(replays)
         sizes = {key: layer.moment_bytes(outputs) for key, layer in layers.items()}
         with Threads(flops) as threads:
-            parts = replays.parts(modules_of(layers), sizes, memory * GB, threads.adapt)
+
+            def between() -> None:
+                threads.adapt()
+                kept.prepared()
+
+            parts = replays.parts(modules_of(layers), sizes, memory * GB, between)
         for part in parts:
-            of_part = {key: layers[key] for key in part.layers}
-            with Threads(flops) as threads:
-                moments = second_moments(
-                    replays,
-                    of_part,
-                    settings.tokens,
-                    computed=part.computed,
-                    outputs=outputs,
-                    int8={key: int8[key] for key in of_part if key in int8},
-                    between=threads.adapt,
-                )
-            with progress(total=len(of_part), desc="round", unit="layer") as bar:
+            of_part = {key: layers[key] for key in part.layers if key not in kept.done}
+            if not of_part:
+                continue
+            moments = kept.moments(of_part)
+            if moments is None:
+                with Threads(flops) as threads:
+                    moments = second_moments(
+                        replays,
+                        of_part,
+                        settings.tokens,
+                        computed=part.computed,
+                        outputs=outputs,
+                        int8={key: int8[key] for key in of_part if key in int8},
+                        between=threads.adapt,
+                        begun=kept.begun(part, of_part),
+                        keep=partial(kept.replayed, part, of_part),
+                    )
+            with progress(total=len(layers), initial=len(kept.done), desc="round", unit="layer") as bar:
                 for keys in _together(of_part, outputs, workspace):
                     fits = workspace is None or working_bytes(layers[keys[0]], outputs) <= workspace
                     where = device if fits else "cpu"
@@ -119,8 +139,11 @@ def write_compensated(
                     with Threads(2.0 * max(weight.numel() for weight in weights.values()), steady=True):
                         found = compensated_layers(wanted, settings)
                     for key, weight, codes in zip(keys, wanted, found, strict=True):
-                        for (format, file), form, made in zip(files.items(), weight.forms, codes, strict=True):
-                            file.put_weight(todo[format][key], made, form.scale)
+                        scales = [form.scale.cpu() for form in weight.forms]
+                        for (format, file), made, scale in zip(files.items(), codes, scales, strict=True):
+                            file.put_weight(todo[format][key], made, scale)
+                        kept.add(key, [[made.cpu(), scale] for made, scale in zip(codes, scales, strict=True)])
+                    kept.rounded(moments)
                     bar.update(len(keys))
 
 

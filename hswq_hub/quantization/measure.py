@@ -16,7 +16,8 @@ the scale is one at which nothing saturates.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from hswq_runtime.loading import load_model
 
 from ..calibration.calibrate import Calibration
 from ..common.hardware import dtype_named
+from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
@@ -40,6 +42,7 @@ from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings, RoundingSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
 from .moments import thinned
+from .pieces.replaying import ReplayPieces
 from .plan import LINEAR, Decision, Plan
 
 Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
@@ -100,6 +103,7 @@ def measure_errors(
     memory: float = CALIBRATION_MEMORY,
     device: torch.device | str = "cpu",
     room: float | None = None,
+    pieces: Pieces | None = None,
 ) -> Errors:
     """The errors of all weights of `plans`, and of rounding the inputs of their linear layers.
 
@@ -114,6 +118,7 @@ def measure_errors(
         memory: GB that differences of weights may take at once.
         device: where to replay.
         room: bytes that the weights of the model's blocks may take on the device; None: the whole model is there.
+        pieces: where what is finished is kept and found; None: nowhere.
 
     Raises:
         DeviceError: there is no room for one block.
@@ -134,30 +139,57 @@ def measure_errors(
     how = _roundings(plans, scales)
     rounded: dict[Number, dict[str, InputRounding]] = {number: {} for number in how}
     amplified = amplification(checkpoint, calibration)
+    kept = ReplayPieces(pieces or Pieces(), len(keys), [format.value for format in plans], asdict(settings))
+    for key, errors, rows in kept.found():
+        for format, error in zip(plans, errors, strict=True):
+            found[format][key] = error
+        _take(rounded, key, rows)
     with (
-        BlockReplays.open(model, calls, device, place, room) as replays,
+        BlockReplays.open(model, calls, device, place, room, kept.scratch) as replays,
         Threads(product_flops(model, calibration.made_by.get("generation", {}).get("size", 0))) as threads,
     ):
-        for part in replays.parts(layers, sizes, memory * GB, threads.adapt):
+        kept.go_on(replays)
+
+        def between() -> None:
+            threads.adapt()
+            kept.prepared()
+
+        for part in replays.parts(layers, sizes, memory * GB, between):
             weights, inputs = _Weights(checkpoint, model), _Inputs(checkpoint, model)
+            of_part = [key for key in part.layers if key not in kept.done]
+            if not of_part:
+                continue
             with closing(weights), closing(inputs):
-                for key in part.layers:
+                for key in of_part:
                     weight = checkpoint.tensor(key).to(device)
                     each = [_difference(weight, todo[f][key], codes[f], f).to(model.dtype) for f in plans]
                     weights.listen(key, torch.stack(each))
                     inputs.listen(key, [of_number[key] for of_number in how.values() if key in of_number], device)
-                for number in progress(range(len(replays)), desc="errors", unit="call"):
+                first, count = 0, len(replays)
+                if (begun := kept.begun(part, of_part)) is not None:
+                    first, (of_weights, of_inputs) = begun
+                    weights.go_on(of_weights)
+                    inputs.go_on(of_inputs)
+                for number in progress(range(first, count), total=count, initial=first, desc="errors", unit="call"):
                     threads.adapt()
                     values = replays.replay(number, part.computed, backwards=True)
                     weights.end_call(values)
                     inputs.end_call(values)
-            for key in part.layers:
+                    kept.replayed(part, of_part, number + 1, partial(_sums_of, weights, inputs))
+            for key in of_part:
                 for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
-                for one, result in inputs.roundings(key, amplified):
-                    rounded[one.number][key] = result
+                rows = {one.number.value: asdict(result) for one, result in inputs.roundings(key, amplified)}
+                _take(rounded, key, rows)
+                kept.add(key, [found[format][key] for format in plans], rows)
     in_order = {format: {key: found[format][key] for key in keys} for format in plans}
     return Errors(in_order, {n: {key: rounded[n][key] for key in keys if key in rounded[n]} for n in rounded})
+
+
+def _take(rounded: dict[Number, dict[str, InputRounding]], key: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """What was found of one layer's inputs, as it is kept on the disk."""
+    for number, row in rows.items():
+        rounded[Number(number)][key] = InputRounding(**row)
 
 
 def _roundings(plans: Mapping[Format, Plan], scales: Mapping[str, float]) -> dict[Number, dict[str, Rounded]]:
@@ -235,6 +267,16 @@ class _Samples:
             self._calls[key] += finite
             self._now[key] = torch.zeros_like(now)
 
+    def sums(self) -> dict[str, Any]:
+        """Everything that a later call adds to."""
+        return {"squares": self._squares, "calls": self._calls}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        """Add to `sums` from now on, which an earlier run returned."""
+        for key, total in self._squares.items():
+            total.copy_(sums["squares"][key])
+            self._calls[key].copy_(sums["calls"][key])
+
     def errors(self, key: str) -> list[float]:
         """The squared change of a value of the output, in the mean of values and calls, for each sum.
 
@@ -245,6 +287,10 @@ class _Samples:
             raise HSWQError(f"no finite gradient was seen of {key}; try --dtype float32")
         means: list[float] = (self._squares[key] / self._calls[key]).tolist()
         return means
+
+
+def _sums_of(*samples: _Samples) -> list[dict[str, Any]]:
+    return [each.sums() for each in samples]
 
 
 class _Weights(_Samples):
@@ -336,6 +382,13 @@ class _Inputs(_Samples):
     def end_call(self, values: int) -> None:
         super().end_call(values)
         self._ended += 1
+
+    def sums(self) -> dict[str, Any]:
+        return super().sums() | {"work": self._work, "seen": self._seen, "ended": self._ended}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        super().go_on(sums)
+        self._work, self._seen, self._ended = sums["work"], sums["seen"], sums["ended"]
 
     def roundings(self, key: str, amplified: float) -> Iterator[tuple[Rounded, InputRounding]]:
         """What was found of one layer, for each way of rounding. amplified: see :func:`amplification`.

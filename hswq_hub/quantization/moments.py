@@ -14,6 +14,7 @@ replayed, see `blocks.py`.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -187,13 +188,15 @@ def second_moments(
     outputs: bool = False,
     int8: Mapping[str, int | None] | None = None,
     between: Callable[[], None] = lambda: None,
+    begun: tuple[int, Any] | None = None,
+    keep: Callable[[int, Callable[[], object]], None] = lambda *_: None,
 ) -> dict[str, Moments]:
     """The second moments of each of `layers` (of the model of `replays`, by any name), on the model's device.
 
     At most `tokens` input vectors of one call of a layer are used, and none of a call with non-finite values. computed:
     see :meth:`BlockReplays.replay`. outputs: gather those of outputs as well, which takes a backward pass for every
     replay. int8: of layers whose inputs are rounded to INT8 how many are rotated together. between: called before each
-    replay.
+    replay. begun: how many calls an earlier run replayed, and its sums. keep: told the same after each replay.
 
     Raises:
         HSWQError: nothing was recorded, or a layer saw nothing finite.
@@ -202,10 +205,15 @@ def second_moments(
         raise HSWQError("the calibration holds no recorded calls; run `hswq-hub calibrate` again")
     gather = (_Both if outputs else _Inputs)(layers, replays.device, tokens, int8 or {})
     handles = [module.register_forward_hook(gather.after) for module in gather.modules]
+    first, count = 0, len(replays)
+    if begun is not None:
+        first = begun[0]
+        gather.go_on(begun[1])
     try:
-        for number in progress(range(len(replays)), desc="second moments", unit="call"):
+        for number in progress(range(first, count), total=count, initial=first, desc="second moments", unit="call"):
             between()
             replays.replay(number, computed, backwards=outputs)
+            keep(number + 1, gather.sums)
     finally:
         for handle in handles:
             handle.remove()
@@ -257,6 +265,18 @@ class _Inputs:
         if name in self._int8:
             _, steps = quantize_rows(x[0], self._int8[name])
             self._noise[name] += (steps.flatten().double().square() * weight).sum() / 12
+
+    def sums(self) -> dict[str, Any]:
+        """Everything that a later call adds to."""
+        return {"inputs": self._sums, "noise": self._noise, "count": self._count}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        """Add to `sums` from now on, which an earlier run returned."""
+        for name, total in self._sums.items():
+            total.copy_(sums["inputs"][name])
+        for name, noise in self._noise.items():
+            noise.copy_(sums["noise"][name])
+        self._count = dict(sums["count"])
 
     def silent(self) -> list[str]:
         return [name for name, count in self._count.items() if count == 0]
@@ -324,6 +344,19 @@ class _Both(_Inputs):
             self._sums[name].baddbmm_((x * weight.unsqueeze(2)).transpose(1, 2), x)
             self._add_noise(name, x, weight[0])
             self._count[name] += x.shape[1]
+
+    def sums(self) -> dict[str, Any]:
+        heard = (self._finite, self._spoilt, self._heard)
+        places = [[place for place, module in enumerate(self.modules) if module in some] for some in heard]
+        return super().sums() | {"outputs": self._outputs, "heard": places}
+
+    def go_on(self, sums: Mapping[str, Any]) -> None:
+        super().go_on(sums)
+        for name, totals in self._outputs.items():
+            for total, saved in zip(totals, sums["outputs"][name], strict=True):
+                total.copy_(saved)
+        modules = list(self.modules)
+        self._finite, self._spoilt, self._heard = ({modules[place] for place in some} for some in sums["heard"])
 
     def silent(self) -> list[str]:
         known = self._finite - (self._spoilt - self._heard)

@@ -12,6 +12,7 @@ from hswq_runtime.formats import Format
 from ..calibration.calibrate import Calibration
 from ..common.files import atomic_file
 from ..common.hardware import pick_device
+from ..common.pieces import Pieces
 from ..common.targets import check_replaceable
 from ..quantization.fold import check_fold
 from ..quantization.keep import check_budget, settled
@@ -113,7 +114,7 @@ def _quantization(
         )
     settings = replace(made_with, device=pick_device(device).type, dtype=made_by["dtype"])
 
-    def take(product: Path) -> None:
+    def take(product: Path, _: Pieces) -> None:
         calibration.save(product / STATISTICS)
 
     given = Step("statistics", STAGE, place, calibration.sha256, take)

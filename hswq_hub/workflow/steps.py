@@ -3,7 +3,8 @@
 The product of a step is a folder whose name holds the step's identity: a digest of its settings, of the code that it
 uses and of the identities of its inputs. So its path is known before anything is computed. A product appears as a
 whole, together with its record: how long it took, its digest, and the digests of its inputs. A step is done if the
-record is there and those digests are still the right ones.
+record is there and those digests are still the right ones. Until then a long step keeps what is finished of it in a
+folder beside the product, `<step>-<identity>.pieces`, see `common/pieces.py`.
 """
 
 import json
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,10 +21,13 @@ from hswq_runtime.errors import FormatError
 
 from ..common.files import file_sha256, write_atomically
 from ..common.identity import fingerprint
+from ..common.pieces import Pieces
 from ..common.targets import check_room, nearest_existing, replace_folder
 from ..common.text import duration
 
 PRODUCT_RECORD = "made.json"
+PIECES = ".pieces"
+"""Ends the name of the folder with the pieces of a product."""
 Log = Callable[[str], None]
 """Takes one line for people about what happens to a step."""
 
@@ -97,16 +101,16 @@ class Step:
     """One step of the work on a model.
 
     name: unique among the steps of a plan. stage: one of `settings.STAGES`, for `--from` and `--redo`. place: the
-    workspace's folder. made_from: all that decides the product besides `inputs`, as JSON. make: fills an empty folder.
-    work: what that costs. target: a folder outside of the workspace that it makes as well; holds: whether that is
-    unchanged since.
+    workspace's folder. made_from: all that decides the product besides `inputs`, as JSON. make: fills an empty
+    folder, and keeps pieces if it takes long. work: what that costs. target: a folder outside of the workspace that
+    it makes as well; holds: whether that is unchanged since.
     """
 
     name: str
     stage: str
     place: Path
     made_from: object = field(repr=False)
-    make: Callable[[Path], None]
+    make: Callable[[Path, Pieces], None]
     inputs: tuple["Step", ...] = ()
     work: Callable[[], Work] = Work
     target: Path | None = None
@@ -120,6 +124,11 @@ class Step:
     def folder(self) -> Path:
         """Where the product is, or will be."""
         return self.place / f"{self.name.replace(' ', '-')}-{self.identity}"
+
+    @property
+    def pieces(self) -> Path:
+        """Where pieces of a product are that is not there yet."""
+        return self.folder.with_name(self.folder.name + PIECES)
 
     @property
     def product(self) -> Path:
@@ -163,22 +172,26 @@ def silent(_: str) -> None:
 def make(steps: Iterable[Step], log: Log, left: Callable[[Mapping[Step, float]], str] | None = None) -> None:
     """Do those of `steps`, listed after their inputs, that are not done yet.
 
-    `left`: seconds by step that was done in this run -> what is said of the time that is left.
+    `left`: seconds by step that was done in this run -> what is said of the time that is left. What an earlier run
+    spent on a step that goes on counts.
     """
     taken: dict[Step, float] = {}
     for step in steps:
         if step.state is State.DONE:
             log(f"{step.name}: found")
+            Pieces(step.pieces).clear()  # of a run that was killed just before it did
             continue
         log(f"{step.name}: begun")
         start = time.perf_counter()
+        pieces = Pieces(step.pieces, _digests(step), partial(_say, log, step.name))
 
-        def fill(folder: Path, step: Step = step, start: float = start) -> None:
-            step.make(folder)
-            _write_record(step, folder, time.perf_counter() - start)
+        def fill(folder: Path, step: Step = step, start: float = start, pieces: Pieces = pieces) -> None:
+            step.make(folder, pieces)
+            _write_record(step, folder, pieces.spent + time.perf_counter() - start)
 
         replace_folder(step.folder, fill)
-        taken[step] = time.perf_counter() - start
+        pieces.clear()
+        taken[step] = pieces.spent + time.perf_counter() - start
         log(f"{step.name}: done in {duration(taken[step])}{'' if left is None else left(taken)}")
 
 
@@ -218,7 +231,7 @@ def check_disks(steps: Iterable[Step], more: Mapping[Path, int] = MappingProxyTy
 
 
 def forget(steps: Iterable[Step]) -> None:
-    """Remove the products of `steps`."""
+    """Remove the products of `steps`. Pieces stay: they are of products that are not there yet."""
     for step in steps:
         discard(step.folder)
 
@@ -230,9 +243,23 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def names_of(step: Step) -> set[str]:
+    """The names that the product of `step` and its pieces have in the workspace."""
+    return {step.folder.name, step.pieces.name}
+
+
 def bytes_of(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _digests(step: Step) -> dict[str, str]:
+    """Of the inputs of a step, which are there."""
+    return {other.name: other.require_made().digest for other in step.inputs}
+
+
+def _say(log: Log, name: str, line: str) -> None:
+    log(f"{name}: {line}")
 
 
 def _write_record(step: Step, folder: Path, seconds: float) -> None:
@@ -243,7 +270,7 @@ def _write_record(step: Step, folder: Path, seconds: float) -> None:
         finished=time.time(),
         bytes=sum(path.stat().st_size for path in paths),
         files={str(path.relative_to(folder)): file_sha256(path) for path in paths},
-        inputs={other.name: other.require_made().digest for other in step.inputs},
+        inputs=_digests(step),
         work=step.work(),
     )
     write_atomically(folder / PRODUCT_RECORD, (json.dumps(asdict(made), indent=2) + "\n").encode())

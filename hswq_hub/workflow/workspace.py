@@ -4,14 +4,16 @@
     work/<name>-<digest>/needs.json           which products each run needed that began here, and when
     work/<name>-<digest>/weights.json         that its weights were read and are finite, and which are all zeros
     work/<name>-<digest>/<step>-<identity>/   a product, see `steps.py`
+    work/<name>-<digest>/<step>-<identity>.pieces/   what a run that was stopped had finished of it
 
 One process at a time works in it; others wait.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from hswq_runtime.errors import FormatError
 
 from ..common.files import write_atomically
 from ..common.home import home
+from ..common.identity import fingerprint
+from ..common.pieces import Pieces
 from ..common.targets import clear_away
-from .steps import PRODUCT_RECORD, Log, Made, Step, bytes_of, discard
+from .steps import PIECES, PRODUCT_RECORD, Log, Made, Step, bytes_of, discard, names_of
 
 _WORK, _NOTE, _NEEDS, _WEIGHTS, _LOCK = "work", "source.json", "needs.json", "weights.json", ".lock"
 _DAY = 86_400
@@ -31,7 +35,7 @@ _DAY = 86_400
 
 @dataclass(frozen=True)
 class Product:
-    """What a step left in a workspace.
+    """What a step left in a workspace: its product, or pieces of one.
 
     used: seconds since the epoch, when it was made or a run that needs it began. needed: whether the last run for some
     target needs it. bytes: on disk.
@@ -107,8 +111,29 @@ class Workspace:
 
     def note_need(self, target: str, steps: Iterable[Step]) -> None:
         """Write down that a run for `target` needs the products of `steps`, in place of what one needed before."""
-        needs = self._needs() | {target: {"time": time.time(), "products": [step.folder.name for step in steps]}}
+        self._note_need(target, [step.folder.name for step in steps])
+
+    def _note_need(self, target: str, products: list[str]) -> None:
+        needs = self._needs() | {target: {"time": time.time(), "products": products}}
         write_atomically(self.folder / _NEEDS, (json.dumps(needs, indent=2) + "\n").encode())
+
+    @contextmanager
+    def pieces(self, name: str, target: Path, log: Log, *, first: bool = True) -> Iterator[Pieces]:
+        """What is finished of the file `target`, which is made by the command `name` and is no product here. It is
+        there already when the block ends well, and the pieces go.
+
+        first: of the processes that share the work, the one that has the workspace and says something.
+        """
+        product = f"{name}-{fingerprint(str(target.resolve()))}"
+        folder = self.folder / f"{product}{PIECES}"
+        if not first:
+            yield Pieces(folder)
+            return
+        with self.locked(log):
+            self._note_need(str(target.resolve()), [product])
+            pieces = Pieces(folder, log=lambda line: log(f"{name}: {line}"))
+            yield pieces
+            pieces.clear()
 
     def note_weights(self, empty: Iterable[str]) -> None:
         """Write down that all weights are finite, and the keys of those that are all zeros."""
@@ -132,11 +157,17 @@ class Workspace:
             finished = made.finished if made is not None else record.stat().st_mtime
             used = max(finished, uses.get(place.name, 0.0))
             found.append(Product(self.folder.name, place.name, bytes_of(place), used, place.name in uses))
+        for place in self.folder.glob(f"*{PIECES}"):
+            product = place.name.removesuffix(PIECES)
+            files = _files_now(place)
+            used = max([uses.get(product, 0.0), *(file.st_mtime for file in files)])
+            size = sum(file.st_size for file in files)
+            found.append(Product(self.folder.name, place.name, size, used, product in uses))
         return sorted(found, key=lambda product: -product.bytes)
 
     def products_besides(self, steps: Iterable[Step]) -> list[Product]:
         """Those that are not of `steps`: made with other settings or by other code."""
-        names = {step.folder.name for step in steps}
+        names = {name for step in steps for name in names_of(step)}
         return [product for product in self.products() if product.name not in names]
 
     def remove(self, products: Iterable[Product]) -> None:
@@ -156,6 +187,16 @@ def notes() -> list[dict[str, Any]]:
     """What was written down of every source, the latest first."""
     paths = sorted((home() / _WORK).glob(f"*/{_NOTE}"), key=lambda path: -path.stat().st_mtime)
     return [_read(path) for path in paths]
+
+
+def _files_now(folder: Path) -> list[os.stat_result]:
+    """Of the files below a folder in which a run may be at work: some may be gone when it is their turn."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found.append(os.stat(os.path.join(place, name)))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Publish a small model in children: without harm, killed in every step, and two at once.
+"""Publish a small model in children: without harm, killed in every step, inside of the long ones, and two at once.
 
     python killing.py FOLDER
 
-Run by test_resume.py in a process of its own. Children are forked, so that everything is imported once.
+Run by test_resume.py in a process of its own. Children are forked, so that everything is imported once. <name>.log has
+what the runs in a workspace said, <name>.calls a character for each call of the denoiser.
 """
 
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,13 +27,15 @@ from hswq_hub.workflow.publish import publish
 from hswq_hub.workflow.stages import folder as folder_stage
 from hswq_runtime import load_model
 from support import tiny
+from support.stopping import KILLS, count_calls, end_at
 
 tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
 NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate")
 SETTINGS = PublishSettings(
-    recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=4)),
-    calibration=CalibrationSettings(samples=1, steps=2),
-    evaluation=EvaluationSettings(pairs=1, steps=1, noise_floor=False),
+    recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=2)),
+    calibration=CalibrationSettings(samples=2, steps=2, calls=3),
+    evaluation=EvaluationSettings(pairs=2, steps=1, noise_floor=False),
+    calibration_memory=0.006,  # GB, so that the model is replayed in parts
 )
 
 
@@ -43,6 +47,7 @@ def child(folder: Path, name: str, before=lambda: None, settings=SETTINGS) -> in
     try:
         os.environ["HSWQ_HOME"] = str(folder / name / "home")
         with (folder / f"{name}.log").open("a", buffering=1) as log:
+            count_calls(folder / f"{name}.calls")
             before()
             source = resolve(str(folder / "tiny.safetensors"), base=resolve("demo").base)
             publish(source, folder / name / "out", settings, log=lambda line: log.write(line + "\n"))
@@ -99,6 +104,13 @@ def kill(folder: Path) -> None:
     assert end(child(folder, "killed")) == 0
 
 
+def kill_inside(folder: Path) -> None:
+    for kill in KILLS:
+        code = 1 if kill[-1] == "full" else -signal.SIGKILL
+        assert end(child(folder, "inside", partial(end_at, *kill))) == code, kill
+    assert end(child(folder, "inside")) == 0
+
+
 def together(folder: Path) -> None:
     settings = replace(SETTINGS, recipe=recipe("hswq"))
     both = [child(folder, "together", settings=settings) for _ in range(2)]
@@ -120,4 +132,5 @@ if __name__ == "__main__":
     tiny.checkpoint(place)
     import_everything(place)
     kill(place)
+    kill_inside(place)
     together(place)

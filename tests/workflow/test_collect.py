@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.cli.main import main
+from hswq_hub.common import pieces
 from hswq_hub.common.home import home
+from hswq_hub.common.pieces import Pieces
 from hswq_hub.settings import CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.http import cache
@@ -32,7 +36,7 @@ def workspace() -> Workspace:
 def run(workspace: Workspace, target: str, *settings: str) -> list[Step]:
     """A run for `target` of a step for each of `settings`."""
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path, _: Pieces) -> None:
         (folder / "product.txt").write_text("made")
 
     steps = [Step(setting, "quantize", workspace.folder, setting, fill) for setting in settings]
@@ -137,6 +141,47 @@ def test_what_a_killed_run_left_goes(workspace):
     (left / "new/weights").write_bytes(b"half")
     (left / ".hswq-lock").touch()
     assert prune(older_than=30).products == [] and not left.exists()
+
+
+def stopped(workspace: Workspace, target: str, setting: str) -> Step:
+    """A run for `target` that was stopped inside its step, of which it had kept something."""
+
+    def stop(_: Path, pieces: Pieces) -> None:
+        pieces.begin()
+        pieces.add(torch.zeros(100))
+        pieces.keep("half of it", lambda: None)
+        raise KeyboardInterrupt
+
+    step = Step(setting, "quantize", workspace.folder, setting, stop)
+    with workspace.locked(silent):
+        workspace.note_need(target, [step])
+        with pytest.raises(KeyboardInterrupt):
+            make([step], silent)
+    return step
+
+
+def test_pieces_of_a_product_are_kept_as_long_as_one_is_needed(workspace, monkeypatch):
+    monkeypatch.setattr(pieces, "INTERVAL", 0)
+    step = stopped(workspace, "out", "one")
+    (product,) = kept().products
+    assert (product.name, product.needed) == (step.pieces.name, True) and product.bytes > 400 and product.days < 1
+    assert prune(older_than=30).products == [] and step.pieces.is_dir()
+    assert workspace.products_besides([step]) == []
+    stopped(workspace, "out", "two")
+    assert [product.name for product in prune(older_than=30).products] == [step.pieces.name]
+    assert not step.pieces.exists() and len(kept().products) == 1
+    assert prune(older_than=0).products != [] and os.listdir(workspace.folder) == [".lock"]
+
+
+def test_pieces_go_when_the_product_is_there(workspace, monkeypatch):
+    monkeypatch.setattr(pieces, "INTERVAL", 0)
+    left = stopped(workspace, "out", "one").pieces
+    shutil.copytree(left, workspace.folder / "copy")
+    run(workspace, "out", "one")
+    assert not left.exists()
+    shutil.copytree(workspace.folder / "copy", left)  # a run was killed before they went
+    run(workspace, "out", "one")
+    assert not left.exists()
 
 
 def test_a_run_that_begins_meanwhile_waits(workspace, monkeypatch):

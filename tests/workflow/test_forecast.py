@@ -39,7 +39,7 @@ def rates(monkeypatch):
 
 
 def step(name: str, work: Work) -> Step:
-    return Step(name, "quantize", Path("nowhere"), name, lambda _: None, work=lambda: work)
+    return Step(name, "quantize", Path("nowhere"), name, lambda *_: None, work=lambda: work)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,4 +1,5 @@
-"""A publish that is killed, in every step of it, goes on to the same bytes; and two at once do not meet."""
+"""A publish that is killed, in every step of it and inside of the long ones, goes on to the same bytes; and two at once
+do not meet."""
 
 import os
 import subprocess
@@ -25,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return place
@@ -47,9 +48,27 @@ def test_what_was_done_is_not_done_again(folder):
         assert sum(line.startswith(f"{name}: done") for line in first) == 1, name
 
 
-def test_nothing_is_left_of_the_dead(folder):
-    assert [path.name for path in (folder / "killed").iterdir() if path.name.startswith(".")] == []
-    assert [str(path) for path in (folder / "killed/home").rglob(".*") if path.name != ".lock"] == []
+def test_a_run_that_was_killed_inside_its_long_steps_ends_in_the_same_bytes(folder):
+    whole, inside = contents(folder / "whole/out"), contents(folder / "inside/out")
+    assert whole.keys() == inside.keys()
+    assert [name for name in whole if whole[name] != inside[name]] == []
+
+
+def test_what_was_finished_of_a_step_is_not_computed_again(folder):
+    """What is lost is what two runs were about to save."""
+    said = [line for line in (folder / "inside.log").read_text().splitlines() if "going on after" in line]
+    assert said[0] == "calibrate: going on after 1 of 2 pictures"
+    assert said[-1] == "evaluate: going on after 1 of 2 pictures of naive FP8"
+    assert {line.partition(":")[0] for line in said} == {"calibrate", "round", "measure", "evaluate"}
+    whole, inside = ((folder / f"{name}.calls").stat().st_size for name in ("whole", "inside"))
+    assert whole <= inside <= whole + 2, "a recorded call each"
+
+
+@pytest.mark.parametrize("name", ["killed", "inside"])
+def test_nothing_is_left_of_the_dead(folder, name):
+    assert [path.name for path in (folder / name).iterdir() if path.name.startswith(".")] == []
+    assert [str(path) for path in (folder / name / "home").rglob(".*") if path.name != ".lock"] == []
+    assert list((folder / name / "home").rglob("*.pieces")) == []
 
 
 def test_two_at_once_do_the_work_once(folder):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hswq_hub.common import pieces
+from hswq_hub.common.pieces import Pieces
 from hswq_hub.common.targets import clear_away, replace_folder
 from hswq_hub.workflow.steps import PRODUCT_RECORD, State, Step, forget, make, remaining_steps, silent
 from hswq_hub.workflow.workspace import Workspace
@@ -20,7 +22,7 @@ class Kitchen:
 
     def steps(self, heat: int = 200) -> list[Step]:
         def write(name, text):
-            def fill(folder: Path):
+            def fill(folder: Path, _):
                 self.done.append(name)
                 (folder / f"{name}.txt").write_text(text())
 
@@ -84,18 +86,46 @@ def test_a_product_without_its_record_is_none(kitchen):
     assert kitchen.make() == ["crust"]
 
 
+def test_what_is_finished_of_a_step_is_of_the_inputs_as_they_were(kitchen, monkeypatch):
+    """An input that is made again with other bytes, as sums on a GPU may be, is another one."""
+    monkeypatch.setattr(pieces, "INTERVAL", 0)
+    kitchen.make()
+
+    def knead(folder: Path, pieces: Pieces) -> None:
+        if (found := pieces.begin()) is None:
+            flour = (kitchen.steps()[0].folder / "dough.txt").read_text()
+            pieces.keep("half of it", lambda: flour)
+            raise KeyboardInterrupt
+        (folder / "bread.txt").write_text(found)
+
+    def bake(log=silent) -> Step:
+        step = Step("bread", "bake", kitchen.place, None, knead, tuple(kitchen.steps()[:1]))
+        make([step], log)
+        return step
+
+    with pytest.raises(KeyboardInterrupt):
+        bake()
+    kitchen.flour = "wheat"
+    kitchen.make(again=["mix"])
+    with pytest.raises(KeyboardInterrupt):
+        bake()
+    said = []
+    assert (bake(said.append).folder / "bread.txt").read_text() == "wheat"
+    assert said[:2] == ["bread: begun", "bread: going on after half of it"]
+
+
 def test_a_step_that_fails_leaves_nothing(kitchen):
     steps = kitchen.steps()
     make(steps[:1], silent)
     with pytest.raises(ZeroDivisionError):
-        make([steps[0], replace(steps[1], make=lambda folder: (folder / "half").write_text("") / 0)], silent)
+        make([steps[0], replace(steps[1], make=lambda folder, _: (folder / "half").write_text("") / 0)], silent)
     assert os.listdir(kitchen.place) == [steps[0].folder.name]
 
 
 def test_a_target_outside_that_was_changed_is_made_again(kitchen, tmp_path):
     plate = tmp_path / "plate"
 
-    def serve(folder):
+    def serve(_, __):
         kitchen.done.append("served")
         plate.write_text("bread")
 

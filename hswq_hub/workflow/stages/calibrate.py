@@ -7,6 +7,7 @@ import torch
 
 from ...calibration.calibrate import calibrate, steps_made
 from ...common.identity import environment_fingerprint
+from ...common.pieces import Pieces
 from ...generation.placement import usable_memory
 from ...settings import CalibrationSettings
 from ...sources.components import base_identity
@@ -35,8 +36,8 @@ def calibration_step(
         base_identity(source),
     ]
 
-    def make(product: Path) -> None:
-        calibrate(source, settings, device_memory).save(product / STATISTICS)
+    def make(product: Path, pieces: Pieces) -> None:
+        calibrate(source, settings, device_memory, pieces).save(product / STATISTICS)
 
     def work() -> Work:
         steps = sum(steps_made(settings, source.architecture.steps))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ...common.identity import environment_fingerprint
+from ...common.pieces import Pieces
 from ...evaluation import perceptual
 from ...evaluation.evaluate import evaluate
 from ...evaluation.examples import save_evaluation
@@ -43,9 +44,9 @@ def evaluation_step(
         [*files],
     ]
 
-    def make(product: Path) -> None:
+    def make(product: Path, pieces: Pieces) -> None:
         paths = {label: next(step.folder.glob("*.safetensors")) for label, step in files.items()}
-        save_evaluation(evaluate(source, paths, settings, device_memory), product)
+        save_evaluation(evaluate(source, paths, settings, device_memory, pieces), product)
 
     def work() -> Work:
         each = (

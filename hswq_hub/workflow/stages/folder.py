@@ -19,6 +19,7 @@ from ...cards.facts import licence_facts, licence_text, source_facts
 from ...common.files import write_atomically
 from ...common.identity import code_digest
 from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, METRICS, RECORD
+from ...common.pieces import Pieces
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
 from ...evaluation.report import floor_label
@@ -55,7 +56,7 @@ def folder_step(
     """
     facts = _facts_of(source, folder.resolve().name, recipe)
 
-    def make(product: Path) -> None:
+    def make(product: Path, _: Pieces) -> None:
         made_by = json.loads((calibration.folder / STATISTICS).with_suffix(".json").read_text())["made_by"]
         record = facts | {"command": command, "calibration": made_by}
         replace_folder(folder, lambda new: fill_folder(new, source, record, writing, measured.folder))

@@ -22,6 +22,7 @@ from ...calibration.calibrate import Calibration
 from ...common.files import write_atomically
 from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
+from ...common.pieces import Pieces
 from ...quantization.compensate import (
     ReplayMemory,
     knows_outputs,
@@ -36,7 +37,7 @@ from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import LINEAR, Plan, input_scales, plan_everything, unread_plan
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
-from ...settings import COMPENSATED, RECIPES, CalibrationSettings, PublishSettings, Recipe
+from ...settings import COMPENSATED, GB, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
 from ..forecast import cost_of, usual_size
 from ..memory import block_values, replays_of
@@ -127,7 +128,7 @@ class Quantization:
             "reader": recipe.reader,
         }
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             plans = plan_everything(checkpoint, self._statistics(), self.formats, recipe, self.calibration.device)
             _write_json(folder / _PLANS, {format.value: _decided(plan) for format, plan in plans.items()})
 
@@ -140,7 +141,7 @@ class Quantization:
         """All weights of each format with compensated rounding, in one file."""
         settings, rounding, checkpoint = self.recipe.compensation, self.recipe.rounding, self.source.checkpoint
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, pieces: Pieces) -> None:
             write_compensated(
                 checkpoint,
                 self._statistics(),
@@ -153,6 +154,7 @@ class Quantization:
                 device=self.calibration.device,
                 room=self._replays.room,
                 workspace=self._replays.workspace,
+                pieces=pieces,
             )
 
         def work() -> Work:
@@ -165,6 +167,8 @@ class Quantization:
             tokens = cost_of(self.source, self.calibration.size or usual_size(self.source)).tokens * passes
             feedback = self._feedback_flops(plan)
             doubles = not self.on_gpu or not knows_outputs(rounding)
+            # Of what is finished codes are kept, and second moments: those before, and sums that replace others.
+            held = int(min(memory.moments * GB, sum(2 * self._moment_flops(d.key) for d in plan.quantized)))
             return Work(
                 calls=ceil(recorded * passes * each),
                 device=self.calibration.device,
@@ -177,7 +181,7 @@ class Quantization:
                 moved=self.source.path.stat().st_size + kept + self._scratch(recorded * passes, each),
                 kept=kept,
                 streamed=self._streamed(recorded),
-                scratch=self._scratch(recorded * passes, each),
+                scratch=self._scratch(recorded * passes, each) + kept + 3 * held,
             )
 
         return self._step("round", [self._environment, asdict(settings)], make, work, [self.statistics, search])
@@ -232,7 +236,7 @@ class Quantization:
         """What each weight of each format does to the denoiser's output when it alone is quantized."""
         settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, pieces: Pieces) -> None:
             device, statistics, plans = self.calibration.device, self._statistics(), self._plans(before[0])
             errors = measure_errors(
                 checkpoint,
@@ -245,6 +249,7 @@ class Quantization:
                 memory=self._replays.moments,
                 device=device,
                 room=self._replays.room,
+                pieces=pieces,
             )
             _write_json(folder / _ERRORS, asdict(errors))
 
@@ -280,7 +285,7 @@ class Quantization:
         source = [self.source.name, self.source.hub_base]
         made_from = [code_digest(*ROOMS), __version__, asdict(self.recipe), format.value, *source]
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, _: Pieces) -> None:
             plan = self._plans(inputs[0])[format]
             if self.recipe.keep_by == "error":
                 found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
@@ -314,7 +319,7 @@ class Quantization:
         self,
         name: str,
         made_from: object,
-        make: Callable[[Path], None],
+        make: Callable[[Path, Pieces], None],
         work: Callable[[], Work],
         inputs: list[Step],
     ) -> Step:
@@ -334,7 +339,7 @@ def naive_step(
 ) -> Step:
     """The baseline file: a plain cast of all that can be FP8, without statistics. `name`, `sha256`: of the source."""
 
-    def make(folder: Path) -> None:
+    def make(folder: Path, _: Pieces) -> None:
         plan = write_naive(checkpoint, folder / naive_name(name), source_sha256=sha256, base=base, device=device)
         _write_plan(plan, folder)
 
