@@ -15,8 +15,8 @@ from hswq_runtime.formats import Format, Number, layer_of
 from hswq_runtime.layers.fp8 import MULTIPLE
 
 from ..settings import ALLOWED, INT8_SPEED, Recipe
-from .measure import InputRounding
 from .plan import KEPT, LINEAR, Decision, Plan, unread_plan
+from .samples.inputs import InputRounding
 from .writer import planned_bytes
 
 _BYTES_16_BIT = 2

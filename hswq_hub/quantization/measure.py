@@ -14,7 +14,7 @@ the gradient at y, the sum over all rows of ⟨Wᵀg, d⟩ is a sample of the ch
 the scale is one at which nothing saturates.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,12 +23,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format, Number, layer_of
-from hswq_runtime.layers import fp8, int8
 from hswq_runtime.layers.numbers import dequantize
 from hswq_runtime.loading import load_model
 
@@ -38,48 +36,17 @@ from ..common.pieces import Pieces
 from ..common.progress import progress
 from ..common.threads import Threads
 from ..generation.generate import product_flops
-from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings, RoundingSettings
+from ..settings import CALIBRATION_MEMORY, GB, ErrorSettings
 from .blocks import BlockReplays, replay_passes
 from .fold import moved
-from .moments import thinned
 from .pieces.replaying import ReplayPieces
-from .plan import LINEAR, Decision, Plan
+from .plan import Decision, Plan
+from .samples.inputs import INPUT_ROWS, InputRounding, InputSamples, roundings_of
+from .samples.samples import sums_of
+from .samples.weights import WeightSamples
 
 Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
 """Decision -> codes and scale, see `writer.codes_of`."""
-INPUT_ROWS = RoundingSettings().tokens
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """How the input of a linear layer is rounded: to FP8 at a scale, or to INT8 with so many inputs rotated
-    together."""
-
-    number: Number
-    scale: float | None = None
-    group: int | None = None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """What becomes of `x` [..., n], float32."""
-        if self.scale is not None:
-            return fp8.saturating_cast(x / self.scale).float() * self.scale
-        codes, steps = int8.quantize_rows(x.float(), self.group)
-        return int8.dequantize(codes.reshape(-1, x.shape[-1]), steps, torch.float32, self.group).reshape(x.shape)
-
-
-@dataclass(frozen=True)
-class InputRounding:
-    """What it does that a linear layer's input is rounded.
-
-    scale: of the input, in FP8; None in INT8. error: mean squared change of the denoiser's output if this layer's input
-    alone is rounded; with guidance, of what a step makes of its two calls, see `amplification`. work: multiplications
-    that a call of the denoiser spends in the layer. rows: vectors that it multiplies then.
-    """
-
-    scale: float | None
-    error: float
-    work: float
-    rows: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +103,7 @@ def measure_errors(
     keys = list(next(iter(todo.values())))
     layers, sizes = _layers(checkpoint, model, keys, len(plans), model.dtype.itemsize)
     found: dict[Format, dict[str, float]] = {format: {} for format in plans}
-    how = _roundings(plans, scales)
+    how = roundings_of(plans, scales)
     rounded: dict[Number, dict[str, InputRounding]] = {number: {} for number in how}
     amplified = amplification(checkpoint, calibration)
     kept = ReplayPieces(pieces or Pieces(), len(keys), [format.value for format in plans], asdict(settings))
@@ -155,7 +122,7 @@ def measure_errors(
             kept.prepared()
 
         for part in replays.parts(layers, sizes, memory * GB, between):
-            weights, inputs = _Weights(checkpoint, model), _Inputs(checkpoint, model)
+            weights, inputs = WeightSamples(checkpoint, model), InputSamples(checkpoint, model)
             of_part = [key for key in part.layers if key not in kept.done]
             if not of_part:
                 continue
@@ -175,7 +142,7 @@ def measure_errors(
                     values = replays.replay(number, part.computed, backwards=True)
                     weights.end_call(values)
                     inputs.end_call(values)
-                    kept.replayed(part, of_part, number + 1, partial(_sums_of, weights, inputs))
+                    kept.replayed(part, of_part, number + 1, partial(sums_of, weights, inputs))
             for key in of_part:
                 for format, error in zip(plans, weights.errors(key), strict=True):
                     found[format][key] = error
@@ -190,20 +157,6 @@ def _take(rounded: dict[Number, dict[str, InputRounding]], key: str, rows: Mappi
     """What was found of one layer's inputs, as it is kept on the disk."""
     for number, row in rows.items():
         rounded[Number(number)][key] = InputRounding(**row)
-
-
-def _roundings(plans: Mapping[Format, Plan], scales: Mapping[str, float]) -> dict[Number, dict[str, Rounded]]:
-    """How inputs may be rounded by readers of one of the files, by number format and by key of the weight."""
-    linear = [d for plan in plans.values() for d in plan.quantized if d.kind == LINEAR]
-    found: dict[Number, dict[str, Rounded]] = {
-        number: {} for number in Number if any(d.number is number for d in linear)
-    }
-    for d in linear:
-        if d.number is Number.INT8:
-            found[d.number][d.key] = Rounded(d.number, group=d.group)
-        elif d.key in scales:
-            found[d.number][d.key] = Rounded(d.number, scale=scales[d.key])
-    return found
 
 
 def amplification(checkpoint: Checkpoint, calibration: Calibration) -> float:
@@ -241,181 +194,6 @@ def _layers(
 
 def _waiting(module: nn.Module) -> int:
     return INPUT_ROWS * module.in_features if isinstance(module, nn.Linear) else 0
-
-
-class _Samples:
-    """Sums over one recorded call, squared when it ends, and their mean over the calls."""
-
-    def __init__(self) -> None:
-        self._now: dict[str, torch.Tensor] = {}
-        self._squares: dict[str, torch.Tensor] = {}
-        self._calls: dict[str, torch.Tensor] = {}
-
-    def start(self, key: str, zeros: torch.Tensor) -> None:
-        """`zeros`: [k], of k sums that belong to the stored weight `key`."""
-        self._now[key], self._squares[key], self._calls[key] = zeros, zeros.double(), zeros.clone()
-
-    def add(self, key: str, part: torch.Tensor) -> None:
-        """`part`: [k], of the call that is replayed."""
-        self._now[key] = self._now[key] + part
-
-    def end_call(self, values: int) -> None:
-        """What came since the last one is of one call, which gave `values`; what is not finite does not count."""
-        for key, now in self._now.items():
-            finite = now.isfinite()
-            self._squares[key] += torch.where(finite, now, 0.0).double().square() / values
-            self._calls[key] += finite
-            self._now[key] = torch.zeros_like(now)
-
-    def sums(self) -> dict[str, Any]:
-        """Everything that a later call adds to."""
-        return {"squares": self._squares, "calls": self._calls}
-
-    def go_on(self, sums: Mapping[str, Any]) -> None:
-        """Add to `sums` from now on, which an earlier run returned."""
-        for key, total in self._squares.items():
-            total.copy_(sums["squares"][key])
-            self._calls[key].copy_(sums["calls"][key])
-
-    def errors(self, key: str) -> list[float]:
-        """The squared change of a value of the output, in the mean of values and calls, for each sum.
-
-        Raises:
-            HSWQError: none was finite.
-        """
-        if not self._calls[key].all():
-            raise HSWQError(f"no finite gradient was seen of {key}; try --dtype float32")
-        means: list[float] = (self._squares[key] / self._calls[key]).tolist()
-        return means
-
-
-def _sums_of(*samples: _Samples) -> list[dict[str, Any]]:
-    return [each.sums() for each in samples]
-
-
-class _Weights(_Samples):
-    """Products of gradients and differences, of the weights of one part."""
-
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module):
-        super().__init__()
-        self._checkpoint, self._model = checkpoint, model
-        self._behind: dict[nn.Parameter, list[tuple[str, slice, torch.Tensor]]] = {}
-        self._handles: list[RemovableHandle] = []
-
-    def listen(self, key: str, differences: torch.Tensor) -> None:
-        """differences: [k, ...], k different ones of the stored weight `key`."""
-        for name, rows, stored in _rows_of(self._checkpoint, key):
-            parameter = self._model.get_parameter(name)
-            if parameter not in self._behind:
-                parameter.requires_grad_(True)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._hear))
-            self._behind.setdefault(parameter, []).append((key, rows, differences[:, stored]))
-        self.start(key, torch.zeros(len(differences), device=differences.device))
-
-    def _hear(self, parameter: torch.Tensor) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None, "the hook runs after the gradient was accumulated"
-        assert isinstance(parameter, nn.Parameter)
-        for key, rows, differences in self._behind[parameter]:
-            products = gradient[rows].float() * differences
-            self.add(key, products.flatten(1).sum(dim=1))
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for parameter in self._behind:
-            parameter.requires_grad_(False)
-
-
-class _Inputs(_Samples):
-    """Products of what rounding their inputs loses with the gradients there, of the linear layers of one part.
-
-    At most `INPUT_ROWS` rows of a call count, as for second moments. Losses of rows are independent, so that the square
-    of their sum grows with their number.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module):
-        super().__init__()
-        self._checkpoint, self._model = checkpoint, model
-        self._behind: dict[nn.Module, list[tuple[str, slice]]] = {}
-        self._how: dict[str, Sequence[Rounded]] = {}
-        self._work: dict[str, float] = {}
-        self._seen: dict[str, int] = {}
-        self._ended = 0
-        self._handles: list[RemovableHandle] = []
-
-    def listen(self, key: str, how: Sequence[Rounded], device: torch.device | str) -> None:
-        """how: in which ways the input of the layer with the stored weight `key` is rounded."""
-        if not how:
-            return
-        for name, rows, _ in _rows_of(self._checkpoint, key):
-            module = self._model.get_submodule(layer_of(name))
-            if module not in self._behind:
-                self._handles.append(module.register_forward_hook(self._after))
-            self._behind.setdefault(module, []).append((key, rows))
-        self._how[key], self._work[key], self._seen[key] = how, 0.0, 0
-        self.start(key, torch.zeros(len(how), device=device))
-
-    def _after(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        if not (torch.is_grad_enabled() and output.requires_grad):
-            return None
-        x, rows = inputs[0].detach(), inputs[0].numel() // inputs[0].shape[-1]
-        kept = thinned(x.reshape(1, rows, -1), INPUT_ROWS)[0]
-        if kept.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-            kept = kept.clone()  # what comes next may be written over it
-        output.register_hook(lambda gradients: self._hear(module, kept, rows, gradients))
-        return None
-
-    def _hear(self, module: nn.Module, x: torch.Tensor, rows: int, gradients: torch.Tensor) -> None:
-        g = thinned(gradients.reshape(1, rows, -1), INPUT_ROWS)[0]
-        weight = module.get_parameter("weight").detach()
-        lost: dict[Rounded, torch.Tensor] = {}
-        for key, piece in self._behind[module]:
-            for how in self._how[key]:
-                if how not in lost:
-                    lost[how] = (how(x) - x.float()) * (rows / len(x)) ** 0.5
-            changed = (g[:, piece] @ weight[piece]).float()
-            self.add(key, torch.stack([(lost[how] * changed).sum() for how in self._how[key]]))
-            self._work[key] += rows * float(weight[piece].numel())
-            self._seen[key] += rows
-
-    def end_call(self, values: int) -> None:
-        super().end_call(values)
-        self._ended += 1
-
-    def sums(self) -> dict[str, Any]:
-        return super().sums() | {"work": self._work, "seen": self._seen, "ended": self._ended}
-
-    def go_on(self, sums: Mapping[str, Any]) -> None:
-        super().go_on(sums)
-        self._work, self._seen, self._ended = sums["work"], sums["seen"], sums["ended"]
-
-    def roundings(self, key: str, amplified: float) -> Iterator[tuple[Rounded, InputRounding]]:
-        """What was found of one layer, for each way of rounding. amplified: see :func:`amplification`.
-
-        Raises:
-            HSWQError: nothing finite.
-        """
-        if key not in self._how:
-            return
-        rows = self._seen[key] / len(self._checkpoint.modules[key]) / self._ended
-        for how, error in zip(self._how[key], self.errors(key), strict=True):
-            yield how, InputRounding(how.scale, amplified * error, self._work[key] / self._ended, rows)
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _rows_of(checkpoint: Checkpoint, key: str) -> Iterator[tuple[str, slice, slice]]:
-    """The parameters that the stored weight `key` becomes: name, rows there, rows of the stored one."""
-    for name in checkpoint.modules[key]:
-        row = 0
-        for piece in checkpoint.parameters[name]:
-            rows = slice(row, row + piece.stop - piece.start)
-            if piece.key == key:
-                yield name, rows, slice(piece.start, piece.stop)
-            row = rows.stop
 
 
 def _difference(weight: torch.Tensor, decision: Decision, codes: Codes, format: Format) -> torch.Tensor:

@@ -17,9 +17,10 @@ from hswq_hub.quantization.compensate import Wanted, compensated_layers, int8_fo
 from hswq_hub.quantization.gptq import compensated, conditional_variances, damped
 from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.kfac import Problem, compensated_both_ways
-from hswq_hub.quantization.measure import Rounded, measure_errors
+from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.moments import Layer, Moments, Rows, second_moments
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
+from hswq_hub.quantization.samples.inputs import Rounded
 from hswq_hub.quantization.search import cheapest_scales
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import ErrorSettings, RoundingSettings, recipe

@@ -11,8 +11,8 @@ from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.keep import check_budget, keep, settled, size_range
-from hswq_hub.quantization.measure import InputRounding
 from hswq_hub.quantization.plan import input_scales, plan_everything
+from hswq_hub.quantization.samples.inputs import InputRounding
 from hswq_hub.quantization.writer import planned_bytes, write_quantized
 from hswq_hub.settings import RoundingSettings, recipe
 from hswq_hub.sources.find import resolve

@@ -12,6 +12,7 @@ from hswq_hub.generation.recording import RecordedCall, record_calls
 from hswq_hub.quantization import measure
 from hswq_hub.quantization.measure import measure_errors, passes_of_measuring
 from hswq_hub.quantization.plan import Plan, plan_naive
+from hswq_hub.quantization.samples import inputs
 from hswq_hub.quantization.writer import codes_of
 from hswq_hub.settings import ErrorSettings
 from hswq_runtime import Checkpoint, Format
@@ -144,7 +145,7 @@ def test_only_some_rows_of_a_call_count(checkpoint, calibration, plans, tmp_path
     scales = {d.key: 0.125 for d in plans[Format.V1].quantized}
     whole = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs[Number.FP8]
     rows = int(max(one.rows for one in whole.values()))
-    monkeypatch.setattr(measure, "INPUT_ROWS", rows // 2)
+    monkeypatch.setattr(inputs, "INPUT_ROWS", rows // 2)
     half = measured(checkpoint, calibration, plans, tmp_path, scales=scales).inputs[Number.FP8]
     assert {key: one.work for key, one in half.items()} == {key: one.work for key, one in whole.items()}
     assert half != whole

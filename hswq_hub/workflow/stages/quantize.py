@@ -32,10 +32,11 @@ from ...quantization.compensate import (
 )
 from ...quantization.keep import keep, size_range
 from ...quantization.kfac import BLOCK
-from ...quantization.measure import INPUT_ROWS, InputRounding, measure_errors, passes_of_measuring
+from ...quantization.measure import measure_errors, passes_of_measuring
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import LINEAR, Plan, input_scales, plan_everything, unread_plan
+from ...quantization.samples.inputs import INPUT_ROWS, InputRounding
 from ...quantization.writer import codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, GB, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
