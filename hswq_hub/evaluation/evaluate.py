@@ -127,13 +127,19 @@ def _pictures(pipeline: Any, pairs: list[tuple[str, int]], generation: Generatio
 def _compared(
     pairs: list[tuple[str, int]], originals: list[Sample], samples: list[Sample], names: Sequence[str]
 ) -> list[PairResult]:
-    """Several pairs at a time: most of what metrics compute lets other threads run."""
+    """Several pairs at a time, but for metrics that take all cores for one pair."""
+    together = [name for name in names if perceptual.METRICS[name].shares_cores]
 
     def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
-        return compare_samples(*pair, original, sample, names)
+        return compare_samples(*pair, original, sample, together)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compare, pairs, originals, samples))
+        found = list(pool.map(compare, pairs, originals, samples))
+    alone = [name for name in names if name not in together]
+    for i, (original, sample) in enumerate(zip(originals, samples, strict=True)):
+        seen = perceptual.measure(alone, original.image, sample.image) | found[i].perceptual
+        found[i] = replace(found[i], perceptual={name: seen[name] for name in names})
+    return found
 
 
 def _rounded(checkpoint: Checkpoint, denoiser: torch.nn.Module) -> int:
