@@ -174,14 +174,21 @@ class _Pictures:
             self._pieces.keep(done, partial(dict, generation=asdict(self.settings), finished=self.finished))
 
     def compared(self, label: str, names: Sequence[str], how: str = "") -> list[PairResult]:
-        """The pictures against those of the original, several at a time: most of what metrics compute lets other
-        threads run. names: of perceptual metrics."""
+        """The pictures against those of the original, several at a time, but for metrics that take all cores for one
+        pair. names: of perceptual metrics."""
+        originals, samples = self.samples[ORIGINAL, ""], self.samples[label, how]
+        together = [name for name in names if perceptual.METRICS[name].shares_cores]
 
         def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
-            return compare_samples(*pair, original, sample, names)
+            return compare_samples(*pair, original, sample, together)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(compare, self._pairs, self.samples[ORIGINAL, ""], self.samples[label, how]))
+            found = list(pool.map(compare, self._pairs, originals, samples))
+        alone = [name for name in names if name not in together]
+        for i, (original, sample) in enumerate(zip(originals, samples, strict=True)):
+            seen = perceptual.measure(alone, original.image, sample.image) | found[i].perceptual
+            found[i] = replace(found[i], perceptual={name: seen[name] for name in names})
+        return found
 
 
 def label_files(files: Sequence[Path]) -> dict[str, Path]:

@@ -26,6 +26,7 @@ class Metric:
 
     measure: (reference, picture), both uint8 [H, W, 3] -> a figure. best: of equal pictures. meaning: in a phrase.
     digits: after the point. least_side: pixels a side of the smallest picture that it is made for.
+    shares_cores: it computes on one core and lets other threads run; otherwise it takes all of them by itself.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Metric:
     meaning: str
     digits: int
     least_side: int = 1
+    shares_cores: bool = True
 
     @property
     def version(self) -> str | None:
@@ -74,6 +76,7 @@ METRICS = {
         0.0,
         "mean LDR-FLIP error at 67 pixels a degree, 0 for equal pictures, 1 at most (Andersson et al., 2020)",
         digits=4,
+        shares_cores=False,
     ),
     "ssimulacra2": Metric(
         "SSIMULACRA 2",
