@@ -30,7 +30,7 @@ from .layers.alignment import align_
 from .layers.matmul import set_quantized_matmul
 from .layers.modules import INPUT_SCALE_BUFFER, SCALE_BUFFER, HSWQLayer, HSWQLinear, dequantize_, quantized_twin
 from .layers.numbers import NUMBERS, dequantize, is_quantized
-from .text import several, written
+from .text import several, shown, written
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -170,6 +170,7 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         if not self._stored:
             dtypes = {key: _SAFETENSORS_NAMES.get(tensor.dtype, "") for key, tensor in state_dict.items()}
             self._read_scales(dtypes, {key: tuple(t.shape) for key, t in state_dict.items()}, state_dict.__getitem__)
+            self._check_described()
         for key in self._companions & state_dict.keys():
             del state_dict[key]
         for key in self._weights.keys() & state_dict.keys():
@@ -200,6 +201,15 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
             for key, weight in self._weights.items()
         }
         self._stored = {key: shape for key, shape in shapes.items() if key not in self._companions}
+
+    def _check_described(self) -> None:
+        """Check that every INT8 weight of a single file is described beside it, since its header is not known."""
+        for key, weight in self._weights.items():
+            if weight.number is formats.Number.INT8 and weight.mark_key is None:
+                raise FormatError(
+                    f"{shown(key)} is INT8, and only the file's header, which diffusers does not pass on, may say whether "
+                    "its inputs are rotated: load it with HSWQPipeline or hswq_runtime.load_model"
+                )
 
     def _process_model_before_weight_loading(
         self,

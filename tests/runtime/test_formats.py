@@ -191,7 +191,7 @@ def test_v2_weight_without_scale_is_refused():
 
 
 def test_scale_beside_a_plain_weight_is_refused():
-    with pytest.raises(FormatError, match=r"a\.scale belongs to a\.weight, which is not FP8"):
+    with pytest.raises(FormatError, match=r"a\.scale belongs to a\.weight, which is not quantized"):
         formats.find_weights({"a.weight": "BF16", "a.scale": "F32"}, None)
 
 

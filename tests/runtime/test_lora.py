@@ -93,7 +93,10 @@ def test_fusing_rounds_the_sum_anew_and_unfusing_restores_every_byte(tmp_path, s
     fused = layer.base_layer.dequantized_weight(torch.float32)
     unit = 1 if layer.base_layer.scale is None else layer.base_layer.scale.max()
     half_step = torch.maximum(wanted.abs() / 16, torch.full((), 2**-10) * unit)
-    assert ((fused - wanted).abs() <= half_step * (1 + 1e-5)).all()
+    lost = fused - wanted
+    if style == "int8":
+        lost, half_step = tiny.rotated(lost)[0], layer.base_layer.scale.reshape(-1, 1) / 2
+    assert (lost.abs() <= half_step * (1 + 1e-4)).all()
     assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
     if style == "v2":
         assert torch.allclose(layer.base_layer.scale, wanted.abs().max() / 448)

@@ -227,7 +227,7 @@ def test_a_pipeline_of_such_a_file_is_refused_too(tmp_path):
             f"{layer}.comfy_quant": torch.tensor([*said]).byte(),
         }
     save_file(stored, path, metadata={"hswq_format": "v2"})
-    with pytest.raises(FullPrecisionError, match="every FP8 layer"):
+    with pytest.raises(FullPrecisionError, match="every quantized layer"):
         HSWQPipeline.from_pretrained(folder, variant="v2", quantized_matmul=True)
 
 
@@ -280,7 +280,7 @@ def test_an_input_scale_without_an_fp8_weight_is_refused(tmp_path):
     def change(tensors):
         tensors[f"{tiny.PREFIX}t_embedder.mlp.0.input_scale"] = torch.tensor(0.5)
 
-    with pytest.raises(FormatError, match=r"t_embedder.*input_scale belongs to .*, which is not FP8"):
+    with pytest.raises(FormatError, match=r"t_embedder.*input_scale belongs to .*, which is not quantized"):
         load_model(tiny.quantized(tmp_path, "comfyui", change=change))
 
 

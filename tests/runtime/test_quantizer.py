@@ -35,7 +35,17 @@ def config(tmp_path):
     return tmp_path / "config"
 
 
-@pytest.mark.parametrize("style", tiny.STYLES)
+NOT_BESIDE = ("int8-one-scale", "int8-header")
+"""Styles of which only the header may say whether inputs are rotated."""
+
+
+@pytest.mark.parametrize("style", NOT_BESIDE)
+def test_from_single_file_does_not_guess_whether_inputs_are_rotated(tmp_path, config, style):
+    with pytest.raises(FormatError, match="is INT8, and only the file's header"):
+        single_file(tiny.quantized(tmp_path, style), config)
+
+
+@pytest.mark.parametrize("style", [style for style in tiny.STYLES if style not in NOT_BESIDE])
 def test_from_single_file_gives_what_our_own_loader_gives(tmp_path, config, style):
     path = tiny.quantized(tmp_path, style)
     theirs, ours = single_file(path, config), load_model(path, torch.float32)
@@ -151,8 +161,8 @@ W1 = "layers.0.feed_forward.w1"
         (lambda t: t.update(stranger=torch.zeros(1)), "unexpected stranger"),
         (lambda t: t.update({"cap_embedder.0.weight": torch.zeros(7)}), "has shape .7. instead of .32."),
         (lambda t: t.update({f"{W1}.scale": torch.tensor([float("nan")])}), "w1.scale is nan"),
-        (lambda t: t.update({f"{W1}.weight": t[f"{W1}.weight"].float()}), "which is not FP8"),
-        (expand, "has no FP8 weights"),
+        (lambda t: t.update({f"{W1}.weight": t[f"{W1}.weight"].float()}), "which is not quantized"),
+        (expand, "has no quantized weights"),
         (lambda t: t.pop(f"{W1}.scale"), f"{W1}.weight has no scale"),
     ],
     ids=["missing", "unexpected", "shape", "scale", "not-fp8", "plain", "no-scale"],
@@ -163,7 +173,7 @@ def test_what_does_not_fit_is_named(tmp_path, change, sentence):
 
 
 def test_a_plain_file_is_not_quantized_behind_the_users_back(tmp_path, config):
-    with pytest.raises(FormatError, match="no FP8 weights: load it without HSWQConfig, or quantize it"):
+    with pytest.raises(FormatError, match="no quantized weights: load it without HSWQConfig, or quantize it"):
         single_file(tiny.checkpoint(tmp_path), config)
 
 
