@@ -100,6 +100,7 @@ def evaluate(
                 size=settings.size,
                 negative_prompt=negative,
             )
+            names = perceptual.chosen(settings.perceptual, made.size)  # one that is missing is told before any picture
             made.make(pipeline, label)
             denoiser, rounded, arithmetic = getattr(pipeline, architecture.component), 0, ""
             # A folded file has other inputs there than here, unfolded; with errors measured it is exact anyway.
