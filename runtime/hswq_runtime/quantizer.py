@@ -207,8 +207,8 @@ class HSWQQuantizer(DiffusersQuantizer):  # type: ignore[misc]  # diffusers has 
         for key, weight in self._weights.items():
             if weight.number is formats.Number.INT8 and weight.mark_key is None:
                 raise FormatError(
-                    f"{shown(key)} is INT8, and only the file's header, which diffusers does not pass on, may say whether "
-                    "its inputs are rotated: load it with HSWQPipeline or hswq_runtime.load_model"
+                    f"{shown(key)} is INT8, and only the file's header, which diffusers does not pass on, may say "
+                    "whether its inputs are rotated: load it with HSWQPipeline or hswq_runtime.load_model"
                 )
 
     def _process_model_before_weight_loading(
