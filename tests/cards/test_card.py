@@ -155,7 +155,7 @@ def test_layers_kept_in_one_file_only_say_so():
     one["number_format"] = "fp8_e4m3fn"
     card = changed(layers=card.record.document["layers"] | {"v2": rows})
     kept = next(kept for kept in card.kept if kept.layer == one["layer"])
-    assert kept.reasons[0] and kept.reasons[1] is None
+    assert kept.reasons[0] and kept.reasons[1] == "FP8"
     assert f"| `{kept.layer}` | {kept.reasons[0]} | FP8 |" in card.render()
 
 

@@ -124,7 +124,7 @@ def test_no_path_of_this_machine_is_published(run, tmp_path):
     for trace in (str(tmp_path), "alice", str(Path.home()), os.environ["HSWQ_HOME"]):
         assert trace.encode() not in published
     assert b"hswq-hub publish model.safetensors --base base --recipe hswq --samples 1 --steps 1" in published
-    assert b"one pair decides nothing" in published
+    assert b"1 pair decides nothing" in published
 
 
 def test_missing_text_encoder(run, tmp_path):
