@@ -27,7 +27,7 @@ from hswq_hub.cli.main import main as cli
 from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.evaluation.results import Evaluation
 from hswq_hub.generation import metrics
-from hswq_hub.settings import EvaluationSettings
+from hswq_hub.settings import DEFAULT_FORMATS, EvaluationSettings
 from hswq_hub.sources.find import resolve
 from hswq_runtime.errors import FormatError, HSWQError
 from hswq_runtime.formats import Format
@@ -255,7 +255,7 @@ def published(folder: Path, **changes) -> Path:
     shutil.copytree(source.base, folder)
     plans = bundled.plans(source)
     files = {}
-    for version in Format:
+    for version in DEFAULT_FORMATS:
         path = shutil.copy(bundled.quantized_file(source, version), folder)
         files[version.value] = {"file": Path(path).name}
     record = {

@@ -15,14 +15,13 @@ from hswq_hub.cli.main import main
 from hswq_hub.common import pieces
 from hswq_hub.common.home import home
 from hswq_hub.common.pieces import Pieces
-from hswq_hub.settings import CalibrationSettings, recipe
+from hswq_hub.settings import DEFAULT_FORMATS, CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.http import cache
 from hswq_hub.workflow.collect import kept, prune
 from hswq_hub.workflow.quantize import quantize
 from hswq_hub.workflow.steps import PRODUCT_RECORD, Step, make, silent
 from hswq_hub.workflow.workspace import Workspace
-from hswq_runtime import Format
 
 DIGEST = "0" * 64
 MONTH = 31 * 86_400
@@ -126,7 +125,7 @@ def test_what_quantize_made_of_one_format_is_needed_beside_the_other(tmp_path):
     source = resolve("demo")
     calibration = calibrate(source, CalibrationSettings(samples=1, steps=1, device="cpu"))
     nearest = recipe("hswq", rounding="nearest", keep_by="variance", keep_ratio=0.0)
-    for format in Format:
+    for format in DEFAULT_FORMATS:
         quantize(source, calibration, [format], tmp_path, nearest, device="cpu")
     workspace = Workspace(source.name, source.sha256)
     assert workspace.note()["source"]["path"] == str(source.path), "prune knows the file while the run is at work"

@@ -17,7 +17,14 @@ from hswq_hub.cards.card import Card, write_card
 from hswq_hub.common.targets import TargetError
 from hswq_hub.evaluation import plots
 from hswq_hub.generation.generate import GenerationSettings, generate
-from hswq_hub.settings import CalibrationSettings, ErrorSettings, EvaluationSettings, PublishSettings, recipe
+from hswq_hub.settings import (
+    DEFAULT_FORMATS,
+    CalibrationSettings,
+    ErrorSettings,
+    EvaluationSettings,
+    PublishSettings,
+    recipe,
+)
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime import Checkpoint, Format, HSWQPipeline, dequantize_, weight_bytes
@@ -70,7 +77,7 @@ def test_folder_holds_everything_that_would_be_uploaded(folder):
 
 def test_record_explains_every_layer(folder):
     record = json.loads((folder / "hswq.json").read_text())
-    for version in Format:
+    for version in DEFAULT_FORMATS:
         checkpoint = Checkpoint(folder / record["files"][version.value]["file"])
         layers = record["layers"][version.value]
         assert {row["key"] for row in layers} == set(checkpoint.layers)
@@ -174,7 +181,7 @@ def test_a_local_file_goes_the_same_way(tmp_path):
     shutil.copyfile(demo.path, file)
     source = resolve(str(file), base=demo.base)
     publish(source, tmp_path / "out", FAST)
-    for version in Format:
+    for version in DEFAULT_FORMATS:
         ours = Checkpoint(tmp_path / "out" / f"myModel_v3-hswq-{version.value}.safetensors")
         assert ours.format is version and ours.config == demo.checkpoint.config
         assert set(demo.checkpoint.tensors) < set(ours.tensors), "what the input holds under a key, the output holds"
