@@ -9,19 +9,21 @@ from typing import Any
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Format
-from hswq_runtime.text import shown
+from hswq_runtime.text import several, shown
 
 from ..common.layout import CONTENTS, EARLIER, RECORD
+from ..evaluation.digests import FileDigests
 from ..quantization.plan import Plan
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A published file. sha256, bytes: None where the record lacks them."""
+    """A published file. sha256, bytes, digests (of all that is in it): None where the record lacks them."""
 
     file: str
     sha256: str | None = None
     bytes: int | None = None
+    digests: FileDigests | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,23 @@ class PublishedRecord:
             document=document,
         )
 
+    def digests_of(self, name: str) -> FileDigests:
+        """What is recorded of the contents of the published file `name`.
+
+        Raises:
+            FormatError: it is none of the files, or the record is of a release that did not note their contents.
+        """
+        facts = next((facts for facts in self.files.values() if facts.file == name), None)
+        if facts is None:
+            names = several([facts.file for facts in self.files.values()])
+            raise FormatError(f"the record knows no {shown(name)}; it is of {names}")
+        if facts.digests is None:
+            raise FormatError(
+                f"the record has no digests of the tensors of {shown(name)}; publish the model again, or compare the "
+                f"file's SHA-256, which has to be {facts.sha256}"
+            )
+        return facts.digests
+
 
 class _Reader:
     """Typed access to the keys of a record."""
@@ -152,8 +171,20 @@ def _file(facts: Any) -> FileFacts:
     match facts:
         case {"file": str(file)}:
             sha256, size = facts.get("sha256"), facts.get("bytes")
-            return FileFacts(file, sha256 if isinstance(sha256, str) else None, size if isinstance(size, int) else None)
+            return FileFacts(
+                file,
+                sha256 if isinstance(sha256, str) else None,
+                size if isinstance(size, int) else None,
+                FileDigests(_digests(facts, "tensors"), _digests(facts, "metadata")) if "tensors" in facts else None,
+            )
     raise FormatError("its record has no name of a file under 'files'")
+
+
+def _digests(facts: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    found = facts.get(key)
+    if not isinstance(found, Mapping) or not all(isinstance(digest, str) for digest in found.values()):
+        raise FormatError(f"its record has no digests under {key!r} of a file")
+    return found
 
 
 def _example(described: Any) -> Example:

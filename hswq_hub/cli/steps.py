@@ -7,6 +7,7 @@ import click
 
 from hswq_runtime.formats import Format
 
+from ..common.layout import RECORD
 from ..settings import CalibrationSettings, EvaluationSettings, Recipe, SourceSettings
 from .groups import OptionGroup, takes
 from .options import (
@@ -207,13 +208,30 @@ def evaluate(
 
 @click.command()
 @click.argument("one", type=EXISTING_FILE)
-@click.argument("other", type=EXISTING_FILE)
-def compare(one: Path, other: Path) -> None:
-    """Show two files of one model, quantized or not, tensor by tensor.
+@click.argument("other", type=EXISTING_FILE, required=False)
+@click.option(
+    "--against-record",
+    "record",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value="",
+    help=f"Instead of a second file: the record that was published with it.  [no value: {RECORD} beside the file]",
+)
+def compare(one: Path, other: Path | None, record: str | None) -> None:
+    """Show two files of one model, quantized or not, tensor by tensor; or check a published file against its record.
+
+    Against its record, every tensor and every metadata entry has to be there with the recorded digest, and none
+    besides. What differs is listed, and the exit code is 1.
 
     \b
     hswq-hub compare out/demo-hswq-v1.safetensors out/demo-hswq-v2.safetensors
+    hswq-hub compare out/demo-hswq-v2.safetensors --against-record
     """
+    if (other is None) == (record is None):
+        raise click.UsageError("give a second file, or --against-record")
+    if other is None:
+        _check_against(one, Path(record) if record else one.with_name(RECORD))
+        return
     from hswq_runtime import Checkpoint
 
     from ..common.text import text_table
@@ -221,6 +239,22 @@ def compare(one: Path, other: Path) -> None:
     from ..evaluation.report import compare_table
 
     tell(text_table(*compare_table(compare(Checkpoint(one), Checkpoint(other)))))
+
+
+def _check_against(file: Path, record: Path) -> None:
+    from ..cards.record import PublishedRecord
+    from ..common.text import text_table
+    from ..evaluation.digests import differences, digests_of
+    from ..evaluation.report import differences_table
+    from ..hub.history import read_json
+
+    recorded = PublishedRecord.from_document(read_json(record)).digests_of(file.name)
+    found = differences(recorded, digests_of(file))
+    if found:
+        tell(text_table(*differences_table(found), left=("name", "against the record")))
+        say(f"{file} is not the file that {record} describes")
+        sys.exit(1)
+    tell(f"{file}: {len(recorded.tensors)} tensors and {len(recorded.metadata)} metadata entries, all as recorded")
 
 
 @click.command()

@@ -6,6 +6,7 @@ from typing import Any
 from ..common.text import megabytes
 from ..quantization.plan import Plan
 from .compare import TensorComparison
+from .digests import Difference
 from .intervals import Interval
 from .perceptual import METRICS
 from .results import ORIGINAL, Evaluation, Measured, NoiseFloor
@@ -164,3 +165,8 @@ def compare_table(found: list[TensorComparison]) -> tuple[tuple[str, ...], list[
         for tensor in found
     ]
     return ("layer", "A", "B", "codes that differ", "|A - B| / |A|"), rows
+
+
+def differences_table(found: list[Difference]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and a row for each tensor and metadata entry that is not as recorded."""
+    return ("what", "name", "against the record"), [(one.kind, one.name, one.how) for one in found]

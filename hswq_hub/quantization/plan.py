@@ -19,8 +19,9 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import FormatError
 from hswq_runtime.fold import Runs
 from hswq_runtime.formats import Format, Number, Reader, layer_of
-from hswq_runtime.layers.fp8 import FP8_MAX
+from hswq_runtime.layers.fp8 import FP8_MAX, fresh_scale
 from hswq_runtime.layers.int8 import group_of
+from hswq_runtime.scales import LEAST_SCALE
 
 from ..calibration.calibrate import Calibration, LayerStatistics
 from ..common.prefetch import prefetched
@@ -116,8 +117,7 @@ class Decision:
         """Of an FP8 weight, float32: [1], or a scale for each row of `weight` that broadcasts against it."""
         if not self.row_scales:
             return torch.tensor([self.scale], dtype=torch.float32, device=weight.device)
-        amax = weight.to(torch.float32).abs().flatten(1).amax(dim=1)
-        return torch.where(amax > 0, amax / FP8_MAX, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+        return fresh_scale(weight, len(weight)).reshape(-1, *[1] * (weight.ndim - 1))
 
 
 _NEVER = "never quantized: "
@@ -344,7 +344,7 @@ def input_scales(checkpoint: Checkpoint, calibration: Calibration, plan: Plan) -
     """
     keys = [d.key for d in plan.quantized if d.kind == LINEAR]
     largest = {key: max(s.largest_input for s in _statistics(checkpoint, calibration, key)) for key in keys}
-    return {key: 2.0 ** math.ceil(math.log2(2 * x / FP8_MAX)) for key, x in largest.items() if x}
+    return {key: max(2.0 ** math.ceil(math.log2(2 * x / FP8_MAX)), LEAST_SCALE) for key, x in largest.items() if x}
 
 
 def _scale(amax: float, short: bool) -> float:
@@ -352,7 +352,7 @@ def _scale(amax: float, short: bool) -> float:
     bfloat16, in which ComfyUI takes the product, so that it loses nothing by that."""
     if not amax:
         return 1.0
-    scale = torch.tensor(amax / FP8_MAX, dtype=torch.float32)
+    scale = torch.tensor(max(amax / FP8_MAX, LEAST_SCALE), dtype=torch.float32)
     if short:
         scale = ((scale.view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
     return scale.item()

@@ -28,6 +28,7 @@ from sys import float_info
 import torch
 
 from hswq_runtime.layers.fp8 import FP8_MAX, grid, saturating_cast
+from hswq_runtime.scales import LEAST_SCALE
 
 from ..settings import SearchSettings
 
@@ -79,7 +80,7 @@ def weighted_histogram(weight: torch.Tensor, importance: torch.Tensor, bins: int
     """
     counted = _count_16_bit(weight, importance) if weight.dtype in _16_BIT else None
     maximum = largest(weight) if counted is None else counted[0][-1].item()
-    width = maximum / bins if maximum > 0 else 1.0
+    width = max(maximum / bins, LEAST_SCALE) if maximum > 0 else 1.0
 
     def bin_of(values: torch.Tensor) -> torch.Tensor:
         return (values.float().abs() / width).int().clamp_(max=bins - 1)
@@ -166,7 +167,7 @@ def cheapest_scales(weight: torch.Tensor, cost: torch.Tensor, largest: float) ->
         lost = (weight.abs() - largest * scale).clamp_(min=0).square_() @ cost.unsqueeze(1) + scale**2 / 12 * cost.sum()
         better = lost < least
         best, least = torch.where(better, scale, best), torch.where(better, lost, least)
-    return torch.where(whole > 0, best, 1.0)
+    return torch.where(whole > 0, best.clamp(min=LEAST_SCALE), 1.0)
 
 
 @cache

@@ -12,6 +12,11 @@ if TYPE_CHECKING:  # command-line help reads this, and must not wait for torch
     import torch
 
 
+LEAST_SCALE = 2.0**-126
+"""The smallest scale that is written: the least normal float32, since quotients below it become 0, and some processors
+take all numbers below it for 0. What is smaller than half of it becomes 0."""
+
+
 def check_scale(key: str, scale: torch.Tensor, rows: int) -> torch.Tensor:
     """`scale` as float32 [1], or as [rows] if it has one value for each row of its weight.
 

@@ -103,11 +103,11 @@ STYLES = (
 """Ways in which files out there hold FP8 or INT8, see :func:`quantized`."""
 
 
-def calibration(checkpoint: Checkpoint) -> Calibration:
+def calibration(checkpoint: Checkpoint, arguments: dict | None = None) -> Calibration:
     """Of one call, which is recorded."""
     denoiser = load_model(checkpoint, torch.float32)
-    with monitor(denoiser) as layers, record_calls(denoiser, {0}) as calls:
-        run(denoiser)
+    with monitor(denoiser) as layers, record_calls(denoiser, {0}) as calls, torch.no_grad():
+        denoiser(**(arguments or inputs()))
     return Calibration(layers, {"dtype": "float32"}, calls)
 
 

@@ -14,8 +14,10 @@ from diffusers.utils.logging import enable_progress_bar
 from safetensors.torch import load_file, save_file
 
 from hswq_hub.cards.card import Card, write_card
+from hswq_hub.cards.record import PublishedRecord
 from hswq_hub.common.targets import TargetError
 from hswq_hub.evaluation import plots
+from hswq_hub.evaluation.digests import differences, digests_of
 from hswq_hub.generation.generate import GenerationSettings, generate
 from hswq_hub.settings import (
     DEFAULT_FORMATS,
@@ -85,6 +87,12 @@ def test_record_explains_every_layer(folder):
         assert all(row["reason"] for row in layers)
     assert record["recipe"] == json.loads(json.dumps(asdict(QUICK.recipe)))
     assert record["source"]["sha256"] == resolve("demo").sha256
+
+
+def test_record_has_a_digest_of_all_that_is_in_the_files(folder):
+    record = PublishedRecord.load(folder)
+    for facts in record.files.values():
+        assert differences(record.digests_of(facts.file), digests_of(folder / facts.file)) == []
 
 
 def test_figures_are_those_of_the_files(folder):

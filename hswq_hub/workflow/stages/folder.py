@@ -22,6 +22,7 @@ from ...common.layout import CARD, CONTENTS, EXAMPLES, IMAGES, LICENCE_FILE, MET
 from ...common.pieces import Pieces
 from ...common.targets import list_contents, replace_folder
 from ...evaluation import plots
+from ...evaluation.digests import digests_of
 from ...evaluation.report import floor_label
 from ...evaluation.results import Evaluation
 from ...evaluation.verdict import multiplied
@@ -154,6 +155,7 @@ def _file_facts(step: Step, plan: Plan) -> dict[str, object]:
         "file": file.name,
         "sha256": made.files[file.name],
         "bytes": file.stat().st_size,
+        **asdict(digests_of(file)),
         "kept_layers": len(plan.kept),
         "layers": len(plan.decisions),
     }

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from ..errors import FormatError
+from ..scales import LEAST_SCALE
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
@@ -98,7 +99,7 @@ def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
     The scale of an all-zero tensor or row is 1.
     """
     amax = values.detach().abs().reshape(count, -1).amax(dim=1).float()
-    return torch.where(amax > 0, amax / FP8_MAX, 1.0)
+    return torch.where(amax > 0, (amax / FP8_MAX).clamp(min=LEAST_SCALE), 1.0)
 
 
 def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

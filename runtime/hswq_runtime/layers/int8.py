@@ -15,6 +15,7 @@ from functools import cache
 import torch
 
 from ..formats import GROUPS, LARGEST_GROUP
+from ..scales import LEAST_SCALE
 
 INT8 = torch.int8
 INT8_MAX = 127
@@ -87,7 +88,7 @@ def fresh_scale(weight: torch.Tensor, count: int) -> torch.Tensor:
     The scale of an all-zero tensor or row is 1.
     """
     amax = weight.detach().abs().reshape(count, -1).amax(dim=1).float()
-    return torch.where(amax > 0, amax / INT8_MAX, 1.0)
+    return torch.where(amax > 0, (amax / INT8_MAX).clamp(min=LEAST_SCALE), 1.0)
 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, group: int | None = None) -> torch.Tensor:
