@@ -10,11 +10,12 @@ CHROMIUM := /usr/bin/chromium
 demo: $(VENV)/ready
 	$(BIN)/hswq-hub publish demo
 
-# What model_cards/ shows: the demo model's card and figures as `make demo` made them, without the weights, and what is
-# known of the models in the catalog. The page shows the weights.
-cards: demo
+# What model_cards/ shows: the demo model's card and figures in all formats, without the weights, and what is known of
+# the models in the catalog. The page shows the weights.
+cards: $(VENV)/ready
+	$(BIN)/hswq-hub publish demo --format all
 	mkdir -p spaces_app/bundled
-	cp $(addprefix hswq-published/demo-hswq/,hswq.json demo-hswq-v1.safetensors demo-hswq-v2.safetensors) spaces_app/bundled/
+	cp $(addprefix hswq-published/demo-hswq/,hswq.json $(addprefix demo-hswq-,v1.safetensors v2.safetensors int8.safetensors)) spaces_app/bundled/
 	mkdir -p model_cards/demo-hswq
 	cp -r $(addprefix hswq-published/demo-hswq/,README.md LICENSE metrics.json hswq.json images) model_cards/demo-hswq/
 	$(BIN)/hswq-hub card --catalog model_cards

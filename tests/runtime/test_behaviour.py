@@ -25,9 +25,9 @@ STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture
-def model(tmp_path):
-    return load_model(tiny.quantized(tmp_path, "v2"), torch.float32)
+@pytest.fixture(params=["v2", "int8"])
+def model(tmp_path, request):
+    return load_model(tiny.quantized(tmp_path, request.param), torch.float32)
 
 
 def fp8_layers(model):
@@ -149,7 +149,7 @@ def test_dispatching_by_a_device_map(model, tmp_path):
 
 def test_a_device_map_onto_the_disk_is_refused_before_it_writes_nonsense(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(Exception, match="cannot put FP8 weights on the disk"):
+    with pytest.raises(Exception, match="cannot put quantized weights on the disk"):
         ZImageTransformer2DModel.from_pretrained(
             tmp_path / "saved", torch_dtype=torch.float32, device_map={"": "disk"}, offload_folder=str(tmp_path / "off")
         )
@@ -376,7 +376,8 @@ def test_pipelines_and_diffusers_own_classes_can_be_told_to(published, tmp_path)
     assert counts[3] == 0, "it is not a property of the files"
 
 
-def test_old_hardware_is_refused_with_a_sentence(model, tmp_path, monkeypatch):
+def test_old_hardware_is_refused_with_a_sentence(tmp_path, monkeypatch):
+    model = load_model(tiny.quantized(tmp_path, "v2"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA RTX A6000")
