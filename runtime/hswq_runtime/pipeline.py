@@ -17,6 +17,7 @@ from .architectures import Config
 from .checkpoints.base import check_components, configured, fetch_base, fetch_but_denoiser, find_base, pipeline_class
 from .checkpoints.bundled import load_bundled
 from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.fit import BUILDING
 from .checkpoints.locate import MODEL_INDEX, HubOptions, locate
 from .errors import ComponentError, FormatError
 from .formats import Format
@@ -122,9 +123,10 @@ def _open_saved(
     name, config = _quantized_component(folder)
     dtype = dtype or config.compute_dtype
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folder, **{"dtype": dtype, **arguments}, use_safetensors=True
-        )
+        with BUILDING:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                folder, **{"dtype": dtype, **arguments}, use_safetensors=True
+            )
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{folder} has a component that cannot be loaded: {_first_line(error)}") from error
     set_quantized_matmul(getattr(pipeline, name), quantized_matmul)
@@ -174,11 +176,13 @@ def assemble_pipeline(
     arguments: dict[str, Any] = {architecture.component: denoiser, "dtype": denoiser.dtype}
     arguments |= dict.fromkeys(architecture.left_out) | pipeline_arguments
     try:
-        arguments |= load_bundled(checkpoint, Path(base), checkpoint.bundled - given, denoiser.dtype)
+        with BUILDING:
+            arguments |= load_bundled(checkpoint, Path(base), checkpoint.bundled - given, denoiser.dtype)
         if device_map is not None and device_map != "balanced":
             for name in {architecture.component, *checkpoint.bundled - given}:
                 arguments[name].to(device_map)
-        pipeline = pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
+        with BUILDING:
+            pipeline = pipeline_class(architecture).from_pretrained(base, **arguments, use_safetensors=True)
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise ComponentError(f"{base} has a component that cannot be loaded: {_first_line(error)}") from error
     if "scheduler" not in given:

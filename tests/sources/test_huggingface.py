@@ -358,7 +358,7 @@ def test_on_a_terminal_one_is_asked_which(monkeypatch):
 
 
 def test_licence_text_is_what_the_source_shipped():
-    from hswq_hub.cards.card import licence_text
+    from hswq_hub.cards.facts import licence_text
 
     assert licence_text(Licence("apache-2.0"), "as shipped") == licence_text(None, "as shipped") == "as shipped"
     assert "Apache License" in licence_text(Licence("apache-2.0"))

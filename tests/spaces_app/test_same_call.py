@@ -16,11 +16,12 @@ import torch
 from hswq_hub.cards.card import Card
 from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.evaluation.results import Evaluation
-from hswq_hub.settings import DEFAULT_FORMATS, EvaluationSettings
+from hswq_hub.settings import EvaluationSettings
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.prompts.prompts import Prompts
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError
+from hswq_runtime.formats import Format
 from spaces_app.comparison.worker import VariantDone, Worker
 from spaces_app.models.registry import ModelRegistry
 from spaces_app.request import RequestError, validated_request
@@ -69,6 +70,8 @@ def evaluated(model) -> tuple[dict, dict]:
         path=resolve("demo").path,
         checkpoint=resolve("demo").checkpoint,
         base=model.base_repo,
+        hub_base=model.base_repo,
+        sha256="0" * 64,
         prompts=Prompts((), (PROMPT,)),
         negative_prompt=lambda guidance: None,
         check_components=lambda: None,
@@ -88,7 +91,7 @@ def published(folder: Path, model, generation: dict, **changes) -> Path:
         "base": model.base_repo,
         "examples": [{"prompt": PROMPT, "seed": 1, "image": "images/example-01.png", "worst": True}],
     }
-    for format in DEFAULT_FORMATS:
+    for format in Format:
         (folder / record["files"][format.value]["file"]).symlink_to(resolve("demo").path)
     (folder / "hswq.json").write_text(json.dumps(record | changes))
     figures = Evaluation.load(SHOWN / "metrics.json")

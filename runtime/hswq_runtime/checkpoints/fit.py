@@ -1,6 +1,7 @@
 """The empty model of a configuration, and whether the shapes that a file holds are those that it needs."""
 
 import re
+import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
 
@@ -18,6 +19,9 @@ NOT_TO_BUILD = (
     ValueError,
 )
 """What diffusers' classes raise for values that they cannot be built with."""
+BUILDING = threading.RLock()
+"""Held while models are built or loaded: diffusers and accelerate then replace functions of torch for all threads, and
+two that do so at once leave them replaced for good."""
 
 
 def empty_model(model_class: str, config: Config, *, constants: bool) -> torch.nn.Module:
@@ -33,7 +37,8 @@ def empty_model(model_class: str, config: Config, *, constants: bool) -> torch.n
     import diffusers
     from diffusers.models.modeling_utils import no_init_weights
 
-    with no_init_weights(), accelerate.init_empty_weights(), nullcontext() if constants else torch.device("meta"):
+    where = nullcontext() if constants else torch.device("meta")
+    with BUILDING, no_init_weights(), accelerate.init_empty_weights(), where:
         model: torch.nn.Module = getattr(diffusers, model_class).from_config(config)
         return model
 
