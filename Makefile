@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo cards docs test fuzz test-other-cpu test-browser screenshots check style
+.PHONY: demo cards docs test fuzz test-other-cpu test-lowest test-browser screenshots audit check style
 
 CHROMIUM := /usr/bin/chromium
 
@@ -32,6 +32,32 @@ test-other-cpu: $(VENV)/ready
 # Fresh seeds for HSWQ_FUZZ_SECONDS, an hour if that is not set. A failure prints the seed and the target that repeat it.
 fuzz: $(VENV)/ready
 	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz.run
+
+# The lowest versions that pyproject.toml allows, in an environment of their own: all modules are imported, and some quick
+# tests run. torch is that of constraints.txt: PyPI has its lowest version only with CUDA, several GB, and CPU builds of it
+# are on pytorch.org alone. Where that can be reached: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make
+# test-lowest NOT_LOWEST=
+NOT_LOWEST ?= torch
+QUICK_TESTS := evaluation/test_digests.py evaluation/test_intervals.py quantization/test_search.py runtime/test_checkpoint.py \
+    runtime/test_fp8.py runtime/test_lora.py sources/civitai/test_login.py hub/test_space.py
+LOWEST := build/lowest
+test-lowest: $(VENV)/ready
+	mkdir -p build
+	$(BIN)/python tools/lowest.py demo metrics $(addprefix --except ,$(NOT_LOWEST)) > build/lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint build/lowest.txt --editable '.[demo,metrics]' pytest
+	$(LOWEST)/bin/python tools/import_all.py
+	$(LOWEST)/bin/pytest -o addopts="--import-mode=importlib" $(addprefix tests/,$(QUICK_TESTS))
+
+# Known holes in what constraints.txt names. A package that the database does not tell of is an error too, or without a
+# connection all would be well.
+audit: build/audit/ready
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+build/audit/ready:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	touch $@
 
 test-browser: $(VENV)/ready $(CHROMIUM)
 	$(BIN)/pytest -m browser

@@ -89,11 +89,13 @@ def portable(
         JobError: it needs something of this machine, or nothing of it would be left.
         SourceError: the reference leads nowhere.
     """
-    from ..jobs.jobs import check_portable, look_up
+    from ..jobs.jobs import check_portable, check_public, look_up
 
     check_portable(values["reference"], source, values["folder"], values.get("repo"))
+    options = command_words(command, values, ABOUT_THE_RUN)
+    check_public(options)
     reference, need = look_up(values["reference"], source)
-    return reference, [str(command.name), reference, *command_words(command, values, ABOUT_THE_RUN)], need
+    return reference, [str(command.name), reference, *options], need
 
 
 def _job(id: str, namespace: str | None) -> tuple["Jobs", str]:

@@ -68,12 +68,13 @@ def calibrate(
     from ..common.targets import check_replaceable
     from ..evaluation.plots import draw_calibration
     from ..sources.find import find
+    from ..sources.reference import without_secrets
     from ..workflow.preflight import say_prompts, warn_of_guess, warn_of_zeros
     from ..workflow.workspace import Workspace
 
     if num_processes is not None:
         words = command_words(context.command, context.params, {"num_processes"})
-        sys.exit(launch(num_processes, [str(context.command.name), reference, *words]))
+        sys.exit(launch(num_processes, [str(context.command.name), without_secrets(reference), *words]))
     quiet()
     check_replaceable(output, ".safetensors", Calibration.load)
     original = find(reference, source, chooser()).fetch()

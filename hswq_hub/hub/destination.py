@@ -12,6 +12,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.errors import FormatError
 from hswq_runtime.hub_errors import hub_site as site
+from hswq_runtime.text import address
 
 from ..common.layout import METRICS, RECORD
 from ..common.targets import TargetError
@@ -85,7 +86,7 @@ def check_upload(settings: UploadSettings) -> Destination:
     """
     repo = settings.repo
     if not _REPO_ID.fullmatch(repo):
-        raise UploadError(f"{repo} is no name of a Hub repo: owner/name is, as in --repo alice/my-model-hswq")
+        raise UploadError(f"{address(repo)} is no name of a Hub repo: owner/name is, as in --repo alice/my-model-hswq")
     if settings.create_pr and settings.revision:
         raise UploadError("a pull request is always to main; leave out --revision or --pr")
     with explained(repo):
@@ -155,7 +156,7 @@ def _check_collection(wanted: str) -> None:
         if error.response.status_code != 404:
             raise
         raise UploadError(
-            f"there is no collection {wanted}; its name is the end of its address, owner/title-id"
+            f"there is no collection {address(wanted)}; its name is the end of its address, owner/title-id"
         ) from error
 
 
@@ -163,5 +164,5 @@ def collection_slug(wanted: str) -> str:
     """The slug "owner/title-id" of a collection, given as such or by its address."""
     match = _COLLECTION.fullmatch(wanted)
     if match is None:
-        raise UploadError(f"{wanted} is no name of a collection; it is the end of its address, owner/title-id")
+        raise UploadError(f"{address(wanted)} is no name of a collection; it is the end of its address, owner/title-id")
     return match["slug"]

@@ -19,6 +19,7 @@ import hswq_runtime
 from hswq_runtime.checkpoints.locate import is_repo_id
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.hub_errors import Kind, explained
+from hswq_runtime.text import address
 
 from . import client as hub_client
 from .account import check_account
@@ -45,7 +46,7 @@ def check_space(space: str) -> None:
         UploadError: the Hub cannot be reached.
     """
     if not is_repo_id(space):
-        raise SpaceError(f"{space!r} is not spelled like owner/name")
+        raise SpaceError(f"{address(space)!r} is not spelled like owner/name")
     with hub_client.explained(space):
         check_account(space.split("/")[0])
 
@@ -63,7 +64,7 @@ def deploy_space(space: str, repo: str, app: Path, *, private: bool | None = Non
     """
     for name in (space, repo):
         if not is_repo_id(name):
-            raise SpaceError(f"{name!r} is not spelled like owner/name")
+            raise SpaceError(f"{address(name)!r} is not spelled like owner/name")
     client = client or api()
     with tempfile.TemporaryDirectory(prefix="hswq-space-") as scratch:
         folder = Path(scratch)

@@ -27,6 +27,7 @@ from ..sources.errors import (
     UnknownReferenceError,
     UnsuitableSourceError,
 )
+from ..sources.reference import without_secrets
 from .jobs import ENDED, SUCCEEDED, Jobs, Need
 from .settings import JobSettings
 
@@ -65,6 +66,11 @@ class Entry:
     @property
     def reference(self) -> str:
         return self.words[0]
+
+    @property
+    def name(self) -> str:
+        """The reference as it may be shown."""
+        return without_secrets(self.reference)
 
     @property
     def key(self) -> str:
@@ -129,8 +135,12 @@ def read_list(models: Path, read: Callable[[Mapping[str, Any]], Entry]) -> list[
 
     try:
         listed = yaml.safe_load(models.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ListError(f"{models} is no YAML: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ListError(f"{models} cannot be read: {error}") from error
+    except yaml.YAMLError as error:  # whose own text quotes the file, where addresses with tokens may be
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ListError(f"{models} is no YAML{where}: {problem or type(error).__name__}") from None
     if not isinstance(listed, list) or not listed:
         raise ListError(f"{models} is no list of models; write a line such as `- harukiMIX_zit2603` for each")
     entries = []
@@ -141,7 +151,7 @@ def read_list(models: Path, read: Callable[[Mapping[str, Any]], Entry]) -> list[
                 raise ValueError(f"it needs a {REFERENCE}")
             entry = read(options)
             if entry in entries:
-                raise ValueError(f"{entry.reference} is listed twice")
+                raise ValueError(f"{entry.name} is listed twice")
         except ValueError as error:
             raise ListError(f"entry {number} of {models.name}: {error}") from error
         entries.append(entry)
@@ -160,7 +170,7 @@ def publish_all(
         for number, entry in enumerate(entries, start=1):
             if _skipped(manifest[entry], again) or (manifest[entry].job and manifest[entry].state == RUNNING):
                 continue
-            log(f"[{number}/{len(entries)}] {entry.reference}")
+            log(f"[{number}/{len(entries)}] {entry.name}")
             manifest[entry] = State(RUNNING)
             try:
                 run(entry)
@@ -207,7 +217,7 @@ def publish_all_as_jobs(
             offers = [account.offer(settings, ready[0][-1])]
             offers += [replace(offers[0], need=need) for *_, need in ready[1:]]
             for (entry, *_), offer in zip(ready, offers, strict=True):
-                for line in (entry.reference, *offer.lines()):
+                for line in (entry.name, *offer.lines()):
                     log(line)
             agree(len(ready), sum(offer.most for offer in offers))
             for (entry, reference, words, _), offer in zip(ready, offers, strict=True):
@@ -215,7 +225,7 @@ def publish_all_as_jobs(
                 try:
                     job = account.submit(offer.command(words), reference, settings, entry.key)
                     manifest[entry] = State(RUNNING, job=f"{account.namespace}/{job.id}")
-                    log(f"{entry.reference}: {job.url}")
+                    log(f"{entry.name}: {job.url}")
                 except HSWQError as error:
                     manifest[entry] = State.of(error)
         try:
@@ -228,7 +238,7 @@ def publish_all_as_jobs(
 def summary(entries: Sequence[Entry], states: Sequence[State]) -> list[tuple[str, ...]]:
     """A row for each entry, under `HEADINGS`."""
     return [
-        (entry.reference, state.state, state.why or (f"job {state.job}" if state.job else ""))
+        (entry.name, state.state, state.why or (f"job {state.job}" if state.job else ""))
         for entry, state in zip(entries, states, strict=True)
     ]
 
@@ -265,7 +275,7 @@ def _wait(account: Jobs, entries: Sequence[Entry], manifest: Manifest, log: Log)
             state = _look(account, manifest[entry])
             if state != manifest[entry]:
                 manifest[entry] = state
-                log(f"{entry.reference}: {state.state}")
+                log(f"{entry.name}: {state.state}")
         if any(manifest[entry].state == RUNNING for entry in running):
             time.sleep(POLL_SECONDS)
 

@@ -8,8 +8,8 @@ It is `run_job`, not `run_uv_job`: the latter uploads every local file that happ
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from json import loads
@@ -24,6 +24,7 @@ from .. import __version__
 from ..common.text import megabytes
 from ..hub.client import api
 from ..settings import SourceSettings
+from ..sources.errors import AccessError
 from ..sources.find import find
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
 from ..sources.reference import CivitaiRef, LocalRef, parse
@@ -39,6 +40,7 @@ SUCCEEDED = "COMPLETED"
 HEADINGS = ("job", "model", "stage", "flavour", "ran for", "created")
 _LABEL, _MODEL, _ENTRY = "made-by", "model", "entry"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PRIVATE = re.compile(r"https?://[^/\s]*@|://[^/\s]*:[^/\s]*@|://\S*\?")
 _UNITS = {"second": 1, "minute": 60, "hour": 3600}
 _BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
@@ -143,8 +145,7 @@ class Jobs:
         command = ["uv", "run", "--no-project", "--python", PYTHON, "--with", requirement(settings.package)]
         secrets = secrets_for(reference) | {HUB_TOKEN: self._token}
         labels = {_LABEL: PACKAGE, _MODEL: _label(reference), **({_ENTRY: entry} if entry else {})}
-        if any(secret in word for secret in secrets.values() for word in words):
-            raise JobError("the command holds a token, which everybody in the namespace could read; leave it out")
+        check_public([*command, *words], secrets.values())
         with self._explained(f"the jobs of {self.namespace}"):
             return self._api.run_job(
                 image=IMAGE,
@@ -169,9 +170,14 @@ class Jobs:
 
     def follow(self, job: str) -> Iterator[str]:
         """The log lines of `job`, past and future, until it ends."""
+        secrets = [self._token]
+        with suppress(AccessError):  # what cannot be a token was given to no job
+            secrets += filter(None, [civitai_token()])
         with self._explained(f"the logs of job {job}"):
             for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, follow=True):
-                yield line.replace(self._token, "…")
+                for secret in secrets:
+                    line = line.replace(secret, "…")
+                yield line
 
     def cancel(self, job: str) -> None:
         """Stop `job`. What it has not uploaded is lost."""
@@ -238,6 +244,19 @@ def secrets_for(reference: str) -> dict[str, str]:
     if token is None:
         raise JobError(f"Civitai asks for a token; run `hswq-hub login civitai`, or set {TOKEN_VARIABLE}")
     return {TOKEN_VARIABLE: token}
+
+
+def check_public(words: Sequence[str], secrets: Iterable[str] = ()) -> None:
+    """Check that a command line may be read by everybody in the namespace.
+
+    Raises:
+        JobError: a word holds one of `secrets`, or an address with a password or with a query, where tokens are.
+    """
+    if any(secret in word for secret in secrets for word in words) or any(map(_PRIVATE.search, words)):
+        raise JobError(
+            "the command holds a token, or an address with a password or query, which everybody in the namespace could "
+            "read; leave it out"
+        )
 
 
 def requirement(package: str | None = None) -> str:

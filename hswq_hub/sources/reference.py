@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from hswq_runtime.text import shown
+from hswq_runtime.text import address
 
 from .catalog import catalog
 from .errors import UnknownReferenceError
@@ -249,7 +249,15 @@ def _hint(reference: str) -> str:
     return f"did you mean {names[near[0]]}?" if near else _FORMS
 
 
+def without_secrets(reference: str) -> str:
+    """The reference as it may be shown: as it was typed, or the short form of one with a query or a password."""
+    if not re.search(r"\?|//[^/\s]*@", reference):
+        return reference
+    try:
+        return str(parse(reference))
+    except UnknownReferenceError:
+        return address(reference)
+
+
 def _shown(reference: str) -> str:
-    """The reference as an error may show it: without a query or a password, where tokens are."""
-    text = reference.split("?", 1)[0]
-    return repr(shown(re.sub(r"//[^/@]*@", "//", text)))
+    return repr(address(reference))

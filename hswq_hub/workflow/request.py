@@ -11,7 +11,7 @@ from ..hub.destination import Destination
 from ..settings import PublishSettings, SourceSettings
 from ..sources.find import Found, find
 from ..sources.huggingface import Choose
-from ..sources.reference import DemoRef, LocalRef, parse
+from ..sources.reference import DemoRef, LocalRef, parse, without_secrets
 from ..sources.source import Source
 from .publish import PublishPlan
 from .recall import recall
@@ -107,5 +107,5 @@ class PublishRequest:
         if isinstance(meant, DemoRef) or (isinstance(meant, LocalRef) and meant.path.is_file()):
             with self.find().look(hub=HubOptions(local_files_only=True)) as source:
                 return self.plan_of(source).status_lines()
-        advice = f"`hswq-hub publish {self.reference} --dry-run` says what is to do"
-        return [f"nothing was made of {self.reference} here; {advice}"]
+        name = without_secrets(self.reference)
+        return [f"nothing was made of {name} here; `hswq-hub publish {name} --dry-run` says what is to do"]

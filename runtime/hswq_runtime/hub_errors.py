@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .errors import HSWQError
-from .text import shown
+from .text import address, shown
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -63,7 +63,7 @@ class Refusal:
 
     def sentence(self, subject: str) -> str:
         """One sentence for people: the cause and what to do. subject: what was asked for: "owner/repo", "job 12"."""
-        site, subject = hub_site(), shown(subject)
+        site, subject = hub_site(), address(subject)
         said = f" ({self.said})" if self.said else ""
         when = f"in {self.wait:.0f} seconds" if self.wait else "later"
         return {

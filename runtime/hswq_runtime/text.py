@@ -1,6 +1,7 @@
 """What strangers wrote, as an error message or a terminal may show it: names of files, keys, values of metadata."""
 
 import itertools
+import re
 from collections.abc import Iterable
 
 LONGEST_NAME = 80
@@ -9,6 +10,8 @@ LONGEST_SENTENCE = 300
 """Characters of an error message, whatever names are in it."""
 _LISTED = 3
 """Names of a list that are shown."""
+_PASSWORD = re.compile(r"//[^/\s]*@")
+"""A user's name and password in an address."""
 
 
 def shown(text: object, most: int = LONGEST_NAME) -> str:
@@ -25,6 +28,12 @@ def shown(text: object, most: int = LONGEST_NAME) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - most // 2 - 1]}…{text[len(text) - most // 2 :]}"
+
+
+def address(text: object) -> str:
+    """What somebody typed as a reference or a web address, as a message may show it: without a query or a password,
+    where tokens are."""
+    return shown(_PASSWORD.sub("//", str(text).split("?", 1)[0]))
 
 
 def written(value: object) -> str:

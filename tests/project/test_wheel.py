@@ -20,10 +20,17 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def build(folder: Path) -> Path:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"})
     return next(folder.glob("*.whl"))
+
+
+def test_built_again_it_has_the_same_bytes(wheel, tmp_path):
+    assert build(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..architectures import Architecture
 from ..errors import ComponentError, FormatError
 from ..formats import Metadata
-from ..text import shown
+from ..text import address, shown
 from .checkpoint import Checkpoint
 from .configuration import CONFIG, Configuration
 from .locate import MODEL_INDEX, HubOptions, fetch_components, is_repo_id
@@ -129,7 +129,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _fetch_index(base: str, hub: HubOptions) -> dict[str, Any]:
     if not is_repo_id(base):
-        raise ComponentError(f"{base} is neither a folder here nor a Hub repo; pass one of them as base")
+        raise ComponentError(f"{address(base)} is neither a folder here nor a Hub repo; pass one of them as base")
     try:
         return _read_index(fetch_components(base, (), hub))
     except FormatError as error:
