@@ -11,6 +11,7 @@ from support.hub_server import TOKEN, HubServer
 from support.uploading import QUICK, metrics_of, record_of
 
 from hswq_hub.cards.card import write_card
+from hswq_hub.settings import DEFAULT_FORMATS
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import publish
 from hswq_runtime import Format
@@ -29,7 +30,7 @@ def make(published, tmp_path_factory):
 
     def make(wanted: Format | None = None):
         folder = shutil.copytree(published, tmp_path_factory.mktemp("copy") / "demo-hswq")
-        for other in set(Format) - {wanted} if wanted else ():
+        for other in {*DEFAULT_FORMATS} - {wanted} if wanted else ():
             record, metrics = record_of(folder), metrics_of(folder)
             name = record["files"].pop(other.value)["file"]
             del record["layers"][other.value]
