@@ -103,7 +103,7 @@ def test_the_page_runs_as_a_script_from_a_copy_of_its_folder(environment, tmp_pa
     finally:
         server.terminate()
         server.wait()
-    assert [variant["label"] for variant in answer["variants"]] == ["original", "naive FP8", "V1", "V2"]
+    assert [variant["label"] for variant in answer["variants"]] == ["original", "naive FP8", "V1", "V2", "INT8"]
     assert (tmp_path / ".cache/hswq-hub").is_dir()
 
 

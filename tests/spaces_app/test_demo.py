@@ -102,7 +102,7 @@ def test_the_api_gives_what_evaluate_measures(client):
 def test_every_variant_is_shown_and_v2_is_closer_than_naive(client):
     answer = client.predict(PROMPT, steps=4, api_name="/compare")
     found = {variant["label"]: variant for variant in answer["variants"]}
-    assert list(found) == ["original", "naive FP8", "V1", "V2"] and answer["reference"] == "original"
+    assert list(found) == ["original", "naive FP8", "V1", "V2", "INT8"] and answer["reference"] == "original"
     assert found["V2"]["latent_mse"] < found["naive FP8"]["latent_mse"]
     assert pixels(found["V2"]).shape == (64, 64, 3)
 
