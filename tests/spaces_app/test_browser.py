@@ -11,7 +11,7 @@ from support.live_demo import live
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("shared_home")]
 
-VARIANTS = ["original", "naive FP8", "V1", "V2"]
+VARIANTS = ["original", "naive FP8", "V1", "V2", "INT8"]
 PATIENCE = 180_000  # milliseconds: CI may be slow
 
 
