@@ -87,7 +87,7 @@ def test_a_denoiser_in_bfloat16_is_within_its_rounding_of_torchs_own_products():
 def shown_with(factors: list[float]) -> Evaluation:
     """The demo model's evaluation with 16 errors of V2 that are so many times the noise floor's."""
     evaluation = Card.from_folder(SHOWN).evaluation
-    (naive, v1, v2) = evaluation.variants[1:]
+    naive, v1, v2, _ = evaluation.variants[1:]
     floor = [replace(pair, latent_mse=2e-5) for pair in v2.pairs]
     errors = [replace(pair, latent_mse=2e-5 * factor) for pair, factor in zip(v2.pairs, factors, strict=True)]
     variants = [evaluation.variants[0], naive, v1, replace(v2, pairs=errors, rounded_pairs=[])]
