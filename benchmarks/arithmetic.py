@@ -11,14 +11,14 @@ GPU with FP8 arithmetic is simulated to the bit. Seeds and captions are those of
 same file with exact products.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from fidelity import add_model_options, fresh_captions, source_of
+from fidelity import fresh_captions
 from results import HERE, put_section
+from seeds import make_or_report
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.evaluation.evaluate import evaluate
@@ -166,26 +166,5 @@ def _drawn(curves: dict[str, dict[str, list[tuple[float, float]]]]):
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("report").add_argument("works", type=Path, nargs="+")
-    command = commands.add_parser("make")
-    add_model_options(command)
-    command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
-    command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
-    arguments = parser.parse_args()
-    if arguments.command == "report":
-        report(arguments.works)
-        return
-    source = source_of(arguments)
-    first, guidance = 10_000 * arguments.seed, arguments.guidance
-    settings = CalibrationSettings(arguments.samples, seed=first, guidance=guidance, whole=False)
-    measured = EvaluationSettings(
-        arguments.pairs, arguments.steps, 1000 + first, guidance=guidance, perceptual=(), noise_floor=False
-    )
-    make(source, settings, measured, arguments.seed, arguments.work)
-
-
 if __name__ == "__main__":
-    main()
+    make_or_report(__doc__, make, report)

@@ -33,6 +33,7 @@ from fidelity_peers import REFERENCE, int8_row, peers
 from fidelity_report import BASELINE, report
 from results import HERE
 from safetensors.torch import load_file, save_file
+from seeds import add_model_options, calibration_of, evaluation_of, source_of
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.common.files import write_atomically
@@ -43,7 +44,6 @@ from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import DEFAULT_FORMATS, CalibrationSettings, EvaluationSettings, Recipe, recipe
-from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
 from hswq_runtime.formats import Number
@@ -253,23 +253,6 @@ def _with_rounding(plan: Plan, rounding: str) -> Plan:
     return replace(plan, decisions=tuple(replace(d, rounding=rounding) if d.quantized else d for d in plan.decisions))
 
 
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Which model, with which prompts and seed, and where the work is."""
-    command.add_argument("reference")
-    command.add_argument("--base")
-    command.add_argument("--prompts", type=Path, help="folder with calibration.txt and evaluation.txt")
-    command.add_argument("--work", type=Path, required=True)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--steps", type=int, help="of a picture that is measured on")
-    command.add_argument("--guidance", type=float)
-
-
-def source_of(arguments: argparse.Namespace) -> Source:
-    """The model that these options name, with its own prompts or theirs."""
-    source = resolve(arguments.reference, arguments.base)
-    return replace(source, prompts=Prompts.read(arguments.prompts)) if arguments.prompts else source
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -288,18 +271,9 @@ def main() -> None:
         return
     source = source_of(arguments)
     if arguments.command == "make":
-        settings = CalibrationSettings(arguments.samples, seed=10_000 * arguments.seed, guidance=arguments.guidance)
-        make(source, settings, arguments.work, arguments.goals)
+        make(source, calibration_of(arguments), arguments.work, arguments.goals)
     else:
-        settings = EvaluationSettings(
-            arguments.pairs,
-            arguments.steps,
-            1000 + 10_000 * arguments.seed,
-            guidance=arguments.guidance,
-            perceptual=(),
-            noise_floor=False,
-        )
-        measure(source, arguments.seed, settings, arguments.work)
+        measure(source, arguments.seed, evaluation_of(arguments), arguments.work)
 
 
 if __name__ == "__main__":

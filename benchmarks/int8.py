@@ -12,14 +12,14 @@ Convolutions are FP8, rounded in the same way. Seeds and captions are those of `
 original.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from fidelity import add_model_options, fresh_captions, source_of
+from fidelity import fresh_captions
 from results import put_section
+from seeds import make_or_report
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.evaluation.evaluate import evaluate
@@ -31,7 +31,6 @@ from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, recipe
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
-from hswq_runtime.formats import Number
 
 PLAIN, TURNED, OURS = "nearest", "nearest, rotated", "int8"
 EVERYTHING, BUDGET = "nothing kept", "default budget"
@@ -84,9 +83,8 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
             place=work,
         )
         of_layers[name] = errors.weights[plan.format]
-        number = Number.FP8 if plan.format is Format.V2 else Number.INT8
         products = replace(how, speed=1.0) if path is None else how  # other tools mark no layer as exact
-        chosen = keep(plan, checkpoint, products, errors.weights[plan.format], errors.inputs.get(number))
+        chosen = keep(plan, checkpoint, products, errors.weights[plan.format], errors.inputs.get(plan.format.number))
         files_of = {f"{name}, {EVERYTHING}": plan, f"{name}, {BUDGET}": chosen}
         for label, one in ({V2: chosen} if name == V2 else files_of).items():
             files[label] = work / f"file-{seed}-{len(files)}.safetensors"
@@ -172,24 +170,5 @@ def _goals(runs: list[dict]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("report").add_argument("works", type=Path, nargs="+")
-    command = commands.add_parser("make")
-    add_model_options(command)
-    command.add_argument("--samples", type=int, default=CalibrationSettings().samples)
-    command.add_argument("--pairs", type=int, default=EvaluationSettings().pairs)
-    arguments = parser.parse_args()
-    if arguments.command == "report":
-        report(arguments.works)
-        return
-    source = source_of(arguments)
-    first, guidance = 10_000 * arguments.seed, arguments.guidance
-    settings = CalibrationSettings(arguments.samples, seed=first, guidance=guidance, whole=False)
-    measured = EvaluationSettings(arguments.pairs, arguments.steps, 1000 + first, guidance=guidance)
-    make(source, settings, measured, arguments.seed, arguments.work)
-
-
 if __name__ == "__main__":
-    main()
+    make_or_report(__doc__, make, report)

@@ -21,7 +21,8 @@ CALIBRATION_MEMORY = 8.0
 ALLOWED = 2.0
 """The error of a file whose readers multiply in FP8 or INT8 where they may, over that with exact products."""
 INT8_SPEED = 0.9
-"""The share of the linear layers' work that is in INT8, which rounds inputs ten times as finely as FP8 does."""
+"""The share of the linear layers' work that is in INT8, which rounds inputs more finely than FP8 does, in a file for
+readers that multiply so wherever they may."""
 DEFAULT_FORMATS = (Format.V1, Format.V2)
 """What is made unless something else is asked for."""
 _STEPS = 25

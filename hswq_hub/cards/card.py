@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from hswq_runtime.architectures import ARCHITECTURES, Architecture
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format
+from hswq_runtime.formats import Format, Number
 from hswq_runtime.text import shown
 
 from ..common.files import write_atomically
@@ -196,8 +196,7 @@ class Card:
     @property
     def numbers(self) -> list[str]:
         """The number formats of the published files, or of those that would be published: FP8, INT8."""
-        found = {"INT8" if format is Format.INT8 else "FP8" for format in self.formats or DEFAULT_FORMATS}
-        return sorted(found)
+        return sorted({format.number.name for format in self.formats or DEFAULT_FORMATS})
 
     @property
     def original(self) -> VariantResult | None:
@@ -321,7 +320,7 @@ class Card:
             "source": self.record.source,
             "architecture": self.architecture,
             "formats": self.formats or list(DEFAULT_FORMATS),
-            "fp8_formats": [f for f in self.formats or DEFAULT_FORMATS if f is not Format.INT8],
+            "fp8_formats": [f for f in self.formats or DEFAULT_FORMATS if f.number is Number.FP8],
             "int8": Format.INT8 if Format.INT8 in self.formats else None,
         }
         if self.evaluation is None:

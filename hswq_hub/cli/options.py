@@ -315,7 +315,7 @@ FORMATS = OptionGroup(
         default="both",
         show_default=True,
         help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original. both: v1 and v2. int8: INT8 "
-        "with rotated inputs, in ComfyUI's format, whose products are fast from RTX 20 on.",
+        "with rotated inputs, in ComfyUI's format, which GPUs from the RTX 20 on multiply in INT8.",
     ),
 )
 CALIBRATION = OptionGroup(

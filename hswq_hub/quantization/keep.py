@@ -104,7 +104,7 @@ def with_products(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, inputs: Ma
     whole = sum(inputs[key].work for key in linear)
     possible = [d.key for d in linear.values() if not plan.moves and _can_multiply(d, checkpoint, inputs[d.key])]
     ranked = sorted(possible, key=lambda key: inputs[key].error / inputs[key].work)
-    speed = INT8_SPEED if recipe.speed is None and plan.format is Format.INT8 else recipe.speed
+    speed = INT8_SPEED if recipe.speed is None and plan.format.number is Number.INT8 else recipe.speed
     chosen, work, error = set(), 0.0, 0.0
     allowed = _EXPECTED * (ALLOWED - 1) * sum(d.error or 0.0 for d in plan.quantized)
     for key in ranked:

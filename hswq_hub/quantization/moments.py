@@ -23,7 +23,7 @@ from torch import nn
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import layer_of
-from hswq_runtime.layers.int8 import quantize_rows
+from hswq_runtime.layers.int8 import rotate, row_scale
 
 from ..common.progress import progress
 from ..settings import RoundingSettings
@@ -263,7 +263,7 @@ class _Inputs:
     def _add_noise(self, name: str, x: torch.Tensor, weight: torch.Tensor | float) -> None:
         """`x`: [1, tokens, n]. `weight`: of each token."""
         if name in self._int8:
-            _, steps = quantize_rows(x[0], self._int8[name])
+            steps = row_scale(rotate(x[0], self._int8[name]))
             self._noise[name] += (steps.flatten().double().square() * weight).sum() / 12
 
     def sums(self) -> dict[str, Any]:

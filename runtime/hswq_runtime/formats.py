@@ -64,8 +64,7 @@ _COMFY_EXACT = "full_precision_matrix_mult"
 _LONGEST_MARK = 4096
 GROUPS, LARGEST_GROUP = (4, 16, 64, 256, 1024, 4096), 256
 """How many inputs ComfyUI can rotate together; what it takes if nothing is said, and the largest that is written."""
-_OLD_COMFY_EXACT = 2
-"""Values of `scaled_fp8` in a file whose layers are multiplied in full precision."""
+_OLD_COMFY_EXACT = 2  # values of `scaled_fp8` in a file whose layers are multiplied in full precision
 
 DTYPE_FP8, DTYPE_INT8, DTYPE_U8 = "F8_E4M3", "I8", "U8"
 FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
@@ -88,6 +87,11 @@ class Format(StrEnum):
     def label(self) -> str:
         """Name in reports: "V1", "V2", "INT8"."""
         return self.value.upper()
+
+    @property
+    def number(self) -> Number:
+        """The number format of its linear layers."""
+        return Number.INT8 if self is Format.INT8 else Number.FP8
 
 
 class Metadata(StrEnum):
@@ -215,9 +219,8 @@ def find_weights(
             others have one; an INT8 weight without one; ComfyUI's description without its scale.
     """
     numbers = {key: number for key in dtypes if (number := _number_of(key, dtypes)) is not None}
-    scaled = format is Format.V2 or any(
-        _has_our_scale(key, dtypes) for key, number in numbers.items() if number is Number.FP8
-    )
+    fp8 = [key for key, number in numbers.items() if number is Number.FP8]
+    scaled = format is Format.V2 or any(_has_our_scale(key, dtypes) for key in fp8)
     weights = {}
     companion_keys = {key for key in dtypes if key.split(".")[-1] == _OLD_COMFY_MARK}
     old_mark = next(iter(companion_keys), None)
@@ -231,10 +234,8 @@ def find_weights(
         elif scaled and not _has_our_scale(key, dtypes) and (scale_keys or key not in unscaled):
             others = "the file says that it is V2" if format is Format.V2 else "other weights of the file have one"
             raise FormatError(f"{shown(key)} has no scale ({shown(layer + SCALE)}) though {others}")
-        mark = layer + COMFY_MARK
-        if mark in dtypes and layer + COMFY_SCALE not in dtypes:
-            scale = shown(layer + COMFY_SCALE)
-            raise FormatError(f"{shown(key)} has no scale ({scale}) though {shown(mark)} describes it")
+        if (mark := layer + COMFY_MARK) in dtypes and (scale := layer + COMFY_SCALE) not in dtypes:
+            raise FormatError(f"{shown(key)} has no scale ({shown(scale)}) though {shown(mark)} describes it")
         input_scale_keys = tuple(layer + name for name in (INPUT_SCALE, OLD_INPUT_SCALE) if layer + name in dtypes)
         mark_key = mark if mark in dtypes else None
         weights[key] = StoredWeight(key, scale_keys, mark_key, format, input_scale_keys, old_mark, number)

@@ -16,7 +16,6 @@ from hswq_hub.quantization.blocks import BlockReplays
 from hswq_hub.quantization.compensate import Wanted, compensated_layers, int8_form, write_compensated
 from hswq_hub.quantization.gptq import compensated, conditional_variances, damped
 from hswq_hub.quantization.keep import keep
-from hswq_hub.quantization.kfac import Problem, compensated_both_ways
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.moments import Layer, Moments, Rows, second_moments
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
@@ -50,26 +49,6 @@ def test_compensated_beats_nearest_in_the_basis_of_the_model(rounding):
     ours = int8.dequantize(codes, rounded.scale, torch.float32, 64)
     nearest = int8.dequantize(*quantize(weight, Number.INT8, 24, 64), torch.float32, 64)
     assert error(weight, ours, inputs, outputs) < 0.4 * error(weight, nearest, inputs, outputs)
-
-
-def test_both_ways_is_the_definition_element_by_element():
-    (weight, inputs), outputs = case(1, rows=5, n=7), case(101, n=5)[1]
-    weight = weight * 1000
-    h = inputs + 0.01 * inputs.diagonal().mean() * torch.eye(7)
-    g = outputs + 0.02 * outputs.diagonal().mean() * torch.eye(5)
-    columns, rows = h.diagonal().argsort(descending=True), g.diagonal().argsort(descending=True)
-    h, g, w = h[columns][:, columns], g[rows][:, rows], weight.double()[rows][:, columns]
-    r = torch.linalg.cholesky(h.flip(0, 1)).flip(0, 1)
-    s = torch.linalg.cholesky(g.flip(0, 1)).flip(0, 1)
-    d, codes = torch.zeros_like(w), torch.zeros_like(w)
-    for i in range(5):
-        for j in range(7):
-            own = (s.T @ d @ r)[i, j]
-            codes[i, j] = (w[i, j] - own / (s[i, i] * r[j, j])).round().clamp(-127, 127)
-            d[i, j] = codes[i, j] - w[i, j]
-    problem = Problem(weight.unsqueeze(0), inputs, outputs, number=Number.INT8)
-    (found,) = compensated_both_ways([problem], damping=0.01, output_damping=0.02)
-    assert torch.equal(found[0].double()[rows][:, columns], codes)
 
 
 def test_problems_of_both_number_formats_are_rounded_as_each_alone():

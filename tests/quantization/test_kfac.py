@@ -25,12 +25,13 @@ from hswq_runtime.layers.fp8 import dequantize, quantize
 from hswq_runtime.layers.numbers import NUMBERS
 
 
-def both_ways(weight, inputs, outputs, scale=None, **changes):
+def both_ways(weight, inputs, outputs, scale=None, number=Number.FP8, **changes):
     """One weight with a scale of any kind."""
     if scale is not None and scale.numel() > 1:
         problem = Problem(weight.unsqueeze(0), inputs, outputs, scale)
     else:
-        problem = Problem((weight if scale is None else weight.double() / scale.double()).unsqueeze(0), inputs, outputs)
+        stored = (weight if scale is None else weight.double() / scale.double()).unsqueeze(0)
+        problem = Problem(stored, inputs, outputs, number=number)
     return compensated_both_ways([problem], **changes)[0][0]
 
 
@@ -82,9 +83,18 @@ def test_outputs_that_count_alike_leave_gptq(kind):
     assert torch.equal(found.float(), compensated(weight, inputs, scale, damping=0.01).float())
 
 
-def test_it_is_element_by_element_what_the_formula_says():
+@pytest.mark.parametrize(
+    ("number", "large", "nearest"),
+    [
+        (Number.FP8, 1, lambda value: quantize(value).double()),
+        (Number.INT8, 1000, lambda value: value.round().clamp(-127, 127)),
+    ],
+    ids=["fp8", "int8"],
+)
+def test_it_is_element_by_element_what_the_formula_says(number, large, nearest):
     """Each element is that code nearest to where its own of Sᵀ D R is zero, with D complete above and to the left."""
     (weight, inputs), outputs = case(1, rows=5, n=7), outputs_of(1, rows=5)
+    weight = weight * large
     h = inputs + 0.01 * inputs.diagonal().mean() * torch.eye(7)
     g = outputs + 0.02 * outputs.diagonal().mean() * torch.eye(5)
     columns, rows = h.diagonal().argsort(descending=True), g.diagonal().argsort(descending=True)
@@ -95,9 +105,9 @@ def test_it_is_element_by_element_what_the_formula_says():
     for i in range(5):
         for j in range(7):
             own = (s.T @ d @ r)[i, j]  # d[i, j] is still zero
-            codes[i, j] = quantize(w[i, j] - own / (s[i, i] * r[j, j])).double()
+            codes[i, j] = nearest(w[i, j] - own / (s[i, i] * r[j, j]))
             d[i, j] = codes[i, j] - w[i, j]
-    found = both_ways(weight, inputs, outputs, damping=0.01, output_damping=0.02)
+    found = both_ways(weight, inputs, outputs, number=number, damping=0.01, output_damping=0.02)
     assert torch.equal(found.double()[rows][:, columns], codes)
 
 

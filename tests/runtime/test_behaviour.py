@@ -16,7 +16,8 @@ from torch._dynamo.testing import CompileCounter
 
 from hswq_runtime import HSWQConfig, HSWQLinear, HSWQPipeline, load_model, set_quantized_matmul, weight_bytes
 from hswq_runtime.errors import DeviceError
-from hswq_runtime.layers.fp8 import can_matmul
+from hswq_runtime.formats import Number
+from hswq_runtime.layers.numbers import NUMBERS
 from hswq_runtime.quantizer import HSWQQuantizer
 
 STYLES = pytest.mark.parametrize("style", ["v1", "v2", "v2-rows", "int8"])
@@ -299,7 +300,7 @@ def test_the_whole_model_compiles_into_one_graph(compiler, tmp_path, how):
 @CUDA
 @pytest.mark.parametrize("quantized_matmul", [False, True])
 def test_the_whole_model_compiles_on_cuda(compiler, tmp_path, quantized_matmul):
-    if quantized_matmul and not can_matmul(torch.device("cuda")):
+    if quantized_matmul and not NUMBERS[Number.FP8].can_multiply(torch.device("cuda")):
         pytest.skip("needs SM 8.9")
     model = load_model(tiny.quantized(tmp_path, "v2-rows"), torch.float32, quantized_matmul=quantized_matmul).to("cuda")
     inputs = {name: to_cuda(value) for name, value in tiny.inputs().items()}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from support import loras, tiny
-from support.kitchen import Theirs, theirs_in
+from support.kitchen import Theirs, inputs, theirs_in
 
 from hswq_runtime import Checkpoint, FullPrecisionError, HSWQLinear, load_model, set_quantized_matmul
 from hswq_runtime.formats import Product, Reader
@@ -59,13 +59,6 @@ def layer(k, n, product, dtype, bias=True, scale=0.0123):
     if bias:
         made.bias = torch.nn.Parameter(torch.randn(n).to(dtype), requires_grad=False)
     return made
-
-
-def inputs(k, shape=(7,)):
-    values = torch.randn(*shape, k) * torch.logspace(-4, 3, k)
-    values.flatten()[:3] = torch.tensor([6.5e4, -6.5e4, 0.0])
-    values[-1] = 0
-    return values
 
 
 @DTYPES

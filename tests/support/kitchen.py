@@ -47,3 +47,11 @@ def theirs_in(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(layer, HSWQLinear):
             model.set_submodule(name, Theirs(layer))
     return model
+
+
+def inputs(k: int, shape: tuple[int, ...] = (7,), largest: float = 6.5e4) -> torch.Tensor:
+    """Float32 [*shape, k] of all magnitudes: what 16 bits hardly hold, zeros, and a row of nothing else."""
+    values = torch.randn(*shape, k) * torch.logspace(-4, 3, k)
+    values.flatten()[:3] = torch.tensor([largest, -largest, 0.0])
+    values[-1] = 0
+    return values

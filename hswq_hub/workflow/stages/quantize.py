@@ -216,7 +216,7 @@ class Quantization:
         rows, n = info.shape[0], info.values // info.shape[0]
         if knows_outputs(self.recipe.rounding):
             together = min(rows, TOGETHER)
-            shared, int8 = any(format is not Format.INT8 for format in self.formats), Format.INT8 in self.formats
+            shared, int8 = (any(f.number is number for f in self.formats) for number in (Number.FP8, Number.INT8))
             return 2.0 / 3 * rows / together * ((shared + 2 * int8) * n**3 + (shared + int8) * together**3)
         return len(self.formats) * float(n**3)
 
@@ -290,8 +290,8 @@ class Quantization:
             plan = self._plans(inputs[0])[format]
             if self.recipe.keep_by == "error":
                 found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
-                number = Number.INT8 if format is Format.INT8 else Number.FP8
-                rounding = {key: InputRounding(**row) for key, row in found["inputs"].get(number, {}).items()}
+                inputs_rounded = found["inputs"].get(format.number, {})
+                rounding = {key: InputRounding(**row) for key, row in inputs_rounded.items()}
                 plan = keep(plan, checkpoint, self.recipe, found["weights"][format.value], rounding)
             else:
                 plan = keep(plan, checkpoint, self.recipe)

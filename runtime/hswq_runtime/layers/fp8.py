@@ -93,13 +93,13 @@ def dequantize(
     return (weight.to(torch.float32) * _by_row(scale, weight)).to(dtype)
 
 
-def fresh_scale(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The scale that maps the largest magnitude to 448: float32 [count]; `count` is 1 or the number of rows.
+def fresh_scale(values: torch.Tensor, count: int, largest: float = FP8_MAX) -> torch.Tensor:
+    """The scale that maps the largest magnitude to `largest`: float32 [count]; `count` is 1 or the number of rows.
 
     The scale of an all-zero tensor or row is 1.
     """
     amax = values.detach().abs().reshape(count, -1).amax(dim=1).float()
-    return torch.where(amax > 0, (amax / FP8_MAX).clamp(min=LEAST_SCALE), 1.0)
+    return torch.where(amax > 0, (amax / largest).clamp(min=LEAST_SCALE), 1.0)
 
 
 def quantize_input(input: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
@@ -195,13 +195,6 @@ def _ones(device: torch.device, count: int) -> torch.Tensor:
 def _kept_ones(device: torch.device, count: int) -> torch.Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be used in training
         return torch.ones(count, device=device)
-
-
-def can_matmul(device: torch.device) -> bool:
-    """Whether :func:`matmul` runs on `device`: NVIDIA from SM 8.9 (Ada, Hopper, Blackwell), and the CPU."""
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
-    return device.type == "cpu"
 
 
 def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:

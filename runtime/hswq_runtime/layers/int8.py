@@ -15,11 +15,10 @@ from functools import cache
 import torch
 
 from ..formats import GROUPS, LARGEST_GROUP
-from ..scales import LEAST_SCALE
 
 INT8 = torch.int8
 INT8_MAX = 127
-_LEAST_SCALE = 1e-30
+_LEAST_INPUT_SCALE = 1e-30
 _EXACT_COLUMNS = 1024
 """Columns whose products, of two codes each, float32 sums without rounding: 1024 · 128² is 2²⁴."""
 _ROWS, _MULTIPLE, _TURING_MULTIPLE = 32, 8, 32
@@ -82,15 +81,6 @@ def saturating_cast(values: torch.Tensor) -> torch.Tensor:
     return values.round().clamp(-INT8_MAX, INT8_MAX).to(INT8)
 
 
-def fresh_scale(weight: torch.Tensor, count: int) -> torch.Tensor:
-    """The scale that maps the largest magnitude to 127: float32 [count]; `count` is 1 or the number of rows.
-
-    The scale of an all-zero tensor or row is 1.
-    """
-    amax = weight.detach().abs().reshape(count, -1).amax(dim=1).float()
-    return torch.where(amax > 0, (amax / INT8_MAX).clamp(min=LEAST_SCALE), 1.0)
-
-
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, group: int | None = None) -> torch.Tensor:
     """The weight [N, K] in `dtype`, its rotation undone. Computed in float32.
 
@@ -111,11 +101,16 @@ def quantize_rows(input: torch.Tensor, group: int | None = None) -> tuple[torch.
     The input is rotated, and the scale and the quotient are rounded, in the dtype of `input`.
     """
     rows = rotate(input, group).reshape(-1, input.shape[-1])
-    scale = (rows.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp(min=_LEAST_SCALE)
+    scale = row_scale(rows)
     divisor = scale.to(rows.dtype)
     divisor = torch.where(divisor == 0, torch.finfo(rows.dtype).tiny, divisor)
     codes = (rows / divisor).round().clamp(-INT8_MAX - 1, INT8_MAX).to(INT8)
     return codes.reshape(input.shape), scale
+
+
+def row_scale(rows: torch.Tensor) -> torch.Tensor:
+    """The scale at which each row of an input [rows, K], rotated already, is rounded: amax / 127, float32 [rows, 1]."""
+    return (rows.abs().amax(dim=-1, keepdim=True).float() / INT8_MAX).clamp(min=_LEAST_INPUT_SCALE)
 
 
 def multiply(
@@ -160,10 +155,3 @@ def _padded(codes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """`codes` with zeros below and to the right, so that both sizes are multiples."""
     below, right = -codes.shape[0] % rows, -codes.shape[1] % columns
     return torch.nn.functional.pad(codes, (0, right, 0, below)) if below or right else codes
-
-
-def can_multiply(device: torch.device) -> bool:
-    """Whether :func:`multiply` runs on `device`: NVIDIA from SM 7.5 (Turing), and the CPU."""
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
-    return device.type == "cpu"

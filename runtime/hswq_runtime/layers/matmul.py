@@ -1,20 +1,15 @@
 """Choose the layers that multiply in FP8 or INT8 on the tensor cores instead of expanding their weight first."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 
 from ..architectures import architecture_of
 from ..errors import DeviceError, FullPrecisionError
 from ..formats import Number, Reader
-from . import fp8, int8
+from . import fp8
 from .modules import HSWQLinear
-
-_HARDWARE: dict[Number, tuple[Callable[[torch.device], bool], str]] = {
-    Number.FP8: (fp8.can_matmul, "8.9"),
-    Number.INT8: (int8.can_multiply, "7.5"),
-}
-"""Whether a device multiplies in a number format, and which NVIDIA GPUs do."""
+from .numbers import NUMBERS
 
 
 def set_quantized_matmul(model: torch.nn.Module, enabled: bool = True, *, reader: Reader = Reader.HSWQ) -> int:
@@ -72,9 +67,9 @@ def _check_device(numbers: Collection[Number]) -> None:
     """
     if not torch.cuda.is_available():
         return
-    for number, (can, needed) in _HARDWARE.items():
-        if number in numbers and not can(torch.device("cuda")):
-            major, minor = torch.cuda.get_device_capability()
+    for number in sorted(numbers):
+        if not NUMBERS[number].can_multiply(torch.device("cuda")):
+            (major, minor), needed = torch.cuda.get_device_capability(), "{}.{}".format(*NUMBERS[number].since)
             raise DeviceError(
                 f"{torch.cuda.get_device_name()} (SM {major}.{minor}) has no {number.name} matrix product, which needs "
                 f"SM {needed}; load the model without quantized_matmul"

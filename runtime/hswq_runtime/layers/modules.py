@@ -172,10 +172,12 @@ class HSWQLinear(HSWQLayer, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         multiply = products.LINEAR[self.number, self.reader, self.quantized_matmul]
-        operands = input, self.weight, self.scale, self.bias, self.compute_dtype
+        operands = products.Operands(
+            self.weight, self.scale, self.bias, self.compute_dtype, self.input_scale, self.group
+        )
         if products.needs_gradient(input, self.bias):
-            return products.with_gradient(multiply, *operands, input_scale=self.input_scale, group=self.group)
-        return multiply(*operands, self.input_scale, self.group)
+            return products.with_gradient(multiply, input, operands)
+        return multiply(input, operands)
 
 
 class HSWQConv2d(HSWQLayer, nn.Conv2d):
@@ -220,9 +222,9 @@ class HSWQConv2d(HSWQLayer, nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        operands = input, self.weight, self.scale, self.bias, self.compute_dtype
         geometry = self.stride, padding, self.dilation, self.groups
-        return products.with_gradient(products.convolved, *operands, geometry=geometry)
+        operands = products.Operands(self.weight, self.scale, self.bias, self.compute_dtype, geometry=geometry)
+        return products.with_gradient(products.convolved, input, operands)
 
 
 class _Geometry(TypedDict):

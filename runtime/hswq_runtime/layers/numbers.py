@@ -1,4 +1,4 @@
-"""The number formats of quantized weights, each by what the others have as well."""
+"""The number formats of quantized weights: what each of them has."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +17,24 @@ class NumberFormat:
         dtype: of the codes.
         largest: magnitude of a code.
         cast: values of any shape and float dtype -> the nearest codes; what is too large becomes the largest.
-        fresh_scale: values and 1 or the number of rows -> the scales that map the largest magnitudes to `largest`.
+        since: compute capability of the first NVIDIA GPUs that multiply in it.
     """
 
     dtype: torch.dtype
     largest: float
     cast: Callable[[torch.Tensor], torch.Tensor]
-    fresh_scale: Callable[[torch.Tensor, int], torch.Tensor]
+    since: tuple[int, int]
+
+    def can_multiply(self, device: torch.device) -> bool:
+        """Whether `device` multiplies in it: an NVIDIA GPU of that capability, and the CPU."""
+        if device.type == "cuda":
+            return torch.version.hip is None and torch.cuda.get_device_capability(device) >= self.since
+        return device.type == "cpu"
 
 
 NUMBERS = {
-    Number.FP8: NumberFormat(fp8.FP8, fp8.FP8_MAX, fp8.saturating_cast, fp8.fresh_scale),
-    Number.INT8: NumberFormat(int8.INT8, int8.INT8_MAX, int8.saturating_cast, int8.fresh_scale),
+    Number.FP8: NumberFormat(fp8.FP8, fp8.FP8_MAX, fp8.saturating_cast, since=(8, 9)),  # Ada
+    Number.INT8: NumberFormat(int8.INT8, int8.INT8_MAX, int8.saturating_cast, since=(7, 5)),  # Turing
 }
 
 
@@ -71,5 +77,5 @@ def quantize(values: torch.Tensor, number: Number, scales: int, group: int | Non
         scale = fp8.fresh_scale(values, scales)
         return fp8.quantize(values, scale), scale
     rotated = int8.rotate(values.float(), group)
-    scale = int8.fresh_scale(rotated, scales)
+    scale = fp8.fresh_scale(rotated, scales, int8.INT8_MAX)
     return int8.quantize(rotated, scale), scale

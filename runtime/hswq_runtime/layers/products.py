@@ -1,13 +1,11 @@
 """The products of quantized layers: exact or in their number format, in our arithmetic or in ComfyUI's, with a gradient
 for their input.
 
-Each takes (input, weight, scale, bias, dtype, ...), as the attributes of :class:`.modules.HSWQLayer`, and returns
-`input · weight + bias` in `dtype`. The gradient is that of the exact product whatever was computed. In INT8 both
-arithmetics are ComfyUI's.
+The gradient is that of the exact product whatever was computed. In INT8 both arithmetics are ComfyUI's.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,114 +14,83 @@ from torch.nn.grad import conv2d_input
 from ..errors import DeviceError
 from ..formats import Number, Reader
 from . import fp8, int8
-from .numbers import dequantize
+from .numbers import NUMBERS, dequantize
 
 
-def convolved(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    *geometry: Any,
-) -> torch.Tensor:
-    """Exact. `geometry`: stride, padding, dilation and groups."""
-    return F.conv2d(input, fp8.dequantize(weight, scale, dtype, transient=True), bias, *geometry)
+class Operands(NamedTuple):
+    """What an input is multiplied with: attributes of :class:`.modules.HSWQLayer`, and of a convolution its stride,
+    padding, dilation and groups."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    bias: torch.Tensor | None
+    dtype: torch.dtype
+    input_scale: torch.Tensor | None = None
+    group: int | None = None
+    geometry: tuple[Any, ...] = ()
 
 
-def _expanded(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    group: int | None = None,
-) -> torch.Tensor:
+Multiply = Callable[[torch.Tensor, Operands], torch.Tensor]
+"""Input and operands -> `input · weight + bias`, in the operands' dtype."""
+
+
+def convolved(input: torch.Tensor, by: Operands) -> torch.Tensor:
+    """Exact."""
+    return F.conv2d(input, fp8.dequantize(by.weight, by.scale, by.dtype, transient=True), by.bias, *by.geometry)
+
+
+def _expanded(input: torch.Tensor, by: Operands) -> torch.Tensor:
     """Exact: the input is not rounded."""
-    return F.linear(input, dequantize(weight, scale, dtype, group, transient=True), bias)
+    return F.linear(input, dequantize(by.weight, by.scale, by.dtype, by.group, transient=True), by.bias)
 
 
-def _expanded_as_comfyui(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    group: int | None = None,
-) -> torch.Tensor:
-    """The input is not rounded; the weight is off by what its scale is in `dtype`."""
-    return F.linear(input, fp8.comfyui_weight(weight, scale, dtype), bias)
+def _expanded_as_comfyui(input: torch.Tensor, by: Operands) -> torch.Tensor:
+    """The input is not rounded; the weight is off by what its scale is in the dtype."""
+    return F.linear(input, fp8.comfyui_weight(by.weight, by.scale, by.dtype), by.bias)
 
 
-def _multiplied(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    group: int | None = None,
-) -> torch.Tensor:
-    """In FP8. `input_scale`: one value; None: one is found for each row of the input."""
-    _check_can_matmul(weight.device)
-    if input_scale is not None:
-        return fp8.matmul(fp8.quantize_input(input, input_scale), weight, scale, input_scale, bias, dtype)
+def _multiplied(input: torch.Tensor, by: Operands) -> torch.Tensor:
+    """In FP8. The input's scale is one value; None: one is found for each row of the input."""
+    _check_can_multiply(Number.FP8, by.weight.device)
+    if by.input_scale is not None:
+        codes = fp8.quantize_input(input, by.input_scale)
+        return fp8.matmul(codes, by.weight, by.scale, by.input_scale, by.bias, by.dtype)
     codes, row_scale = fp8.quantize_rows(input)
-    return fp8.matmul(codes, weight, scale, row_scale, bias, dtype)
+    return fp8.matmul(codes, by.weight, by.scale, row_scale, by.bias, by.dtype)
 
 
-def _multiplied_as_comfyui(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    group: int | None = None,
-) -> torch.Tensor:
-    """In FP8. `input_scale`: one value; None: 1. Where its product is refused, or this device has none, both factors
-    are expanded instead."""
+def _multiplied_as_comfyui(input: torch.Tensor, by: Operands) -> torch.Tensor:
+    """In FP8. The input's scale is one value; None: 1. Where its product is refused, or this device has none, both
+    factors are expanded instead."""
+    weight, scale, bias, dtype = by.weight, by.scale, by.bias, by.dtype
     input = input.to(dtype)
-    codes = fp8.quantize_input(input, input_scale)
-    possible = fp8.can_matmul(weight.device) and fp8.fits(weight) and (scale is None or scale.numel() == 1)
-    if possible and (bias is None or fp8.adds_bias(weight.device, dtype)):
-        return fp8.matmul(codes, weight, scale, input_scale, bias, dtype)
-    rounded = fp8.comfyui_weight(codes.reshape(1, -1), input_scale, dtype).reshape(-1, input.shape[-1])
+    codes = fp8.quantize_input(input, by.input_scale)
+    possible = NUMBERS[Number.FP8].can_multiply(weight.device) and fp8.fits(weight)
+    if possible and (scale is None or scale.numel() == 1) and (bias is None or fp8.adds_bias(weight.device, dtype)):
+        return fp8.matmul(codes, weight, scale, by.input_scale, bias, dtype)
+    rounded = fp8.comfyui_weight(codes.reshape(1, -1), by.input_scale, dtype).reshape(-1, input.shape[-1])
     product = F.linear(rounded, fp8.comfyui_weight(weight, scale, dtype), bias)
     return product.reshape(*input.shape[:-1], len(weight))
 
 
-def _multiplied_in_int8(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    input_scale: torch.Tensor | None,
-    group: int | None = None,
-) -> torch.Tensor:
+def _multiplied_in_int8(input: torch.Tensor, by: Operands) -> torch.Tensor:
     """In INT8, with one scale for each row of the input."""
-    if not int8.can_multiply(weight.device):
-        raise DeviceError(f"{weight.device} has no INT8 matrix product; load the model without quantized_matmul")
-    assert scale is not None, "an INT8 weight has a scale"
-    return int8.multiply(input.to(dtype), weight, scale, bias, dtype, group)
+    _check_can_multiply(Number.INT8, by.weight.device)
+    assert by.scale is not None, "an INT8 weight has a scale"
+    return int8.multiply(input.to(by.dtype), by.weight, by.scale, by.bias, by.dtype, by.group)
 
 
-def _check_can_matmul(device: torch.device) -> None:
-    """Check that `device` multiplies in FP8.
+def _check_can_multiply(number: Number, device: torch.device) -> None:
+    """Check that `device` multiplies in a number format.
 
     Raises:
         DeviceError: it does not.
     """
-    if not fp8.can_matmul(device):
-        raise DeviceError(f"{device} has no FP8 matrix product; load the model without quantized_matmul")
+    if not NUMBERS[number].can_multiply(device):
+        raise DeviceError(f"{device} has no {number.name} matrix product; load the model without quantized_matmul")
 
 
-Product = Callable[..., torch.Tensor]
-
-LINEAR: dict[tuple[Number, Reader, bool], Product] = {
+LINEAR: dict[tuple[Number, Reader, bool], Multiply] = {
     (Number.FP8, Reader.HSWQ, False): _expanded,
     (Number.FP8, Reader.HSWQ, True): _multiplied,
     (Number.FP8, Reader.COMFYUI, False): _expanded_as_comfyui,
@@ -131,37 +98,24 @@ LINEAR: dict[tuple[Number, Reader, bool], Product] = {
     **{(Number.INT8, reader, False): _expanded for reader in Reader},
     **{(Number.INT8, reader, True): _multiplied_in_int8 for reader in Reader},
 }
-"""The product of a linear layer by its `number`, `reader` and `quantized_matmul`; the last arguments are its
-`input_scale` and its `group`."""
+"""The product of a linear layer by its `number`, `reader` and `quantized_matmul`."""
 
 
 class _Differentiable(torch.autograd.Function):
-    """A product that saves the quantized weight for the backward pass instead of the expanded one.
-
-    `more`: what the product takes after the dtype. `convolves`: whether that is a geometry.
-    """
+    """A product that saves the quantized weight for the backward pass instead of the expanded one. `operands`: those of
+    :class:`Operands`, one by one, since autograd looks for tensors among its arguments alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        multiply: Product,
-        convolves: bool,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        dtype: torch.dtype,
-        *more: Any,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(weight, scale)
-        ctx.geometry, ctx.input_shape, ctx.inputs = more if convolves else (), input.shape, 7 + len(more)
-        ctx.group = None if convolves else more[1]
-        return multiply(input, weight, scale, bias, dtype, *more)
+    def forward(ctx: Any, multiply: Multiply, input: torch.Tensor, *operands: Any) -> torch.Tensor:
+        by = Operands(*operands)
+        ctx.save_for_backward(by.weight, by.scale)
+        ctx.geometry, ctx.group, ctx.input_shape = by.geometry, by.group, input.shape
+        return multiply(input, by)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale = ctx.saved_tensors
-        _, _, input_needed, _, _, bias_needed, *_ = ctx.needs_input_grad
+        _, input_needed, _, _, bias_needed, *others = ctx.needs_input_grad
         input: torch.Tensor | None = None
         bias: torch.Tensor | None = None
         if input_needed:
@@ -172,30 +126,12 @@ class _Differentiable(torch.autograd.Function):
                 input = gradient @ expanded
         if bias_needed:
             bias = gradient.sum((0, 2, 3)) if ctx.geometry else gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        return None, None, input, None, None, bias, *[None] * (ctx.inputs - 6)
+        return None, input, None, None, bias, *[None] * len(others)
 
 
-def with_gradient(
-    multiply: Product,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    dtype: torch.dtype,
-    *,
-    geometry: tuple[Any, ...] = (),
-    input_scale: torch.Tensor | None = None,
-    group: int | None = None,
-) -> torch.Tensor:
-    """What `multiply` returns, with gradients for `input` and `bias`.
-
-    Args:
-        geometry: stride, padding, dilation and groups of a convolution; () for a linear layer.
-        input_scale, group: those of a linear layer.
-    """
-    product: torch.Tensor = _Differentiable.apply(  # type: ignore[no-untyped-call]  # torch has no types here
-        multiply, bool(geometry), input, weight, scale, bias, dtype, *(geometry or (input_scale, group))
-    )
+def with_gradient(multiply: Multiply, input: torch.Tensor, operands: Operands) -> torch.Tensor:
+    """What `multiply` returns, with gradients for `input` and the bias."""
+    product: torch.Tensor = _Differentiable.apply(multiply, input, *operands)  # type: ignore[no-untyped-call]
     return product
 
 
