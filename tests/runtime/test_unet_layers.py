@@ -15,7 +15,7 @@ from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Reader
 
 
-@pytest.mark.parametrize("version", [Format.V1, Format.V2])
+@pytest.mark.parametrize("version", list(Format))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loaded_model_equals_the_dequantized_reference(full, quantized, kind, version):
     path, (_, base) = quantized(kind, version), full(kind)

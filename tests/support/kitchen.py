@@ -1,8 +1,11 @@
 """A linear layer as ComfyUI computes it on a GPU with FP8 and INT8 arithmetic, by comfy-kitchen's eager backend."""
 
+import json
+
 import torch
 import torch.nn.functional as F
 from comfy_kitchen import tensor as kitchen
+from comfy_kitchen.backends.eager import quantization as eager
 
 from hswq_runtime import HSWQLinear
 from hswq_runtime.formats import Number
@@ -47,6 +50,15 @@ def theirs_in(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(layer, HSWQLinear):
             model.set_submodule(name, Theirs(layer))
     return model
+
+
+def expanded_int8(stored: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    """What the INT8 weight `key` of a file stands for, by its description: float32."""
+    layer = key.removesuffix(".weight")
+    said, scale = json.loads(bytes(stored[f"{layer}.comfy_quant"].tolist())), stored[f"{layer}.weight_scale"]
+    if said.get("convrot"):
+        return eager.dequantize_int8_convrot_weight(stored[key], scale, said["convrot_groupsize"])
+    return eager.dequantize_int8_simple(stored[key], scale)
 
 
 def inputs(k: int, shape: tuple[int, ...] = (7,), largest: float = 6.5e4) -> torch.Tensor:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hswq_runtime.architectures.row import Architecture
 
+from .kitchen import expanded_int8
 from .originals import Original
 
 PUBLISHED_WIDTH = 3072
@@ -26,13 +27,16 @@ def exchange_width(monkeypatch, model_class: str, width: int):
 
 
 def reference(row: Architecture, config: dict, path: Path, original: Original) -> torch.nn.Module:
-    """The model that diffusers itself makes of the file's values, with what is FP8 multiplied by its scale."""
+    """The model that diffusers itself makes of the file's values, with what is FP8 multiplied by its scale, and what is
+    INT8 expanded by ComfyUI's library."""
     stored = load_file(path)
     stored = {k.removeprefix(original.prefix): tensor for k, tensor in stored.items() if k not in original.others}
     plain = {}
     for key, tensor in stored.items():
         if tensor.dtype == torch.float8_e4m3fn:
             tensor = tensor.float() * stored.get(key.removesuffix("weight") + "scale", torch.ones(1))
+        elif tensor.dtype == torch.int8:
+            tensor = expanded_int8(stored, key)
         elif key.removesuffix("scale") + "weight" in stored or key.endswith(("comfy_quant", "weight_scale")):
             continue
         plain[key] = tensor.float()

@@ -17,6 +17,7 @@ from hswq_runtime import Format
 from hswq_runtime.formats import Reader
 
 from . import tiny_unet
+from .kitchen import expanded_int8
 
 KINDS = ["sdxl", "sd-1.5"]
 PREFIX = tiny_unet.PREFIX
@@ -54,9 +55,11 @@ def plain_values(path) -> dict[str, torch.Tensor]:
     """What the UNet's tensors in a file of ours stand for, worked out here."""
     stored = load_file(path)
     return {
-        key: tensor.float() * stored.get(key.removesuffix("weight") + "scale", torch.ones(1))
+        key: expanded_int8(stored, key)
+        if tensor.dtype == torch.int8
+        else tensor.float() * stored.get(key.removesuffix("weight") + "scale", torch.ones(1))
         for key, tensor in stored.items()
-        if key.startswith(PREFIX) and tensor.is_floating_point() and not key.endswith((".scale", ".weight_scale"))
+        if key.startswith(PREFIX) and not key.endswith((".scale", ".weight_scale", ".comfy_quant"))
     }
 
 
