@@ -141,8 +141,8 @@ def report(works: list[Path]) -> None:
             "",
             *_goals(runs),
             "",
-            f"Weights whose error in the V2 file is below that in the INT8 file, by seed: {closer}. Convolutions, FP8 in",
-            "both and without a scale in the latter, are among them.",
+            f"Weights whose error in the V2 file is below that in the INT8 file, by seed: {closer}. Convolutions,",
+            "FP8 in both and without a scale in the latter, are among them.",
         ]
     put_section("int8", lines)
     print("\n".join(lines))
