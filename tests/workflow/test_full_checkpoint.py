@@ -41,7 +41,7 @@ def test_every_command_takes_a_full_file(full, tmp_path):
     words = ["--recipe", "hswq", "--format", "v2", "--for", "comfyui"]
     run("quantize", path, "--base", base, "--calibration", statistics, *words, "-o", out)
     file = out / f"{kind}-hswq-v2.safetensors"
-    assert "never FP8   input_blocks.0.0" in run("inspect", file)
+    assert "never 8-bit input_blocks.0.0" in run("inspect", file)
     table = run("evaluate", path, file, "--base", base, "--pairs", 1, "--steps", 2)
     assert f"{kind}-hswq-v2" in table
     refused = CliRunner().invoke(
