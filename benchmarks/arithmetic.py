@@ -22,8 +22,8 @@ from seeds import make_or_report
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.quantization.choices.keep import keep, settled
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
@@ -70,7 +70,8 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
             label = f"{format.value} {speed}"
             files[label] = work / f"file-{seed}-{format.value}-{speed}.safetensors"
             shares[label] = sum(d.work for d in chosen.quantized if d.input_scale is not None)
-            write_quantized(checkpoint, chosen, files[label], source_sha256=source.sha256, rounded=rounded[format])
+            codes = codes_of(checkpoint, format, rounded[format])
+            write_quantized(checkpoint, chosen, files[label], codes, source_sha256=source.sha256)
     captions = fresh_captions(source.prompts, measured.pairs, seed)
     source = replace(source, prompts=Prompts(source.prompts.calibration, captions))
     evaluation = evaluate(source, files, measured)

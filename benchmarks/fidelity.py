@@ -38,8 +38,8 @@ from seeds import add_model_options, calibration_of, evaluation_of, source_of
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.common.files import write_atomically
 from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.quantization.choices.keep import keep, settled
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything, plan_naive
 from hswq_hub.quantization.writer import codes_of, write_quantized

@@ -23,8 +23,8 @@ from seeds import make_or_report
 
 from hswq_hub.calibration.calibrate import Calibration, calibrate
 from hswq_hub.evaluation.evaluate import evaluate
+from hswq_hub.quantization.choices.keep import keep, settled
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import keep, settled
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized
@@ -84,12 +84,13 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
         )
         of_layers[name] = errors.weights[plan.format]
         products = replace(how, speed=1.0) if path is None else how  # other tools mark no layer as exact
-        chosen = keep(plan, checkpoint, products, errors.weights[plan.format], errors.inputs.get(plan.format.number))
+        chosen = keep(plan, checkpoint, products, errors.weights[plan.format], errors.inputs)
         files_of = {f"{name}, {EVERYTHING}": plan, f"{name}, {BUDGET}": chosen}
         for label, one in ({V2: chosen} if name == V2 else files_of).items():
             files[label] = work / f"file-{seed}-{len(files)}.safetensors"
             shares[label] = sum(d.work or 0.0 for d in one.quantized if d.rounds_input)
-            write_quantized(checkpoint, one, files[label], source_sha256=source.sha256, rounded=path)
+            codes = codes_of(checkpoint, plan.format, path)
+            write_quantized(checkpoint, one, files[label], codes, source_sha256=source.sha256)
     captions = fresh_captions(source.prompts, measured.pairs, seed)
     source = replace(source, prompts=Prompts(source.prompts.calibration, captions))
     evaluation = evaluate(source, files, measured)

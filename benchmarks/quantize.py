@@ -26,7 +26,7 @@ from results import put_section
 from hswq_hub.calibration.calibrate import Calibration, LayerStatistics
 from hswq_hub.common.files import atomic_file
 from hswq_hub.common.hardware import describe
-from hswq_hub.quantization.keep import keep
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.plan import plan_everything, plan_naive, unread_plan
 from hswq_hub.quantization.search import search_amax, weighted_histogram
 from hswq_hub.quantization.writer import write_quantized

@@ -25,6 +25,8 @@ INT8_SPEED = 0.9
 readers that multiply so wherever they may."""
 DEFAULT_FORMATS = (Format.V1, Format.V2)
 """What is made unless something else is asked for."""
+ALL_FORMATS = (Format.V1, Format.V2, Format.INT8)
+"""Each number format and layout once; "best" is a mix of these."""
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""

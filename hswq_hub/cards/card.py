@@ -33,6 +33,7 @@ from ..evaluation.report import (
 from ..evaluation.results import ORIGINAL, Evaluation, VariantResult
 from ..evaluation.verdict import AgainstNoise, against_noise, comparisons, multiplied
 from ..generation.generate import GenerationSettings
+from ..quantization.plan import LINEAR
 from ..settings import COMPENSATED, DEFAULT_FORMATS
 from ..sources.catalog import Entry, catalog, entry_of
 from ..sources.errors import UnknownReferenceError
@@ -195,8 +196,17 @@ class Card:
 
     @property
     def numbers(self) -> list[str]:
-        """The number formats of the published files, or of those that would be published: FP8, INT8."""
-        return sorted({format.number.name for format in self.formats or DEFAULT_FORMATS})
+        """The number formats that linear layers have in the published files, or may have in those to be: FP8, INT8."""
+        linear = (d for f in self.formats for d in self.record.plans[f].quantized if d.kind == LINEAR)
+        found = {decision.number.name for decision in linear}
+        return sorted(found or {n.name for f in self.formats or DEFAULT_FORMATS for n in f.numbers})
+
+    @property
+    def mixed(self) -> dict[str, int]:
+        """How many linear layers of a file that mixes number formats have each of them."""
+        plan = self.record.plans.get(Format.BEST)
+        linear = [d for d in plan.quantized if d.kind == LINEAR] if plan else []
+        return {number.name: sum(d.number is number for d in linear) for number in Number if linear}
 
     @property
     def original(self) -> VariantResult | None:
@@ -320,8 +330,8 @@ class Card:
             "source": self.record.source,
             "architecture": self.architecture,
             "formats": self.formats or list(DEFAULT_FORMATS),
-            "fp8_formats": [f for f in self.formats or DEFAULT_FORMATS if f.number is Number.FP8],
-            "int8": Format.INT8 if Format.INT8 in self.formats else None,
+            "fp8_formats": [f for f in self.formats or DEFAULT_FORMATS if f.numbers == (Number.FP8,)],
+            "int8_formats": [f for f in self.formats if Number.INT8 in f.numbers],
         }
         if self.evaluation is None:
             return names

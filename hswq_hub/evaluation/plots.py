@@ -14,8 +14,8 @@ from hswq_runtime.formats import Format
 from hswq_runtime.layers.fp8 import grid
 
 from ..calibration.calibrate import Calibration
+from ..quantization.choices.keep import keep
 from ..quantization.fold import moved
-from ..quantization.keep import keep
 from ..quantization.plan import Decision, Plan, unread_plan
 from ..quantization.writer import planned_bytes
 from ..settings import recipe

@@ -33,6 +33,7 @@ from ..common.threads import Threads
 from ..generation.generate import product_flops
 from ..settings import CALIBRATION_MEMORY, COMPENSATED, GB, RoundingSettings
 from .blocks import BlockReplays, blocks_of, replay_passes
+from .choices.best import candidates
 from .fold import moved
 from .gptq import compensated, conditional_variances
 from .kfac import BLOCK, Problem, compensated_both_ways
@@ -355,7 +356,7 @@ def replay_memory(
     return ReplayMemory(share / GB, room, working, int(outside + working + call + share + min(room, sum(blocks))))
 
 
-def working_bytes(layer: Layer, outputs: bool, forms: int = len(Format)) -> int:
+def working_bytes(layer: Layer, outputs: bool, forms: int = len(candidates(Format))) -> int:
     """The rounding workspace of one layer in float64: sorted moments, Cholesky temporaries, the weight, its codes and
     the rounding error, as many of each as are alive at once."""
     groups, n, _ = layer.inputs_shape

@@ -14,7 +14,8 @@ the gradient at y, the sum over all rows of ⟨Wᵀg, d⟩ is a sample of the ch
 the scale is one at which nothing saturates.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -44,9 +45,7 @@ from .plan import Decision, Plan
 from .samples.inputs import INPUT_ROWS, InputRounding, InputSamples, roundings_of
 from .samples.samples import sums_of
 from .samples.weights import WeightSamples
-
-Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
-"""Decision -> codes and scale, see `writer.codes_of`."""
+from .writer import Codes
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,14 @@ class Errors:
 
     weights: dict[Format, dict[str, float]]
     inputs: dict[Number, dict[str, InputRounding]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Errors":
+        """From JSON of what :func:`dataclasses.asdict` makes of it."""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        weights = {Format(name): dict(errors) for name, errors in document["weights"].items()}
+        inputs = {Number(name): rows for name, rows in document["inputs"].items()}
+        return cls(weights, {n: {key: InputRounding(**row) for key, row in rows.items()} for n, rows in inputs.items()})
 
 
 def measure_errors(

@@ -7,7 +7,7 @@ import torch
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 
 from .plan import Plan, plan_naive
-from .writer import write_quantized
+from .writer import codes_of, write_quantized
 
 
 def write_naive(
@@ -21,11 +21,13 @@ def write_naive(
     """Write the naive cast of `checkpoint` to `path`; returns what was decided for each weight.
 
     Args:
-        source_sha256, base, device: see :func:`hswq_hub.quantization.writer.write_quantized`.
+        source_sha256, base: see :func:`hswq_hub.quantization.writer.write_quantized`.
+        device: where to round.
 
     Raises:
         FormatError: a weight holds NaN or infinity, or a dtype that cannot be copied.
     """
     plan = plan_naive(checkpoint)
-    write_quantized(checkpoint, plan, path, source_sha256=source_sha256, base=base, device=device)
+    codes = codes_of(checkpoint, plan.format, device=device)
+    write_quantized(checkpoint, plan, path, codes, source_sha256=source_sha256, base=base)
     return plan

@@ -239,7 +239,7 @@ def plan_everything(
 def _format_of(checkpoint: Checkpoint, decision: Decision, format: Format, recipe: Recipe) -> Decision:
     """The decision with what the format and its reader say of numbers and scales."""
     shape = checkpoint.tensors[decision.key].shape
-    if format is Format.INT8:
+    if Number.INT8 in format.numbers:
         if decision.kind != LINEAR or len(shape) != 2:  # ComfyUI has no such convolution
             return replace(decision, unscaled=True)
         return replace(decision, number_format=INT8, row_scales=True, group=group_of(shape[1]))

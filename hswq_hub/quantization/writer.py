@@ -49,15 +49,18 @@ wrong, and trainers and workflow editors leave paths and whole workflows there."
 _HEADER_ALIGNMENT = 8
 
 
+Codes = Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]
+"""A decision -> its weight's codes, and their scale, which broadcasts against them."""
+
+
 def write_quantized(
     checkpoint: Checkpoint,
     plan: Plan,
     path: Path,
+    codes: Codes | None = None,
     *,
     source_sha256: str,
     base: str | None = None,
-    rounded: Path | None = None,
-    device: torch.device | str = "cpu",
 ) -> None:
     """Write the file that `plan` describes: all tensors of the source under the same keys, the planned ones quantized
     with their scales beside them.
@@ -66,15 +69,14 @@ def write_quantized(
         checkpoint: the full-precision source.
         plan: what to do with each of its weights.
         path: where to; it appears whole or not at all.
+        codes: what its quantized weights become; None: all are rounded to nearest.
         source_sha256: digest of the source, for the header.
         base: Hub repo of the other components, for the header; None leaves it out.
-        rounded: a file of the same format from which weights with another rounding than "nearest" are copied.
-        device: where to round to nearest.
 
     Raises:
         FormatError: the source holds a dtype that cannot be copied.
     """
-    codes = codes_of(checkpoint, plan.format, rounded, device)
+    codes = codes or codes_of(checkpoint, plan.format)
     with quantized_file(checkpoint, plan, path, source_sha256=source_sha256, base=base) as file:
         file.copy_kept()
         todo = plan.quantized
@@ -85,8 +87,13 @@ def write_quantized(
 
 def codes_of(
     checkpoint: Checkpoint, format: Format, rounded: Path | None = None, device: torch.device | str = "cpu"
-) -> Callable[[Decision], tuple[torch.Tensor, torch.Tensor]]:
-    """A function from a decision to its weight's codes and scale; arguments as of :func:`write_quantized`."""
+) -> Codes:
+    """A function from a decision of a file of `format` to its weight's codes and scale.
+
+    Args:
+        rounded: a file of that format from which weights with another rounding than "nearest" are copied.
+        device: where to round to nearest.
+    """
     already = Checkpoint(rounded) if rounded is not None else None
 
     def codes(decision: Decision) -> tuple[torch.Tensor, torch.Tensor]:

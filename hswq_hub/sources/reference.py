@@ -37,6 +37,7 @@ _LONGEST_NAME = 200
 """Characters of a reference that are compared with the names that are known."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _OTHER_HASH = re.compile(r"[0-9a-fA-F]{8,64}")
+_AROUND = re.compile(r"^[\s/]+|[\s/]+$")
 _REPO_PART = re.compile(r"[\w-][\w.-]*")
 _AIR = re.compile(
     r"(?:urn:)?air:(?P<ecosystem>[\w.-]+):(?P<type>[\w.-]+):(?P<source>[\w.-]+):(?P<model>[0-9]{1,18})"
@@ -214,7 +215,7 @@ def _read_hub(text: str) -> HubRef | None:
     """owner/repo, owner/repo@revision, owner/repo/path; the same behind `hf:` or `hf://`."""
     scheme, _, rest = text.partition(":")
     explicit = scheme.casefold() in ("hf", "huggingface")
-    parts = (rest.removeprefix("//") if explicit else text).strip("/").split("/")
+    parts = _AROUND.sub("", rest if explicit else text).split("/")
     if len(parts) >= 2:
         repo, _, revision = parts[1].partition("@")
         written_as_path = text.startswith((".", "/", "~")) or "\\" in text
@@ -234,7 +235,7 @@ def _is_repo(owner: str, repo: str) -> bool:
 def _path(parts: list[str]) -> str | None:
     if ".." in parts or "." in parts:
         raise UnknownReferenceError("a path in a repo holds no '..'; give the file's own path")
-    return "/".join(parts) or None
+    return "/".join(filter(None, parts)) or None
 
 
 def identify(reference: str) -> str:

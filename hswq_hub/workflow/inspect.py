@@ -17,7 +17,7 @@ from ..common.hardware import describe, pick_device, pick_dtype
 from ..common.speed.trial import block_rate
 from ..common.text import megabytes, roughly
 from ..generation.cost import DenoiserCost, denoiser_cost
-from ..quantization.keep import keep_ratio, settled, size_range
+from ..quantization.choices.keep import keep_ratio, settled, size_range
 from ..settings import CALIBRATION_MEMORY, DEFAULT_RECIPE, RECIPES, CalibrationSettings, Recipe, SourceSettings
 from ..sources.find import find
 from ..sources.listing import Listing

@@ -8,9 +8,10 @@ from hswq_runtime.text import several
 from ..calibration.weights import empty_weights
 from ..common.targets import check_target
 from ..common.text import plain
+from ..quantization.choices.best import check_best
+from ..quantization.choices.keep import check_budget
 from ..quantization.compensate import passes_of_rounding
 from ..quantization.fold import check_fold
-from ..quantization.keep import check_budget
 from ..settings import COMPENSATED, PublishSettings
 from ..sources.http import cache
 from ..sources.prompts.prompts import Share
@@ -47,6 +48,7 @@ def preflight(
     warn_of_guess(source, log)
     source.check_components()
     check_fold(source.checkpoint, settings.formats, settings.recipe)
+    check_best(settings.formats, settings.recipe)
     for format in settings.formats:
         check_budget(source.checkpoint, format, settings.recipe)
     if settings.recipe.rounding in COMPENSATED:

@@ -24,7 +24,7 @@ from ..generation.placement import USABLE
 from ..hub.destination import Destination, check_upload
 from ..hub.settings import UploadSettings
 from ..hub.upload import Uploaded, upload_to
-from ..quantization.keep import settled
+from ..quantization.choices.keep import settled
 from ..settings import CalibrationSettings, EvaluationSettings, PublishSettings
 from ..sources.source import NOT_LISTED, Source
 from .estimate import estimate, time_line

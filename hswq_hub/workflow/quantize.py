@@ -14,8 +14,9 @@ from ..common.files import atomic_file
 from ..common.hardware import pick_device
 from ..common.pieces import Pieces
 from ..common.targets import check_replaceable
+from ..quantization.choices.best import check_best
+from ..quantization.choices.keep import check_budget, settled
 from ..quantization.fold import check_fold
-from ..quantization.keep import check_budget, settled
 from ..quantization.plan import Plan
 from ..settings import CALIBRATION_MEMORY, CalibrationSettings, PublishSettings, Recipe, recipe
 from ..sources.source import Source
@@ -66,6 +67,7 @@ def quantize(
     for path in paths.values():
         check_replaceable(path, path.suffix, _require_quantized)
     check_fold(source.checkpoint, formats, todo.recipe)
+    check_best(formats, todo.recipe)
     for format in formats:
         check_budget(source.checkpoint, format, todo.recipe)
     steps, writing = todo.steps()

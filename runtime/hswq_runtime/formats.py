@@ -21,12 +21,12 @@ scale, so convolutions do not carry them. A V2 file that is written for ComfyUI 
 convolutions are as in V1.
 
 Read, but never written: V2's early ``X.weight.scale``; ComfyUI's older ``X.scale_weight`` and ``X.scale_input`` (1 is
-as good as none) with a tensor ``scaled_fp8`` for the whole file, whose two values say that no layer is to be multiplied
-in FP8; its header entry ``_quantization_metadata``; FP8 without any of these.
+none) with a tensor ``scaled_fp8`` for the whole file, of two values if no layer is multiplied in FP8; its header entry
+``_quantization_metadata``; FP8 without any of these.
 
 In an INT8 file ``X.comfy_quant`` also says whether neighbouring inputs are rotated, in groups of how many: see
-:mod:`.layers.int8`. Its convolutions are as in V1. Read besides: one scale for a whole weight; descriptions that leave
-out the number format, as some tools do, which ComfyUI refuses.
+:mod:`.layers.int8`. Its convolutions are as in V1. "best" mixes such layers and FP8 ones with what V2 has for ComfyUI.
+Read besides: one scale for a whole weight; descriptions without the number format, which ComfyUI refuses.
 
 A V1 file may be folded, see :mod:`.fold`.
 
@@ -67,8 +67,7 @@ GROUPS, LARGEST_GROUP = (4, 16, 64, 256, 1024, 4096), 256
 _OLD_COMFY_EXACT = 2  # values of `scaled_fp8` in a file whose layers are multiplied in full precision
 
 DTYPE_FP8, DTYPE_INT8, DTYPE_U8 = "F8_E4M3", "I8", "U8"
-FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})
-"""safetensors dtypes that a source may hold."""
+FULL_PRECISION = frozenset({"F64", "F32", "F16", "BF16"})  # safetensors dtypes that a source may hold
 
 
 class Format(StrEnum):
@@ -77,6 +76,7 @@ class Format(StrEnum):
     V1 = "v1"
     V2 = "v2"
     INT8 = "int8"
+    BEST = "best"
 
     @property
     def scaled(self) -> bool:
@@ -85,13 +85,13 @@ class Format(StrEnum):
 
     @property
     def label(self) -> str:
-        """Name in reports: "V1", "V2", "INT8"."""
-        return self.value.upper()
+        """Name in reports: "V1", "V2", "INT8", "Best"."""
+        return self.value.title() if self is Format.BEST else self.value.upper()
 
     @property
-    def number(self) -> Number:
-        """The number format of its linear layers."""
-        return Number.INT8 if self is Format.INT8 else Number.FP8
+    def numbers(self) -> tuple[Number, ...]:
+        """The number formats that its linear layers may have."""
+        return {Format.INT8: (Number.INT8,), Format.BEST: tuple(Number)}.get(self, (Number.FP8,))
 
 
 class Metadata(StrEnum):

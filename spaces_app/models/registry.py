@@ -39,7 +39,7 @@ _LARGEST_TEXT, _LARGEST_WEIGHTS = 64 << 20, 40 << 30
 _WEIGHTS = ".safetensors"
 _VISITORS = HubOptions(token=False)
 """A visitor's choice is never fetched with the operator's token."""
-MULTIPLIED = (" in FP8", " in INT8")
+_IN_FP8, _IN_INT8, _IN_BOTH = MULTIPLIED = (" in FP8", " in INT8", " in FP8 and INT8")
 """How a file's label ends as ComfyUI computes it on a GPU with such arithmetic."""
 _OPEN = 16
 """Models whose records are held at once."""
@@ -69,14 +69,12 @@ class Model:
     @property
     def limits(self) -> Limits:
         """The variants and the default settings, as a request is checked against them."""
-        settings, fp8, int8 = self.generation, *MULTIPLIED
-        multiplied = (
-            label + (int8 if label == Format.INT8.label else fp8) for label in self.files if label != ORIGINAL
-        )
+        settings, ends = self.generation, {Format.INT8.label: _IN_INT8, Format.BEST.label: _IN_BOTH}
+        multiplied = (label + ends.get(label, _IN_FP8) for label in self.files if label != ORIGINAL)
         return Limits(tuple(self.files), settings.steps, settings.guidance, settings.size, tuple(multiplied))
 
     def file(self, label: str) -> Path:
-        """The file of a variant, which has one also as it is multiplied in FP8 or INT8."""
+        """The file of a variant, which is the same as it is multiplied in FP8 or INT8."""
         for suffix in MULTIPLIED:
             label = label.removesuffix(suffix)
         return self.files[label]()

@@ -255,6 +255,12 @@ def test_a_reference_without_end_is_a_sentence(text):
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["hf:owner/repo@v1//folder/x", "owner/repo@v1/folder//x", "owner/repo@v1/folder/x /"])
+def test_slashes_and_blanks_around_a_path_are_no_part_of_it(text):
+    found = parse(text)
+    assert found == HubRef("owner/repo", "folder/x", "v1") and parse(str(found)) == found
+
+
 def test_a_reference_that_is_no_text_is_a_sentence():
     for text in ("hf:owner/repo@\ud800", "owner/re\udc80po", "https://huggingface.co/owner/repo/tree/\ud800"):
         with pytest.raises(UnknownReferenceError, match="is no text in UTF-8"):

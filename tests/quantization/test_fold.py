@@ -9,12 +9,12 @@ from support import loras, tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.evaluation.compare import compare
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.compensate import write_compensated
 from hswq_hub.quantization.fold import check_fold, find_moves, moved
-from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.plan import plan_everything
 from hswq_hub.quantization.writer import write_quantized
-from hswq_hub.settings import RoundingSettings, recipe
+from hswq_hub.settings import ALL_FORMATS, RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, HSWQError, load_model
 from hswq_runtime.errors import AlreadyQuantizedError, FormatError
@@ -174,7 +174,7 @@ def test_moving_there_and_back_is_exact():
 
 
 def test_only_v1_is_folded(source, calibration):
-    plans = plan_everything(source, calibration, list(Format), recipe(fold=True))
+    plans = plan_everything(source, calibration, ALL_FORMATS, recipe(fold=True))
     assert plans[Format.V1].moves and not plans[Format.V2].moves
     plain = plan_everything(source, calibration, [Format.V2], recipe())[Format.V2]
     assert plans[Format.V2].decisions == plain.decisions

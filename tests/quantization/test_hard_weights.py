@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration
-from hswq_hub.settings import CalibrationSettings, recipe
+from hswq_hub.settings import ALL_FORMATS, CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.source import Source
 from hswq_hub.workflow.quantize import quantize
@@ -80,7 +80,7 @@ def source_of(change, folder) -> Source:
     ("change", "name", "formats"),
     [
         (each_layer_another_one, "measured", tuple(Format)),
-        (each_layer_another_one, "hswq", tuple(Format)),
+        (each_layer_another_one, "hswq", ALL_FORMATS),
         (nothing_counts, "measured", (Format.V2,)),
     ],
 )

@@ -13,16 +13,16 @@ from torch import nn
 from hswq_hub.calibration.calibrate import Calibration, monitor
 from hswq_hub.generation.recording import RecordedCall, record_calls
 from hswq_hub.quantization.blocks import BlockReplays
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.compensate import Wanted, compensated_layers, int8_form, write_compensated
 from hswq_hub.quantization.gptq import compensated, conditional_variances, damped
-from hswq_hub.quantization.keep import keep
 from hswq_hub.quantization.measure import measure_errors
 from hswq_hub.quantization.moments import Layer, Moments, Rows, second_moments
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
 from hswq_hub.quantization.samples.inputs import Rounded
 from hswq_hub.quantization.search import cheapest_scales
 from hswq_hub.quantization.writer import codes_of, write_quantized
-from hswq_hub.settings import ErrorSettings, RoundingSettings, recipe
+from hswq_hub.settings import ALL_FORMATS, ErrorSettings, RoundingSettings, recipe
 from hswq_runtime import Checkpoint, Format, HSWQLinear, load_model, set_quantized_matmul
 from hswq_runtime.formats import Number, Product, Reader, layer_of
 from hswq_runtime.layers import int8
@@ -127,13 +127,13 @@ def calibration(source) -> Calibration:
 
 @pytest.fixture(scope="module")
 def plans(source, calibration) -> dict[Format, Plan]:
-    return plan_everything(source, calibration, list(Format), HOW)
+    return plan_everything(source, calibration, ALL_FORMATS, HOW)
 
 
 @pytest.fixture(scope="module")
 def rounded(source, calibration, plans, tmp_path_factory):
     """A file of each format with all weights rounded."""
-    paths = {format: tmp_path_factory.mktemp("rounded") / f"{format}.safetensors" for format in Format}
+    paths = {format: tmp_path_factory.mktemp("rounded") / f"{format}.safetensors" for format in ALL_FORMATS}
     write_compensated(source, calibration, plans, paths, "kfac", RoundingSettings(), source_sha256=SHA)
     return paths
 
@@ -155,9 +155,9 @@ def test_linear_layers_are_int8_with_rotated_inputs_and_the_same_are_quantized(s
 
 
 def test_what_the_file_holds(source, calibration, plans, rounded, errors, tmp_path):
-    chosen = keep(plans[Format.INT8], source, HOW, errors.weights[Format.INT8], errors.inputs[Number.INT8])
+    chosen = keep(plans[Format.INT8], source, HOW, errors.weights[Format.INT8], errors.inputs)
     path = tmp_path / "tiny-int8.safetensors"
-    write_quantized(source, chosen, path, source_sha256=SHA, rounded=rounded[Format.INT8])
+    write_quantized(source, chosen, path, codes_of(source, Format.INT8, rounded[Format.INT8]), source_sha256=SHA)
     stored, original, whole = load_file(path), load_file(source.path), load_file(rounded[Format.INT8])
     assert 0 < len(chosen.kept) < len(chosen.decisions)
     expected = {*original}
@@ -193,7 +193,7 @@ def test_int8_is_closer_than_v2_and_curvature_closer_than_nearest(
         scales={},
         place=tmp_path,
     )
-    total = {format: sum(errors.weights[format].values()) for format in Format}
+    total = {format: sum(errors.weights[format].values()) for format in ALL_FORMATS}
     assert total[Format.INT8] < total[Format.V2]
     assert total[Format.INT8] < 0.5 * sum(of_nearest.weights[Format.INT8].values())
 

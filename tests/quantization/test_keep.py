@@ -9,12 +9,12 @@ from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
+from hswq_hub.quantization.choices.keep import check_budget, keep, settled, size_range
 from hswq_hub.quantization.compensate import write_compensated
-from hswq_hub.quantization.keep import check_budget, keep, settled, size_range
 from hswq_hub.quantization.plan import input_scales, plan_everything
 from hswq_hub.quantization.samples.inputs import InputRounding
 from hswq_hub.quantization.writer import planned_bytes, write_quantized
-from hswq_hub.settings import RoundingSettings, recipe
+from hswq_hub.settings import ALL_FORMATS, RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, load_model
 from hswq_runtime.errors import HSWQError
@@ -147,7 +147,7 @@ def test_pictures_of_a_batch_are_those_made_alone():
     assert torch.allclose(together, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize(("rounding", "formats"), [("gptq", list(Format)), ("kfac", [Format.V1])])
+@pytest.mark.parametrize(("rounding", "formats"), [("gptq", ALL_FORMATS), ("kfac", [Format.V1])])
 def test_compensated_files_are_the_same_whatever_the_memory(source, calibration, tmp_path, rounding, formats):
     plans, written = plan_everything(source, calibration, formats, recipe(rounding=rounding)), []
     for memory in (1.0, 0.0015):

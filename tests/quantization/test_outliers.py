@@ -8,7 +8,7 @@ from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration, monitor
 from hswq_hub.generation.recording import record_calls
-from hswq_hub.quantization.keep import keep
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.measure import Errors, measure_errors
 from hswq_hub.quantization.plan import Plan, input_scales, plan_everything
 from hswq_hub.quantization.writer import codes_of, write_quantized

@@ -14,7 +14,7 @@ from support import tiny
 
 from hswq_hub.calibration.calibrate import Calibration, LayerStatistics, monitor
 from hswq_hub.common.hardware import PeakMemory
-from hswq_hub.quantization.keep import keep
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.plan import Plan, plan_everything, plan_naive
 from hswq_hub.quantization.writer import write_quantized
 from hswq_hub.settings import DEFAULT_FORMATS, recipe

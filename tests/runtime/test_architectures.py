@@ -16,7 +16,7 @@ from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.evaluation.noise import computing_in
 from hswq_hub.generation.generate import GenerationSettings, final_latents, generate, open_pipeline
 from hswq_hub.generation.metrics import latent_mse
-from hswq_hub.settings import CalibrationSettings, recipe
+from hswq_hub.settings import ALL_FORMATS, CalibrationSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.inspect import inspect
 from hswq_hub.workflow.quantize import quantize
@@ -24,7 +24,6 @@ from hswq_runtime import Checkpoint, HSWQPipeline
 from hswq_runtime.architectures import ARCHITECTURES, base_named, of_class, recognise
 from hswq_runtime.checkpoints.mapping import trace
 from hswq_runtime.errors import FormatError, UnknownArchitectureError
-from hswq_runtime.formats import Format
 
 SETTINGS = CalibrationSettings(samples=2, steps=1, calls=2, size=32, device="cpu", dtype="float32")
 
@@ -42,7 +41,7 @@ def test_from_the_original_layout_to_a_picture(name, tmp_path, monkeypatch, base
     source = resolve(str(path), base=str(base))
     calibration = calibrate(source, SETTINGS)
     how = recipe("measured", rounding=original.rounding, keep_by="variance", keep_ratio=row.keep_ratio)
-    files = quantize(source, calibration, tuple(Format), tmp_path / "out", how, device="cpu")
+    files = quantize(source, calibration, ALL_FORMATS, tmp_path / "out", how, device="cpu")
     for file, plan in files:
         assert plan.quantized and plan.kept
         assert all(torch.equal(load_file(file)[key], load_file(path)[key]) for key in original.others)

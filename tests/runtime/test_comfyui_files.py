@@ -5,6 +5,7 @@ import torch
 from support.kitchen import Theirs, theirs_in
 
 from hswq_hub.generation.generate import GenerationSettings, generate, open_pipeline
+from hswq_hub.settings import ALL_FORMATS
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, HSWQLinear, load_model, set_quantized_matmul
 from hswq_runtime.formats import Product, Reader
@@ -13,7 +14,7 @@ from spaces_app.models.bundled import SHIPPED, shipped_record
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("format", list(Format))
+@pytest.mark.parametrize("format", ALL_FORMATS)
 def test_a_shipped_file_makes_the_same_picture(format, dtype):
     """Both kinds of layers are in it: with rounded inputs, in FP8 with a scale for them, and exact."""
     path, source = SHIPPED / shipped_record().files[format].file, resolve("demo")

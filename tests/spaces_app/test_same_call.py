@@ -16,12 +16,11 @@ import torch
 from hswq_hub.cards.card import Card
 from hswq_hub.evaluation.evaluate import evaluate
 from hswq_hub.evaluation.results import Evaluation
-from hswq_hub.settings import EvaluationSettings
+from hswq_hub.settings import ALL_FORMATS, EvaluationSettings
 from hswq_hub.sources.find import resolve
 from hswq_hub.sources.prompts.prompts import Prompts
 from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.errors import FormatError
-from hswq_runtime.formats import Format
 from spaces_app.comparison.worker import VariantDone, Worker
 from spaces_app.models.registry import ModelRegistry
 from spaces_app.request import RequestError, validated_request
@@ -91,7 +90,7 @@ def published(folder: Path, model, generation: dict, **changes) -> Path:
         "base": model.base_repo,
         "examples": [{"prompt": PROMPT, "seed": 1, "image": "images/example-01.png", "worst": True}],
     }
-    for format in Format:
+    for format in ALL_FORMATS:
         (folder / record["files"][format.value]["file"]).symlink_to(resolve("demo").path)
     (folder / "hswq.json").write_text(json.dumps(record | changes))
     figures = Evaluation.load(SHOWN / "metrics.json")

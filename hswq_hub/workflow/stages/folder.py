@@ -137,7 +137,7 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
     whole, *variants = evaluation.variants
     points = {v.label: (v.file_bytes / whole.file_bytes, v.latent_mse_mean) for v in variants}
     plots.save(plots.sensitivity(plans[-1]), target / IMAGES / plots.SENSITIVITY)
-    fp8 = [plan for plan in plans if plan.quantized and plan.format.number is Number.FP8]
+    fp8 = [plan for plan in plans if plan.quantized and plan.format.numbers == (Number.FP8,)]
     if fp8:
         plots.save(plots.weights(source.checkpoint, fp8[-1]), target / IMAGES / plots.WEIGHTS)
     floor = evaluation.noise_floor

@@ -1,7 +1,7 @@
 """The stage `quantize`: the steps from statistics to quantized files, the same for `publish` and for `quantize`.
 
     statistics ─ search ─ round ─ measure ─┬─ write v1
-                                           └─ write v2
+                                           └─ write v2 ...
 
 `round` is there if rounding is compensated, `measure` if layers are kept by the error that they make.
 """
@@ -9,7 +9,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from ...common.files import write_atomically
 from ...common.hardware import dtype_named
 from ...common.identity import code_digest, environment_fingerprint
 from ...common.pieces import Pieces
+from ...quantization.choices.best import candidates, codes_of_best, plan_best
+from ...quantization.choices.keep import keep, size_range
 from ...quantization.compensate import (
     ReplayMemory,
     knows_outputs,
@@ -30,14 +32,13 @@ from ...quantization.compensate import (
     steps_of_rounding,
     write_compensated,
 )
-from ...quantization.keep import keep, size_range
 from ...quantization.kfac import BLOCK
-from ...quantization.measure import measure_errors, passes_of_measuring
+from ...quantization.measure import Errors, measure_errors, passes_of_measuring
 from ...quantization.moments import TOGETHER
 from ...quantization.naive import write_naive
 from ...quantization.plan import LINEAR, Plan, input_scales, plan_everything, unread_plan
-from ...quantization.samples.inputs import INPUT_ROWS, InputRounding
-from ...quantization.writer import codes_of, planned_bytes, write_quantized
+from ...quantization.samples.inputs import INPUT_ROWS
+from ...quantization.writer import Codes, codes_of, planned_bytes, write_quantized
 from ...settings import COMPENSATED, GB, RECIPES, CalibrationSettings, PublishSettings, Recipe
 from ...sources.source import Source
 from ..forecast import cost_of, usual_size
@@ -81,14 +82,15 @@ class Quantization:
 
     @cached_property
     def _replays(self) -> ReplayMemory:
+        memory, device_memory = self.memory, self.device_memory
         asked = PublishSettings(
-            self.formats,
-            self.recipe,
-            self.calibration,
-            calibration_memory=self.memory,
-            device_memory=self.device_memory,
+            self.formats, self.recipe, self.calibration, calibration_memory=memory, device_memory=device_memory
         )
         return replays_of(self.source, asked)
+
+    @property
+    def _candidates(self) -> tuple[Format, ...]:
+        return candidates(self.formats)
 
     @property
     def _word(self) -> int:
@@ -121,7 +123,7 @@ class Quantization:
         """The range of every weight that can be FP8."""
         recipe, checkpoint = self.recipe, self.source.checkpoint
         asked: dict[str, object] = {
-            "formats": [format.value for format in self.formats],
+            "formats": [format.value for format in self._candidates],
             "search": recipe.search and asdict(recipe.search),
             "rounding": recipe.rounding,
             "row_scales": recipe.row_scales,
@@ -130,12 +132,10 @@ class Quantization:
         }
 
         def make(folder: Path, _: Pieces) -> None:
-            plans = plan_everything(checkpoint, self._statistics(), self.formats, recipe, self.calibration.device)
+            plans = plan_everything(checkpoint, self._statistics(), self._candidates, recipe, self.calibration.device)
             _write_json(folder / _PLANS, {format.value: _decided(plan) for format, plan in plans.items()})
 
-        def work() -> Work:
-            return Work(moved=self.source.path.stat().st_size)
-
+        work = partial(Work, moved=self.source.path.stat().st_size)
         return self._step("search", [self._environment, asked], make, work, [self.statistics])
 
     def _round(self, search: Step) -> Step:
@@ -147,7 +147,7 @@ class Quantization:
                 checkpoint,
                 self._statistics(),
                 self._plans(search),
-                {format: folder / _rounded_name(format) for format in self.formats},
+                {format: folder / _rounded_name(format) for format in self._candidates},
                 rounding,
                 settings,
                 source_sha256=self.source.sha256,
@@ -159,8 +159,8 @@ class Quantization:
             )
 
         def work() -> Work:
-            plan = unread_plan(checkpoint, self.formats[0], self.recipe)
-            kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self.formats)
+            plan = unread_plan(checkpoint, self._candidates[0], self.recipe)
+            kept = sum(planned_bytes(checkpoint, unread_plan(checkpoint, v, self.recipe)) for v in self._candidates)
             recorded = self._recorded
             passes = self.source.architecture.passes(self.calibration.guidance)
             memory = self._replays
@@ -178,7 +178,7 @@ class Quantization:
                 + (0.0 if doubles else _SINGLE * feedback),
                 double_flops=sum(self._factor_flops(d.key) for d in plan.quantized) + (feedback if doubles else 0.0),
                 launches=self._rounding_launches() + recorded * passes * len(plan.quantized) * _GATHERING,
-                values=len(self.formats) * sum(self._rounding_values(d.key) for d in plan.quantized),
+                values=len(self._candidates) * sum(self._rounding_values(d.key) for d in plan.quantized),
                 moved=self.source.path.stat().st_size + kept + self._scratch(recorded * passes, each),
                 kept=kept,
                 streamed=self._streamed(recorded),
@@ -200,7 +200,7 @@ class Quantization:
         steps = steps_of_rounding(self.source.checkpoint, self.recipe.rounding, workspace) * _LAUNCHES
         if knows_outputs(self.recipe.rounding):
             return steps
-        return len(self.formats) * (1 + self.recipe.compensation.sweeps) * steps
+        return len(self._candidates) * (1 + self.recipe.compensation.sweeps) * steps
 
     def _rounding_values(self, key: str) -> float:
         """What those operations go through: a row and a column of a block for each of its weights, or the columns
@@ -216,9 +216,9 @@ class Quantization:
         rows, n = info.shape[0], info.values // info.shape[0]
         if knows_outputs(self.recipe.rounding):
             together = min(rows, TOGETHER)
-            shared, int8 = (any(f.number is number for f in self.formats) for number in (Number.FP8, Number.INT8))
+            shared, int8 = (any(number in f.numbers for f in self._candidates) for number in (Number.FP8, Number.INT8))
             return 2.0 / 3 * rows / together * ((shared + 2 * int8) * n**3 + (shared + int8) * together**3)
-        return len(self.formats) * float(n**3)
+        return len(self._candidates) * float(n**3)
 
     def _feedback_flops(self, plan: Plan) -> float:
         """Of all weights [rows, n] in all formats: 2·n² a row for feedback and for each sweep; with the outputs' half
@@ -231,11 +231,11 @@ class Quantization:
                 total += rows * n * (n + min(rows, TOGETHER))
             else:
                 total += 2.0 * rows * n**2 * (1 + self.recipe.compensation.sweeps)
-        return len(self.formats) * total
+        return len(self._candidates) * total
 
     def _measure(self, before: list[Step]) -> Step:
         """What each weight of each format does to the denoiser's output when it alone is quantized."""
-        settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self.formats
+        settings, checkpoint, formats = self.recipe.measurement, self.source.checkpoint, self._candidates
 
         def make(folder: Path, pieces: Pieces) -> None:
             device, statistics, plans = self.calibration.device, self._statistics(), self._plans(before[0])
@@ -243,7 +243,7 @@ class Quantization:
                 checkpoint,
                 statistics,
                 plans,
-                {v: codes_of(checkpoint, v, _rounded(before, v), device) for v in formats},
+                {v: self._codes(v, before) for v in formats},
                 settings,
                 scales=input_scales(checkpoint, statistics, plans[formats[0]]),
                 place=folder,
@@ -287,23 +287,9 @@ class Quantization:
         made_from = [code_digest(*ROOMS), __version__, asdict(self.recipe), format.value, *source]
 
         def make(folder: Path, _: Pieces) -> None:
-            plan = self._plans(inputs[0])[format]
-            if self.recipe.keep_by == "error":
-                found = json.loads((inputs[-1].folder / _ERRORS).read_text(encoding="utf-8"))
-                inputs_rounded = found["inputs"].get(format.number, {})
-                rounding = {key: InputRounding(**row) for key, row in inputs_rounded.items()}
-                plan = keep(plan, checkpoint, self.recipe, found["weights"][format.value], rounding)
-            else:
-                plan = keep(plan, checkpoint, self.recipe)
-            write_quantized(
-                checkpoint,
-                plan,
-                folder / quantized_name(self.source.name, format),
-                source_sha256=self.source.sha256,
-                base=self.source.hub_base,
-                rounded=_rounded(inputs, format),
-                device=self.calibration.device,
-            )
+            plan, codes = self._choose(format, inputs), self._codes(format, inputs)
+            path, sha256 = folder / quantized_name(self.source.name, format), self.source.sha256
+            write_quantized(checkpoint, plan, path, codes, source_sha256=sha256, base=self.source.hub_base)
             _write_plan(plan, folder)
 
         def work() -> Work:
@@ -311,6 +297,23 @@ class Quantization:
             return Work(moved=self.source.path.stat().st_size + kept, kept=kept)
 
         return self._step(f"write {format.value}", made_from, make, work, inputs)
+
+    def _choose(self, format: Format, inputs: list[Step]) -> Plan:
+        """The plan of a file, with what is kept and how it is multiplied."""
+        plans, checkpoint = self._plans(inputs[0]), self.source.checkpoint
+        errors = Errors.load(inputs[-1].folder / _ERRORS) if self.recipe.keep_by == "error" else None
+        if errors is None:
+            return keep(plans[format], checkpoint, self.recipe)
+        if format is Format.BEST:
+            return plan_best(plans, checkpoint, self.recipe, errors)
+        return keep(plans[format], checkpoint, self.recipe, errors.weights[format], errors.inputs)
+
+    def _codes(self, format: Format, before: list[Step]) -> Codes:
+        """What the quantized weights of a file are."""
+        checkpoint, device = self.source.checkpoint, self.calibration.device
+        if format is Format.BEST:
+            return codes_of_best(checkpoint, {v: _rounded(before, v) for v in self._candidates}, device)
+        return codes_of(checkpoint, format, _rounded(before, format), device)
 
     @property
     def _environment(self) -> list[object]:
@@ -359,12 +362,12 @@ def plan_of(step: Step) -> Plan:
 
 
 def quantized_name(name: str, format: Format) -> str:
-    """The file name of the quantized source `name`."""
+    """Of the quantized source `name`."""
     return f"{name}-hswq-{format.value}.safetensors"
 
 
 def naive_name(name: str) -> str:
-    """The file name of its baseline."""
+    """Of its baseline."""
     return f"{name}-naive.safetensors"
 
 

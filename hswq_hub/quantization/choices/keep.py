@@ -1,8 +1,7 @@
-"""Decides which weights stay in full precision although they could be quantized, and which of the others multiply so.
+"""Decides which weights stay in full precision although they could be quantized.
 
 The errors of single weights very nearly add up: their sum over all quantized weights predicts the error of the whole
-file. So a byte is best spent on the weight with the largest error per byte; and FP8 or INT8 arithmetic, which rounds
-inputs as well, on the layers that lose least by it for what they multiply.
+file. So a byte is best spent on the weight with the largest error per byte.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,20 +10,17 @@ from math import ceil
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.errors import HSWQError
-from hswq_runtime.formats import Format, Number, layer_of
-from hswq_runtime.layers.fp8 import MULTIPLE
+from hswq_runtime.formats import Format, Number
 
-from ..settings import ALLOWED, INT8_SPEED, Recipe
-from .plan import KEPT, LINEAR, Decision, Plan, unread_plan
-from .samples.inputs import InputRounding
-from .writer import planned_bytes
+from ...settings import Recipe
+from ..plan import KEPT, Decision, Plan, unread_plan
+from ..samples.inputs import InputRounding
+from ..writer import planned_bytes
+from .products import with_products
 
 _BYTES_16_BIT = 2
 _DIGITS = 10_000
 """A budget is given in ten-thousandths."""
-_EXPECTED = 0.7
-"""Of the error that rounded inputs may add, so much is spent on the sum of those of single layers: of whole files it is
-up to 1.4 times as large."""
 
 
 def keep(
@@ -32,7 +28,7 @@ def keep(
     checkpoint: Checkpoint,
     recipe: Recipe,
     errors: Mapping[str, float] | None = None,
-    inputs: Mapping[str, InputRounding] | None = None,
+    inputs: Mapping[Number, Mapping[str, InputRounding]] | None = None,
 ) -> Plan:
     """`plan`, which keeps nothing by choice, with some of its weights kept in full precision.
 
@@ -40,11 +36,11 @@ def keep(
     first `round(keep_ratio · n)` of n layers are kept; with a budget each weight that still fits, in that order.
 
     A recipe that keeps by error also says of each linear layer that is left how readers multiply, see
-    :func:`with_products`.
+    :func:`.products.with_products`.
 
     Args:
         errors: by key, for a recipe that keeps by error.
-        inputs: by key, of the layers whose inputs can be rounded.
+        inputs: by what they are rounded to and by key, of the layers whose inputs can be rounded.
 
     Raises:
         HSWQError: not even the file with nothing kept is within the budget.
@@ -89,56 +85,6 @@ def keep(
 
     decided = replace(plan, decisions=tuple(map(decide, plan.decisions)))
     return with_products(decided, checkpoint, recipe, inputs or {}) if recipe.chooses_products else decided
-
-
-def with_products(plan: Plan, checkpoint: Checkpoint, recipe: Recipe, inputs: Mapping[str, InputRounding]) -> Plan:
-    """`plan`, in which kept layers and errors are decided, with the products of its linear layers.
-
-    Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many that
-    the share `recipe.speed` of the work is; if that is None, in INT8 `INT8_SPEED`, and in FP8 each with which the error
-    can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a reader's
-    hardware cannot multiply in FP8 or gains nothing by, that feed everything else, or that have a scale a row; and all
-    of a folded file, which has other inputs.
-    """
-    linear = {d.key: d for d in plan.decisions if d.kind == LINEAR and d.key in inputs}
-    whole = sum(inputs[key].work for key in linear)
-    possible = [d.key for d in linear.values() if not plan.moves and _can_multiply(d, checkpoint, inputs[d.key])]
-    ranked = sorted(possible, key=lambda key: inputs[key].error / inputs[key].work)
-    speed = INT8_SPEED if recipe.speed is None and plan.format.number is Number.INT8 else recipe.speed
-    chosen, work, error = set(), 0.0, 0.0
-    allowed = _EXPECTED * (ALLOWED - 1) * sum(d.error or 0.0 for d in plan.quantized)
-    for key in ranked:
-        fits = error + inputs[key].error <= allowed if speed is None else work < speed * whole
-        if fits:
-            chosen.add(key)
-            work, error = work + inputs[key].work, error + inputs[key].error
-
-    def decide(decision: Decision) -> Decision:
-        if decision.kind != LINEAR or not decision.quantized:
-            return decision
-        found = inputs.get(decision.key)
-        if found is None:
-            return replace(decision, exact=True)
-        fast, share = decision.key in chosen, found.work / whole if whole else 0.0
-        scale = found.scale if fast else None  # of INT8 there is none
-        return replace(decision, exact=not fast, input_scale=scale, input_error=found.error, work=share)
-
-    return replace(plan, decisions=tuple(map(decide, plan.decisions)))
-
-
-def _can_multiply(decision: Decision, checkpoint: Checkpoint, inputs: InputRounding) -> bool:
-    """Whether FP8 or INT8 arithmetic can be chosen for a layer, and saves something."""
-    rows, columns = checkpoint.tensors[decision.key].shape
-    names = [layer_of(name) for name in checkpoint.modules[decision.key]]
-    return (
-        decision.quantized
-        and (decision.number is Number.INT8 or not decision.row_scales)
-        and rows % MULTIPLE == 0
-        and columns % MULTIPLE == 0
-        and inputs.rows >= MULTIPLE
-        and inputs.work > 0
-        and not any(map(checkpoint.architecture.is_sensitive, names))
-    )
 
 
 def size_range(checkpoint: Checkpoint, format: Format, recipe: Recipe) -> tuple[int, int]:
