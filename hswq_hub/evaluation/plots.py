@@ -5,6 +5,7 @@ matplotlib is imported when something is drawn; no window is opened.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,11 @@ ARITHMETIC = "error-against-arithmetic.png"
 _LEAST_WORK = 1e-3
 """Layers that do less, such as those with one row of input, are not drawn: they are never multiplied in FP8 or INT8."""
 _KEPT, _FP8, _LINE = "#c44e52", "#4c72b0", "#55a868"
+_CURVES = (_FP8, _LINE, _KEPT, "#8172b3")
 _WORST = 4
+
+Curve = Sequence[tuple[float, float]]
+"""Points: a share of the original's size, and an error."""
 
 
 def save(figure: "Figure", path: Path) -> Path:
@@ -110,10 +115,23 @@ def weights(checkpoint: Checkpoint, plan: Plan) -> "Figure":
     return figure
 
 
-def error_against_size(points: Mapping[str, tuple[float, float]], floor: tuple[str, float] | None = None) -> "Figure":
-    """Label -> share of the original's size, latent MSE; both lower is better. floor: what the noise floor is called,
-    and its latent MSE, drawn as a line."""
+def error_against_size(
+    points: Mapping[str, tuple[float, float]],
+    floor: tuple[str, float] | None = None,
+    curves: Mapping[str, Curve] = MappingProxyType({}),
+) -> "Figure":
+    """Label -> share of the original's size, latent MSE; both lower is better.
+
+    floor: what the noise floor is called, and its latent MSE, drawn as a line. curves: by label, what can be expected
+    of other budgets, see :func:`curve`; each is drawn through the point of its file, where the error is measured.
+    """
     figure, axes = _axes(8, 5)
+    for (label, expected), colour in zip(curves.items(), _CURVES, strict=False):
+        sizes, errors = zip(*expected, strict=True)
+        measured = [points[label][1] * error for error in errors]
+        axes.plot([100 * size for size in sizes], measured, color=colour, linewidth=1, label=f"{label}, expected")
+    if curves:
+        axes.legend(frameon=False, fontsize=6)
     for number, (label, (size, error)) in enumerate(points.items()):
         axes.scatter(100 * size, error, s=18, color=_FP8)
         above = 4 if number % 2 else -8
@@ -129,22 +147,40 @@ def error_against_size(points: Mapping[str, tuple[float, float]], floor: tuple[s
     return figure
 
 
-def keeping(checkpoint: Checkpoint, plan: Plan) -> "Figure":
-    """Expected error against file size as more weights are kept, those with the largest error per byte first, and where
-    `plan` stopped. The expected error is the sum of the errors that the FP8 weights make alone."""
+def curve(checkpoint: Checkpoint, plan: Plan) -> Curve:
+    """What can be expected of other budgets, over the error of this plan's file; nothing, if no error was measured or
+    none is left."""
+    left = _left(plan)
+    return [(size, error / left) for size, error in _expected(checkpoint, plan)] if left else []
+
+
+def _expected(checkpoint: Checkpoint, plan: Plan) -> Curve:
+    """The sum of the errors that quantized weights make alone, as more are kept, those with the largest error per byte
+    first: errors of single weights very nearly add up."""
     error = {d.key: d.error for d in plan.decisions if d.error is not None}
     cost = {key: checkpoint.tensors[key].nbytes - checkpoint.tensors[key].values for key in error}
-    chosen = {d.key for d in plan.kept} & error.keys()
     whole = sum(info.nbytes for info in checkpoint.tensors.values())
-    here = planned_bytes(checkpoint, plan)
-    sizes, errors = [here - sum(cost[key] for key in chosen)], [sum(error.values())]
+    size = planned_bytes(checkpoint, plan) - sum(cost[d.key] for d in plan.kept if d.key in error)
+    rest = sum(error.values())
+    found = [(size / whole, rest)]
     for key in sorted(error, key=lambda key: error[key] / cost[key], reverse=True)[:-1]:
-        sizes.append(sizes[-1] + cost[key])
-        errors.append(errors[-1] - error[key])
+        size, rest = size + cost[key], rest - error[key]
+        found.append((size / whole, rest))
+    return found
+
+
+def _left(plan: Plan) -> float:
+    return sum(d.error or 0.0 for d in plan.quantized)
+
+
+def keeping(checkpoint: Checkpoint, plan: Plan) -> "Figure":
+    """Expected error against file size as more weights are kept, and where `plan` stopped. The expected error is the
+    sum of the errors that the quantized weights make alone."""
+    whole = sum(info.nbytes for info in checkpoint.tensors.values())
+    sizes, errors = zip(*_expected(checkpoint, plan), strict=True)
     figure, axes = _axes(7, 4)
-    axes.plot([100 * size / whole for size in sizes], errors, color=_FP8, linewidth=1)
-    left = sum(error[key] for key in error.keys() - chosen)
-    axes.scatter(100 * here / whole, left, color=_KEPT, s=18, zorder=2)
+    axes.plot([100 * size for size in sizes], errors, color=_FP8, linewidth=1)
+    axes.scatter(100 * planned_bytes(checkpoint, plan) / whole, _left(plan), color=_KEPT, s=18, zorder=2)
     axes.set_yscale("log")
     axes.set_xlabel("size of the file, % of the original")
     axes.set_ylabel("sum of the errors of single layers")

@@ -60,6 +60,21 @@ def test_what_keeping_gives_is_drawn_from_the_errors_of_the_plan(source):
     assert axes.collections[0].get_offsets().tolist() == [pytest.approx([sizes[1], left[1]])]
 
 
+def test_what_other_budgets_give_goes_through_the_measured_point(source):
+    """Errors 3e-3, 2e-3 and 1e-3, of which the file left 3e-3 and was measured at 6e-3: twice as much."""
+    all_fp8 = plan_naive(source)
+    assert plots.curve(source, all_fp8) == [], "nothing was measured"
+    three = [d for d in all_fp8.quantized if d.layer.endswith(("w1", "w3"))][:3]
+    errors = dict(zip([d.key for d in three], (3e-3, 2e-3, 1e-3), strict=True))
+    decisions = [replace(d, error=errors.get(d.key)) for d in all_fp8.decisions]
+    decisions = [replace(d, number_format=KEPT, scale=None) if d.error == 3e-3 else d for d in decisions]
+    found = plots.curve(source, replace(all_fp8, decisions=tuple(decisions)))
+    here = found[1][0]
+    (axes,) = plots.error_against_size({"V1": (here, 6e-3)}, curves={"V1": found}).axes
+    sizes, expected = axes.lines[0].get_data()
+    assert expected == pytest.approx([12e-3, 6e-3, 2e-3]) and sizes[1] == pytest.approx(100 * here)
+
+
 def test_the_noise_floor_is_a_line_under_the_files():
     (axes,) = plots.error_against_size({"V1": (0.5, 1e-3)}, ("original in BF16", 2e-4)).axes
     (line,) = axes.lines

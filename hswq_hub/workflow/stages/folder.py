@@ -142,7 +142,9 @@ def _draw(target: Path, source: Source, plans: Sequence[Plan]) -> None:
         plots.save(plots.weights(source.checkpoint, fp8[-1]), target / IMAGES / plots.WEIGHTS)
     floor = evaluation.noise_floor
     line = (floor_label(floor), floor.latent_mse_mean) if floor and floor.latent_mse_mean else None
-    plots.save(plots.error_against_size(points, line), target / IMAGES / plots.SIZES)
+    found = {plan.format.label: plots.curve(source.checkpoint, plan) for plan in plans}
+    curves = {label: curve for label, curve in found.items() if curve}
+    plots.save(plots.error_against_size(points, line, curves), target / IMAGES / plots.SIZES)
     if any(d.input_error is not None for plan in plans for d in plan.quantized):
         measured = {found.label: found.latent_ratio for found in multiplied(evaluation) if found.latent_ratio}
         plots.save(plots.arithmetic(plans, measured), target / IMAGES / plots.ARITHMETIC)
