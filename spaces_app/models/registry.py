@@ -29,7 +29,7 @@ from hswq_runtime.formats import Format
 
 from ..request import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, RequestError
 from . import bundled
-from .remote import check_size
+from .remote import check_components_size, check_size
 
 _EXAMPLES = 5
 _LARGEST_SIDE = 2048
@@ -171,6 +171,8 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
         base = record.base or reference
         if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
+        if strange and base == reference:
+            check_components_size(reference, _LARGEST_WEIGHTS)
         files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.
         files, missing = _with_original(files, {} if strange else record.source, base, original)

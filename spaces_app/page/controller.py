@@ -2,8 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from hswq_runtime.errors import HSWQError
@@ -72,14 +73,17 @@ class Controller:
             user_message(error)
             return None
 
-    def run(self, model: Model, request: Request, session: str = "") -> Run:
-        """The finished run."""
-        for step in self.steps(model, request, session):
-            if isinstance(step, Run):
-                return step
+    def run(self, model: Model, request: Request, left: Callable[[], bool] = lambda: False) -> Run:
+        """The finished run. left: asked after each step whether nobody waits for it any more."""
+        with closing(self.steps(model, request)) as steps:
+            for step in steps:
+                if isinstance(step, Run):
+                    return step
+                if left():
+                    raise Stopped("stopped")
         raise HSWQError("the run ended without a result")
 
-    def steps(self, model: Model, request: Request, session: str = "") -> Iterator[Progress | Run]:
+    def steps(self, model: Model, request: Request, session: str = "") -> Generator[Progress | Run, None, None]:
         """Progress after each event; the last item is the finished run.
 
         `session`: the visitor's, for :meth:`stop`; without one no local files may be named.
