@@ -104,6 +104,8 @@ class ModelRegistry:
             FormatError: what is there was not made by `hswq-hub publish`.
         """
         reference = self.references[0] if reference is None else reference
+        if not isinstance(reference, str):
+            raise RequestError("a model is named by a text")
         if reference not in self._open:
             model = self._opened(reference)
             if len(self._open) >= _OPEN:
@@ -115,7 +117,7 @@ class ModelRegistry:
         if reference in self.references:
             original = self._original if reference == self.references[0] else None
             return open_model(reference, original)
-        if not isinstance(reference, str) or not self.any_repo:
+        if not self.any_repo:
             raise RequestError("this page shows only the models in its list")
         here = Path(reference).exists()
         if (here and not self._local) or (not here and not is_repo_id(reference)):

@@ -34,7 +34,8 @@ def user_message(error: Exception) -> str:
     """The message shown to a visitor: that of an `HSWQError`; any other error is only logged."""
     if isinstance(error, HSWQError):
         text = " ".join(str(error).split())
-        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+        repo = "/" in text.split(" ")[0]  # a name, to be read as it is
+        return (text if repo else text[:1].upper() + text[1:]) + ("" if text.endswith((".", "?")) else ".")
     _log.error("a run failed", exc_info=error)
     return "Something went wrong here, and it is not your doing; the log of this page says what."
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+HERE, FOR_ANYBODY = "127.0.0.1", "127.0.0.2"
+"""On the second, which is loopback too, the page takes nobody for the one who sits at this machine."""
 START = 180
 """Seconds in which the page has to be there, on a machine that does other things too."""
 
@@ -43,17 +45,19 @@ class Served:
 
 
 @contextmanager
-def served(home: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """The page with these options of the command, once its first picture is made."""
+def served(
+    home: Path, *options: str, host: str = HERE, environment: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """The page with these options of the command, once it has made a picture."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((host, 0))
         port = free.getsockname()[1]
     variables = os.environ | {"HSWQ_HOME": str(home), "OMP_NUM_THREADS": "1"} | (environment or {})
-    command = [sys.executable, "-m", "hswq_hub", "demo", "--port", str(port), *options]
+    command = [sys.executable, "-m", "hswq_hub", "demo", "--host", host, "--port", str(port), *options]
     with (home / "page.log").open("w") as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
-        page = Served(f"http://127.0.0.1:{port}/", psutil.Process(process.pid))
+        page = Served(f"http://{host}:{port}/", psutil.Process(process.pid))
         wait_for(lambda: _answers(page.url) or process.poll() is not None, START)
         assert process.poll() is None, (home / "page.log").read_text()
         Visitor(page.url).compare("a star", steps=1)
