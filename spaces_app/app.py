@@ -20,6 +20,9 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING = 64
 _SESSIONS = 100
 _HOURLY = (3600, 3600)
+_LOOK, _PROGRESS = 0.1, 1.0
+"""Seconds between two looks of Gradio's queue: for somebody who waits, and for progress bars, which the page has not.
+Its own are 0.001 and 0.01, which takes several percent of a core for ever. They are no arguments of anything."""
 
 
 def create_demo(
@@ -48,7 +51,9 @@ def create_demo(
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_HOURLY) as demo:
         Page(controller)
     controller.open()
-    return demo.queue(max_size=_WAITING)
+    demo.queue(max_size=_WAITING, api_open=False)  # nobody goes past the queue
+    demo._queue.sleep_when_free, demo._queue.progress_update_sleep_when_free = _LOOK, _PROGRESS
+    return demo
 
 
 def main(
@@ -86,7 +91,7 @@ def launch_options(*, mcp: bool = False) -> dict:
         "theme": theme(),
         "css": css(),
         "footer_links": ["api"],
-        "max_file_size": "1kb",  # nothing on the page is uploaded
+        "max_file_size": 0,  # nothing on the page is uploaded
         "state_session_capacity": _SESSIONS,
         "run_history": False,
         "ssr_mode": False,

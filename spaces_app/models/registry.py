@@ -29,7 +29,7 @@ from hswq_runtime.formats import Format
 
 from ..request import PROMPT_LENGTH, SIZE_STEP, STEPS, Limits, RequestError
 from . import bundled
-from .remote import check_size
+from .remote import check_components_size, check_size
 
 _EXAMPLES = 5
 _LARGEST_SIDE = 2048
@@ -102,6 +102,8 @@ class ModelRegistry:
             FormatError: what is there was not made by `hswq-hub publish`.
         """
         reference = self.references[0] if reference is None else reference
+        if not isinstance(reference, str):
+            raise RequestError("a model is named by a text")
         if reference not in self._open:
             model = self._opened(reference)
             if len(self._open) >= _OPEN:
@@ -113,7 +115,7 @@ class ModelRegistry:
         if reference in self.references:
             original = self._original if reference == self.references[0] else None
             return open_model(reference, original)
-        if not isinstance(reference, str) or not self.any_repo:
+        if not self.any_repo:
             raise RequestError("this page shows only the models in its list")
         here = Path(reference).exists()
         if (here and not self._local) or (not here and not is_repo_id(reference)):
@@ -169,6 +171,8 @@ def _published(reference: str, original: Path | None, hub: HubOptions) -> Model:
         base = record.base or reference
         if base != reference and not (base == architecture.base_repo if strange else is_repo_id(base)):
             raise FormatError(f"the record of {reference} names the base {base!r}, which is not fetched")
+        if strange and base == reference:
+            check_components_size(reference, _LARGEST_WEIGHTS)
         files = {format.label: lambda name=name: file(name) for format, name in sorted(names.items())}
         # What a stranger's record calls the original would be fetched with the operator's tokens.
         files, missing = _with_original(files, {} if strange else record.source, base, original)

@@ -1,6 +1,7 @@
 """The endpoint for programs and, as a tool, for assistants: text and numbers in, figures and pictures out; no files."""
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from ..request import FIRST_SEED, validated_request
 from . import view
@@ -56,8 +57,16 @@ def add_api(controller: Controller, **queue) -> None:
                 limits.variants if variants is None else variants,
                 lora,
             )
-            return view.as_json(controller.run(shown, request), link(shown.reference, request), pictures=pictures)
+            run = controller.run(shown, request, _left)
+            return view.as_json(run, link(shown.reference, request), pictures=pictures)
         except Exception as error:
             raise gr.Error(user_message(error), print_exception=False) from error
 
     gr.api(compare, api_name="compare", **queue)
+
+
+def _left() -> bool:
+    """Whether whoever asked has closed the connection. Gradio's queue notes it, and ends only generators for it."""
+    event, page = LocalContext.event_id.get(None), LocalContext.blocks.get(None)
+    jobs = page._queue.active_jobs if page is not None else []
+    return any(one._id == event and not one.alive for job in jobs for one in job or ())

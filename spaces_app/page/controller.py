@@ -2,8 +2,9 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from hswq_runtime.errors import HSWQError
@@ -33,7 +34,8 @@ def user_message(error: Exception) -> str:
     """The message shown to a visitor: that of an `HSWQError`; any other error is only logged."""
     if isinstance(error, HSWQError):
         text = " ".join(str(error).split())
-        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+        repo = "/" in text.split(" ")[0]  # a name, to be read as it is
+        return (text if repo else text[:1].upper() + text[1:]) + ("" if text.endswith((".", "?")) else ".")
     _log.error("a run failed", exc_info=error)
     return "Something went wrong here, and it is not your doing; the log of this page says what."
 
@@ -72,14 +74,17 @@ class Controller:
             user_message(error)
             return None
 
-    def run(self, model: Model, request: Request, session: str = "") -> Run:
-        """The finished run."""
-        for step in self.steps(model, request, session):
-            if isinstance(step, Run):
-                return step
+    def run(self, model: Model, request: Request, left: Callable[[], bool] = lambda: False) -> Run:
+        """The finished run. left: asked after each step whether nobody waits for it any more."""
+        with closing(self.steps(model, request)) as steps:
+            for step in steps:
+                if isinstance(step, Run):
+                    return step
+                if left():
+                    raise Stopped("stopped")
         raise HSWQError("the run ended without a result")
 
-    def steps(self, model: Model, request: Request, session: str = "") -> Iterator[Progress | Run]:
+    def steps(self, model: Model, request: Request, session: str = "") -> Generator[Progress | Run, None, None]:
         """Progress after each event; the last item is the finished run.
 
         `session`: the visitor's, for :meth:`stop`; without one no local files may be named.

@@ -21,7 +21,13 @@ def a_strangers_repo(monkeypatch):
             assert reference == "eve/model" and hub.token is False
             return SimpleNamespace(file=folder / name)
 
+        def model_info(self, repo, files_metadata):
+            assert repo == "eve/model" and self.token is False and files_metadata
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name in files])
+
         monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", get_paths_info)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
         monkeypatch.setattr("spaces_app.models.registry.locate", located)
         return ModelRegistry(any_repo=True).model("eve/model")
 

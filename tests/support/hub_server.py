@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from support.hub_store import (
     COMMIT,
@@ -268,6 +268,13 @@ def tree(request: Handler, repo: str, revision: str, path: str = ""):
     request.send_json([{"type": "file", "path": name, **_entry(name, content)} for name, content in files.items()])
 
 
+def paths_info(request: Handler, repo: str, revision: str):
+    if (found := request.open(repo, revision)) is None:
+        return
+    files, asked = found.snapshots[found.oid(revision)], parse_qs(request.body.decode())["paths"]
+    request.send_json([{"type": "file", "path": name, **_entry(name, files[name])} for name in asked if name in files])
+
+
 def resolve(request: Handler, repo: str, revision: str, path: str):
     if (found := request.open(repo, revision)) is None:
         return
@@ -308,6 +315,7 @@ _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES = [
     ("GET", rf"/api/models/{_REPO}(?:/revision/(?P<revision>[^/]+))?", model_info),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", tree),
+    ("POST", rf"/api/models/{_REPO}/paths-info/(?P<revision>[^/]+)", paths_info),
     ("GET", rf"/storage/{_REPO}/(?P<commit>[^/]+)/(?P<path>.+)", storage),
     ("GET", rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", resolve),
     *WRITING,
