@@ -31,7 +31,6 @@ from hswq_hub.settings import DEFAULT_FORMATS as FORMATS
 from hswq_hub.settings import CalibrationSettings, EvaluationSettings, recipe
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
-from hswq_runtime.formats import Number
 
 SPEEDS = (None, 0.25, 0.5, 0.7, 0.9, 1.0)
 """None: the default."""
@@ -64,9 +63,7 @@ def make(source: Source, settings: CalibrationSettings, measured: EvaluationSett
     files, shares = {}, {}
     for format, plan in plans.items():
         for speed in SPEEDS:
-            chosen = keep(
-                plan, checkpoint, replace(how, speed=speed), errors.weights[format], errors.inputs[Number.FP8]
-            )
+            chosen = keep(plan, checkpoint, replace(how, speed=speed), errors.weights[format], errors.inputs)
             label = f"{format.value} {speed}"
             files[label] = work / f"file-{seed}-{format.value}-{speed}.safetensors"
             shares[label] = sum(d.work for d in chosen.quantized if d.input_scale is not None)

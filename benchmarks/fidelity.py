@@ -46,7 +46,6 @@ from hswq_hub.quantization.writer import codes_of, write_quantized
 from hswq_hub.settings import DEFAULT_FORMATS, CalibrationSettings, EvaluationSettings, Recipe, recipe
 from hswq_hub.sources.source import Prompts, Source
 from hswq_runtime import Format
-from hswq_runtime.formats import Number
 
 sys.path.insert(0, str(HERE.parent / "tools"))
 import demo_pictures
@@ -194,7 +193,7 @@ class _Variants:
         arguments = self.checkpoint, self.calibration, {plan.format: plan}, {plan.format: codes}, how.measurement
         scales = input_scales(self.checkpoint, self.calibration, plan)
         errors, more = _timed(measure_errors, *arguments, scales=scales, place=self.folder)
-        chosen = keep(plan, self.checkpoint, how, errors.weights[plan.format], errors.inputs.get(Number.FP8))
+        chosen = keep(plan, self.checkpoint, how, errors.weights[plan.format], errors.inputs)
         self._write(label, chosen, rounded, spent + more)
 
     def _compensated(self, name: str, how: Recipe, versions: list[Format]):
@@ -212,9 +211,8 @@ class _Variants:
         if self._has(label):
             return
         path = self._new_path()
-        _, more = _timed(
-            write_quantized, self.checkpoint, plan, path, source_sha256=self.source.sha256, rounded=rounded
-        )
+        codes = codes_of(self.checkpoint, plan.format, rounded)
+        _, more = _timed(write_quantized, self.checkpoint, plan, path, codes, source_sha256=self.source.sha256)
         self._note(label, path, path.stat().st_size, spent + more)
 
     def _other(self, label: str, quantize: Callable[[torch.Tensor], tuple[torch.Tensor, int]]) -> None:

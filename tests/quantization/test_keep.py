@@ -18,6 +18,7 @@ from hswq_hub.settings import ALL_FORMATS, RoundingSettings, recipe
 from hswq_hub.sources.find import resolve
 from hswq_runtime import Checkpoint, Format, load_model
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Number
 from hswq_runtime.layers.fp8 import quantize
 
 
@@ -197,11 +198,13 @@ def share(plan) -> float:
 def test_a_speed_is_a_share_of_the_work_of_layers_that_lose_least(source, plan, speed):
     errors = {"layers.0.feed_forward.w1": 1.0, "layers.0.attention.qkv": 1e-9}
     wanted, inputs = recipe(speed=speed, keep_ratio=0), roundings(plan, source, errors)
-    chosen = keep(plan, source, wanted, errors_of(plan, {}), inputs)
+    chosen = keep(plan, source, wanted, errors_of(plan, {}), {Number.FP8: inputs})
     assert sum(d.work for d in chosen.decisions if d.work) == pytest.approx(1)
     possible = {
         d.layer
-        for d in keep(plan, source, recipe(speed=1.0, keep_ratio=0), errors_of(plan, {}), inputs).decisions
+        for d in keep(
+            plan, source, recipe(speed=1.0, keep_ratio=0), errors_of(plan, {}), {Number.FP8: inputs}
+        ).decisions
         if d.input_scale
     }
     assert share(chosen) >= speed or fast(chosen) == possible
@@ -218,7 +221,7 @@ def test_without_a_speed_the_error_at_most_doubles(source, plan):
     exact = sum(errors.values())
     for each in (exact / 100, exact / 2, 2 * exact):
         inputs = {key: replace(one, error=each) for key, one in roundings(plan, source, {}).items()}
-        chosen = keep(plan, source, wanted, errors, inputs)
+        chosen = keep(plan, source, wanted, errors, {Number.FP8: inputs})
         added = sum(d.input_error for d in chosen.decisions if d.input_scale is not None)
         assert added <= exact
         assert len(fast(chosen)) <= exact / each
@@ -228,19 +231,19 @@ def test_without_a_speed_the_error_at_most_doubles(source, plan):
 def test_layers_that_gain_nothing_or_must_not_are_exact(source, plan):
     """Those called with one row, of odd sizes, that feed everything else, are kept, or never saw anything."""
     inputs, wanted = roundings(plan, source, {}), recipe(speed=1.0, keep_ratio=0)
-    chosen = keep(plan, source, wanted, errors_of(plan, {}), inputs)
+    chosen = keep(plan, source, wanted, errors_of(plan, {}), {Number.FP8: inputs})
     sensitive = {d.layer for d in plan.quantized if any(map(source.architecture.is_sensitive, modules(source, d.key)))}
     assert sensitive and not sensitive & fast(chosen)
     one, *others = sorted(fast(chosen))
     (key,) = (d.key for d in plan.decisions if d.layer == one)
     for spoilt in ({**inputs, key: replace(inputs[key], rows=1.0)}, {k: v for k, v in inputs.items() if k != key}):
-        assert fast(keep(plan, source, wanted, errors_of(plan, {}), spoilt)) == set(others)
-    kept_too = keep(plan, source, replace(wanted, keep_ratio=1.0), errors_of(plan, {}), inputs)
+        assert fast(keep(plan, source, wanted, errors_of(plan, {}), {Number.FP8: spoilt})) == set(others)
+    kept_too = keep(plan, source, replace(wanted, keep_ratio=1.0), errors_of(plan, {}), {Number.FP8: inputs})
     assert not fast(kept_too) and not any(d.exact for d in kept_too.decisions)
     rows = replace(plan, format=Format.V2, decisions=tuple(replace(d, row_scales=d.quantized) for d in plan.decisions))
-    assert not fast(keep(rows, source, wanted, errors_of(plan, {}), inputs))
+    assert not fast(keep(rows, source, wanted, errors_of(plan, {}), {Number.FP8: inputs}))
     folded = replace(plan, moves={key: ((source.tensors[key].shape[0], 1),)})
-    assert not fast(keep(folded, source, wanted, errors_of(plan, {}), inputs))
+    assert not fast(keep(folded, source, wanted, errors_of(plan, {}), {Number.FP8: inputs}))
 
 
 def modules(source, key: str) -> list[str]:

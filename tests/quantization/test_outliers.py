@@ -66,7 +66,7 @@ def test_it_is_known_by_its_error_and_collapses_no_file(tmp_path):
 
     def chosen(speed: float | None) -> Plan:
         how = replace(HOW, speed=speed)
-        return keep(plan, source, how, errors.weights[Format.V2], errors.inputs[Number.FP8])
+        return keep(plan, source, how, errors.weights[Format.V2], errors.inputs)
 
     assert not {d.key for d in chosen(0.5).decisions if d.input_scale is not None} & {*bad}
     exact = squared_error(source, chosen(0.0), tmp_path)

@@ -14,6 +14,7 @@ from support.unet_files import CALIBRATION, KINDS, PREFIX
 from hswq_hub.calibration.calibrate import calibrate
 from hswq_hub.cli.main import main
 from hswq_hub.settings import (
+    ALL_FORMATS,
     recipe,
 )
 from hswq_hub.sources.find import resolve
@@ -24,7 +25,7 @@ from hswq_runtime.formats import Reader
 from hswq_runtime.layers.fp8 import FP8
 
 
-@pytest.mark.parametrize("version", list(Format))
+@pytest.mark.parametrize("version", ALL_FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_but_the_unet_is_copied_to_the_byte(full, quantized, kind, version):
     before, after = raw(full(kind)[0]), raw(quantized(kind, version))

@@ -10,12 +10,13 @@ from support import tiny_unet
 from support.unet_files import KINDS, SMALL, reference
 from torch._dynamo.testing import CompileCounter
 
+from hswq_hub.settings import ALL_FORMATS
 from hswq_runtime import Format, HSWQConfig, HSWQConv2d, HSWQLinear, HSWQPipeline, load_model
 from hswq_runtime.errors import FormatError
 from hswq_runtime.formats import Reader
 
 
-@pytest.mark.parametrize("version", list(Format))
+@pytest.mark.parametrize("version", ALL_FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loaded_model_equals_the_dequantized_reference(full, quantized, kind, version):
     path, (_, base) = quantized(kind, version), full(kind)
