@@ -50,7 +50,12 @@ class Run:
         return enlarged(difference(self._pixels(one), self._pixels(other), factor), _SHOWN_SIDE), factor
 
     def _pixels(self, label: str) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(self.pictures[label])))
+        return pixels(self.pictures[label])
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of a PNG file."""
+    return np.asarray(Image.open(io.BytesIO(picture)))
 
 
 def png(image: np.ndarray) -> bytes:

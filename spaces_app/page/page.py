@@ -21,6 +21,7 @@ from ..request import (
 )
 from . import view
 from .api import add_api
+from .blind import Blind
 from .controller import Controller, user_message
 from .links import link, request_from_query
 from .view import Tile
@@ -51,6 +52,8 @@ class Page:
                 self._hero()
             with gr.Column(scale=4, min_width=300, elem_classes="controls"):
                 self._controls()
+        with gr.Tab("Blind test"):
+            self.blind = Blind(controller, self.start, light=_LIGHT, queue=QUEUE, seconds=_SESSION_SECONDS)
         with gr.Tab("Layers") as layers_tab:
             self.format = gr.Radio([f.label for f in Format], value=Format.V2.label, show_label=False, container=False)
             self.layers = gr.HTML()
@@ -62,6 +65,7 @@ class Page:
         self.linked = gr.Number(0, visible="hidden")
         self.query = gr.Textbox(visible="hidden")
         self._wire(layers_tab)
+        self.blind.wire(self.model)
         add_api(controller, **QUEUE)
 
     def _hero(self) -> None:

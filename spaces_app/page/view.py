@@ -44,7 +44,7 @@ def strip(tiles: Sequence[Tile]) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    image = f'<img alt="{escape(tile.label)}" src="{_data_url(tile.picture)}">' if tile.picture else ""
+    image = f'<img alt="{escape(tile.label)}" src="{data_url(tile.picture)}">' if tile.picture else ""
     state = "done" if tile.progress >= 1 else "working" if tile.progress > 0 else "waiting"
     return (
         f'<figure class="tile {state}" data-variant="{escape(tile.label)}"><div class="frame">{image}</div>'
@@ -144,7 +144,8 @@ def _length(value: float, low: float, high: float) -> float:
     return 0.0 if value <= 0 else 100 * (math.log(value) - low) / (high - low)
 
 
-def _data_url(data: bytes) -> str:
+def data_url(data: bytes) -> str:
+    """A PNG file as an address."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -165,7 +166,7 @@ def as_json(run: Run, query: str, *, pictures: bool = True) -> Mapping:
                 "peak_bytes": made.peak_bytes,
                 "weight_bytes": made.weight_bytes,
                 "file_bytes": made.file_bytes,
-                **({"picture": _data_url(run.pictures[made.label])} if pictures else {}),
+                **({"picture": data_url(run.pictures[made.label])} if pictures else {}),
             }
             for made in run.made
         ],
