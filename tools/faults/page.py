@@ -1,0 +1,67 @@
+"""The page: a table for each fault, a row for each step."""
+
+from collections.abc import Iterable, Sequence
+
+from .cases import Row
+from .faults import FAULTS
+
+FAILS = "**does not hold**"
+HEADINGS = ("step", "exit", "it says", "what remains", "the next run")
+_INTRODUCTION = """\
+# What happens when something goes wrong
+
+Made by `make faults`; do not edit it. A Z-Image of one block is fetched from a Civitai, its base from a Hub, both on
+loopback, and `hswq-hub publish` does with it all that it does with any model, up to the commit in a Hub repo. In each of
+its steps it is hurt in each of {faults} ways, and then the same command is run again. Every run is a process of its own,
+with everything it writes on a small disk of its own (tmpfs).
+
+It holds if the exit code is the right one, the message is one sentence that says what to do, steps that were done are
+not done again, the next run publishes the bytes of a run without harm, in the folder and in the repo, and then nothing
+is left but finished products. Where something of this is not so, the row says “does not hold” and what, and the script
+fails. {verdict}
+
+Three things differ from a run as people have it: everything was imported before, there are no pauses between two tries,
+and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
+root on Linux, for its disks and for `nobody`, and takes about {minutes} minutes on two cores.
+
+Of the steps, *look up* is the question to Civitai what the reference leads to, *pull* its file, of which half had arrived,
+*base* the index of the other components on the Hub, *upload* the commit; the others are those that `hswq-hub status`
+shows. *What remains* are the steps that are done then, and what is there besides.
+"""
+
+
+def page(rows: Sequence[Row], minutes: int) -> str:
+    """All of it as Markdown."""
+    failing = sum(bool(row.broken) for row in rows)
+    verdict = "All rows hold." if not failing else f"{failing} of {len(rows)} rows do not hold."
+    parts = [_INTRODUCTION.format(faults=len(FAULTS), verdict=verdict, minutes=minutes)]
+    for fault in FAULTS:
+        table = _table([row for row in rows if row.fault == fault.name])
+        parts.append(f"## {fault.name}\n\n{fault.how}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _table(rows: Iterable[Row]) -> str:
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    for row in rows:
+        after = row.after if not row.broken else f"{FAILS}: {'; '.join(row.broken)}"
+        lines.append((row.step, row.code, _cell(row.message), _cell(row.left), _cell(after)))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    """As it is shown between two bars."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[")
+
+
+def rows_of(text: str) -> dict[tuple[str, str], str]:
+    """(fault, step) -> the row, of a page."""
+    found, fault = {}, ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            fault = line.removeprefix("## ")
+        elif line.startswith("| ") and fault:
+            step = line.split(" | ")[0].removeprefix("| ")
+            if step not in (HEADINGS[0], "---"):
+                found[fault, step] = line
+    return found
