@@ -10,10 +10,9 @@ from .faults import TWICE, Fault, hurt, relieve
 from .hosts import CIVITAI_TOKEN, REFERENCE, REPO, Hosts
 from .place import Disk
 from .promises import broken_promises, message_of
-from .steps import BEFORE, PLANNED, STEPS, Place
+from .steps import BEFORE, PLANNED, QUICK, STEPS, Place
 
 TARGET = "published/tiny-hswq"
-QUICK = "--samples 2 --steps 2 --pairs 2 --picture-steps 1 --budget 0.8 --no-noise-floor --metrics none"
 STOPS = (".lock", ".locks")
 """Hidden names that stay."""
 
@@ -52,6 +51,7 @@ class Bench:
     def start(self, command: str, log: str, *, owner: int = 0, step: str | None = None, moment: str = "") -> Run:
         """A run of `publish` or `status`; held in a step if one is given."""
         words = [command, REFERENCE, "--folder", TARGET, *QUICK.split(), "--base", "alice/base"]
+        words += ["--prompts", "../calibration.txt", "--evaluation-prompts", "../evaluation.txt"]
         words += ["--civitai-endpoint", self.hosts.civitai.url]
         words += ["--repo", REPO] if command == "publish" else []
         environment = {
@@ -190,15 +190,20 @@ def remains(bench: Bench, disk: Disk) -> list[str]:
         inside = path.relative_to(disk.folder).parts
         if path.name.endswith(".pieces"):
             found.add("pieces of a step")
-        elif inside[0] == "tmp":
+        elif inside[0] == "tmp" and len(inside) > 1:
             found.add("a temporary file")
         elif inside[:3] == ("home", "cache", "partial") and not path.name.endswith((".lock", ".json")) and len(inside) > 3:
             found.add("half of the download")
         elif path.name.endswith(".incomplete"):
             found.add("half of a component")
-        elif path.name.startswith(".") and path.name not in STOPS and inside[0] in ("home", "published"):
+        elif is_hidden(path.name) and not any(map(is_hidden, inside[:-1])) and inside[0] in ("home", "published"):
             found.add("a temporary folder" if path.is_dir() else "a temporary file")
     return sorted(found)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it is the name of something that is not there yet."""
+    return name.startswith(".") and name not in STOPS
 
 
 def plain(text: str, bench: Bench) -> str:

@@ -8,6 +8,7 @@ forecast. A run that is to be held says so with a file in `gates`, and waits for
 """
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
+
+from .steps import QUICK
 
 NOBODY = 65534
 YEARS = 10 * 365 * 86_400
@@ -43,31 +46,25 @@ def answer(value: dict[str, object]) -> None:
 
 
 def warm_up(model: Path) -> None:
-    """Import what a publish imports on its way; measure nothing from now on."""
-    import torch
+    """Publish once, so that all is imported and compiled that a publish needs; measure nothing from now on."""
+    from huggingface_hub.utils import _http
 
-    from hswq_hub.cli.main import main  # noqa: F401
+    from hswq_hub.cli.main import main
     from hswq_hub.common import retry
     from hswq_hub.common.speed import trial
-    from hswq_hub.evaluation import plots
     from hswq_hub.generation import generate
     from hswq_hub.hub import upload  # noqa: F401
     from hswq_hub.sources.find import resolve
-    from hswq_hub.workflow import request  # noqa: F401
-    from hswq_runtime import HSWQPipeline, load_model  # noqa: F401
 
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["HSWQ_HOME"] = place
-        source = resolve(str(model), base=resolve("demo").base)
-        denoiser = load_model(source.checkpoint, torch.float32)
-        generate.open_pipeline(source.checkpoint, denoiser, source.base, torch.device("cpu"))
-        plots.save(plots.error_against_size({"V1": (0.5, 1e-3)}), Path(place) / "plot.png")
     generate.time = SimpleNamespace(perf_counter=lambda: 0.0)
     trial._timed, trial.disk_rate = lambda _: 1e-4, lambda _: 1e9
     retry.sleep = lambda _: None
-    from huggingface_hub.utils import _http
-
     _http.time = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None)
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
+        os.environ["HSWQ_HOME"] = place
+        base = resolve("demo").base
+        words = ["publish", str(model), "--base", base, "--folder", f"{place}/out", *QUICK.split()]
+        main(words, standalone_mode=False)
 
 
 def run(order: dict) -> None:

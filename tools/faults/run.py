@@ -21,7 +21,7 @@ from .children import Children
 from .faults import FAULTS
 from .hosts import Hosts
 from .page import page
-from .steps import STEPS
+from .steps import PROMPTS, STEPS
 
 
 def main() -> int:
@@ -56,6 +56,8 @@ def _rows(place: Path, only: list[str] | None, steps: list[str] | None) -> list[
     tiny.CONFIG |= {"in_channels": 8, "cap_feat_dim": 128}  # what goes with the demo model's other components
     os.environ["HSWQ_HOME"] = str(place / "own")
     model, base = tiny.checkpoint(place), Path(resolve("demo").base)
+    for name, text in PROMPTS.items():
+        (place / name).write_text(text)
     rows = []
     with Hosts(model, base) as hosts:
         environment = hosts.hub.environment(place / "hf") | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
