@@ -9,7 +9,7 @@ from .children import Children, Run
 from .faults import TWICE, Fault, hurt, relieve
 from .hosts import CIVITAI_TOKEN, REFERENCE, REPO, Hosts
 from .place import Disk
-from .promises import broken_promises, message_of
+from .promises import IN_TMP, broken_promises, message_of
 from .steps import BEFORE, PLANNED, QUICK, STEPS, Place
 
 TARGET = "published/tiny-hswq"
@@ -103,6 +103,8 @@ def prepare(bench: Bench, disk: Disk, place: Place) -> None:
         if made >= number or name == "folder":
             shutil.rmtree(product)
     shutil.rmtree(disk.folder / TARGET)
+    for loaded_back in (disk.folder / "hf/hub").glob(f"models--{REPO.replace('/', '--')}"):
+        shutil.rmtree(loaded_back)
     if number <= len(BEFORE):
         shutil.rmtree(disk.folder / "hf")
         (disk.folder / "hf").mkdir()
@@ -191,7 +193,7 @@ def remains(bench: Bench, disk: Disk) -> list[str]:
         if path.name.endswith(".pieces"):
             found.add("pieces of a step")
         elif inside[0] == "tmp" and len(inside) > 1:
-            found.add("a temporary file")
+            found.add(IN_TMP)
         elif inside[:3] == ("home", "cache", "partial") and not path.name.endswith((".lock", ".json")) and len(inside) > 3:
             found.add("half of the download")
         elif path.name.endswith(".incomplete"):

@@ -55,6 +55,7 @@ class Children:
     def __init__(self, model: Path, environment: dict[str, str]):
         self._words = [sys.executable, "-W", "ignore", "-m", "faults.forked", str(model)]
         self._environment = os.environ | environment
+        self._runs: list[Run] = []
 
     def __enter__(self) -> "Children":
         pipe = subprocess.PIPE
@@ -63,6 +64,9 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for run in self._runs:
+            if run.poll() is None:
+                run.kill()
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(30)
@@ -80,7 +84,8 @@ class Children:
         for path in (log, said):
             path.unlink(missing_ok=True)
         answer = self.order({"words": words, "log": str(log), "said": str(said), **facts})
-        return Run(self, int(str(answer["pid"])), log, said)
+        self._runs.append(Run(self, int(str(answer["pid"])), log, said))
+        return self._runs[-1]
 
     def _answer(self) -> dict[str, object]:
         assert self._server.stdout is not None

@@ -13,6 +13,7 @@ from .hosts import Hosts
 from .place import Disk
 
 BEGIN, WRITING = "begin", "writing"
+_HEADROOM = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,22 @@ CTRL_C = Fault("Ctrl-C", f"`SIGINT` {_WRITES}.", (130,), WRITING)
 FULL = Fault("disk full", "From the beginning of the step on, the small disk on which everything is has no byte left.")
 READ_ONLY = Fault(
     "read-only folder",
-    "From the beginning of the step on, workspace, caches, target and temporary folder are mounted read-only.",
+    "From the beginning of the step on, workspace, caches and target are mounted read-only.",
 )
 FORBIDDEN = Fault(
     "no permission",
-    "The run is that of `nobody`; from the beginning of the step on, all folders belong to root and have the mode 555.",
+    "The run is that of `nobody`; from the beginning of the step on, workspace, caches and target belong to root, with "
+    "the mode 555.",
     owner=NOBODY,
 )
 CUT_OFF = Fault("connection cut", "While the step runs, every connection to a host is closed unanswered.", answer=CUT)
 BUSY = Fault("429 for ever", "While the step runs, every request is answered with 429.", answer=429)
 BROKEN = Fault("500 for ever", "While the step runs, every request is answered with 500.", answer=500)
-MEMORY = Fault("out of memory", "From the beginning of the step on, `RLIMIT_AS` is what the run has already.")
+MEMORY = Fault(
+    "out of memory",
+    "From the beginning of the step on, `RLIMIT_AS` is what the run has already and 1 MB. With nothing more at all, Python "
+    "itself waits for ever for a thread that it cannot start.",
+)
 CLOCK = Fault(
     "clock set back",
     "From the beginning of the step on, the clock is ten years behind, and what was made before has its time in the "
@@ -72,7 +78,7 @@ def hurt(fault: Fault, run: Run, disk: Disk, hosts: Hosts) -> None:
     elif fault is MEMORY:
         with open(f"/proc/{run.pid}/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.prlimit(run.pid, resource.RLIMIT_AS, (now, resource.RLIM_INFINITY))
+        resource.prlimit(run.pid, resource.RLIMIT_AS, (now + _HEADROOM, resource.RLIM_INFINITY))
     elif fault is CLOCK:
         disk.into_the_future()
         os.kill(run.pid, signal.SIGUSR1)

@@ -8,6 +8,8 @@ from pathlib import Path
 from .forked import YEARS
 
 PARTS = ("home", "hf", "published", "tmp", "user")
+KEPT = ("home", "hf", "published")
+"""Workspace and caches, the Hub client's cache, and where the target is."""
 _WIDE = "512m"
 _PAGE = 4096
 
@@ -28,7 +30,7 @@ class Disk:
 
     def __exit__(self, *_: object) -> None:
         self.open()
-        subprocess.run(["umount", str(self.folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)  # a run that hangs may have files open
 
     def fill_from(self, prepared: Path) -> None:
         """Copy what an earlier run left, times and all."""
@@ -49,15 +51,15 @@ class Disk:
         mount("-o", f"remount,size={max(used, _PAGE)}", str(self.folder))
 
     def close(self) -> None:
-        """Nothing can be written, by nobody."""
-        for part in PARTS:
+        """Nothing can be written in `KEPT`, by nobody."""
+        for part in KEPT:
             path = self.folder / part
             mount("--bind", str(path), str(path))
             mount("-o", "remount,bind,ro", str(path))
             self._closed.append(path)
 
     def forbid(self) -> None:
-        """Nothing can be made or removed in any folder by the owner."""
+        """Nothing can be made or removed in any folder of `KEPT` by the owner."""
         for place in self._folders():
             os.chown(place, 0, 0)
             os.chmod(place, 0o555)
@@ -79,7 +81,8 @@ class Disk:
         self.own()
 
     def _folders(self) -> list[Path]:
-        return [path for part in PARTS for path in (self.folder / part, *(self.folder / part).rglob("*")) if path.is_dir()]
+        places = [self.folder / part for part in KEPT]
+        return [path for place in places for path in (place, *place.rglob("*")) if path.is_dir()]
 
 
 def mount(*words: str) -> None:

@@ -4,6 +4,8 @@ from .children import Run
 from .faults import CTRL_C, KILL, TERM, Fault
 
 LONGEST = 300
+IN_TMP = "a file in the system's temporary folder"
+"""What a killed process leaves there the system removes."""
 _STOPPED = "stopped; what was finished is kept, run the same command again to go on after it"
 _NEXT = ("run ", "check ", "choose ", "free ", "give ")
 """One of these is in a message that says what to do."""
@@ -36,7 +38,7 @@ def broken_promises(
         broken.append(f"the next run ends with {again.code}: {message_of(again.lines)}")
     elif differing:
         broken.append(f"other bytes: {', '.join(differing)}")
-    broken += [f"{what} stays" for what in left]
+    broken += [f"{what} stays" for what in left if (fault, what) != (KILL, IN_TMP)]
     twice = [name for name in done if f"{name}: begun" in again.lines and name != "folder"]
     return broken + [f"{name} is done again" for name in twice]
 

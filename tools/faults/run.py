@@ -8,6 +8,7 @@ Fails if a promise does not hold in one of them. With --only or --step, rows are
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ def main() -> int:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         print("make faults needs root on Linux: it mounts small disks, and runs as nobody", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no disk stays mounted
     start = time.monotonic()
     place = Path(tempfile.mkdtemp(prefix="faults-"))
     place.chmod(0o755)
