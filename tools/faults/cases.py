@@ -182,7 +182,8 @@ def steps_as_text(done: list[str]) -> str:
     """Which steps are done, in as few words as that takes."""
     if not done:
         return "no step"
-    return done[0] if len(done) == 1 else f"{done[0]} to {done[-1]}" if done == list(PLANNED[: len(done)]) else ", ".join(done)
+    in_order = len(done) > 1 and done == list(PLANNED[: len(done)])
+    return f"{done[0]} to {done[-1]}" if in_order else ", ".join(done)
 
 
 def remains(bench: Bench, disk: Disk) -> list[str]:
@@ -194,7 +195,7 @@ def remains(bench: Bench, disk: Disk) -> list[str]:
             found.add("pieces of a step")
         elif inside[0] == "tmp" and len(inside) > 1:
             found.add(IN_TMP)
-        elif inside[:3] == ("home", "cache", "partial") and not path.name.endswith((".lock", ".json")) and len(inside) > 3:
+        elif path.match("home/cache/partial/*") and path.suffix not in (".lock", ".json"):
             found.add("half of the download")
         elif path.name.endswith(".incomplete"):
             found.add("half of a component")

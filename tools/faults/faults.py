@@ -52,8 +52,8 @@ BUSY = Fault("429 for ever", "While the step runs, every request is answered wit
 BROKEN = Fault("500 for ever", "While the step runs, every request is answered with 500.", answer=500)
 MEMORY = Fault(
     "out of memory",
-    "From the beginning of the step on, `RLIMIT_AS` is what the run has already and 1 MB. With nothing more at all, Python "
-    "itself waits for ever for a thread that it cannot start.",
+    "From the beginning of the step on, `RLIMIT_AS` is what the run has already and 1 MB. With nothing more at all, "
+    "Python itself waits for ever for a thread that it cannot start.",
 )
 CLOCK = Fault(
     "clock set back",

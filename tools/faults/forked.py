@@ -2,9 +2,9 @@
 
     python -m faults.forked
 
-Reads orders, a line of JSON each, and answers each with one: see `children.py`. In a run, tries follow each other without
-a pause, time is not measured (times are the one thing that differs from run to run), and nothing is tried out for the
-forecast. A run that is to be held says so with a file in `gates`, and waits for another one.
+Reads orders, a line of JSON each, and answers each with one: see `children.py`. In a run, tries follow each other
+without a pause, time is not measured (times are the one thing that differs from run to run), and nothing is tried out
+for the forecast. A run that is to be held says so with a file in `gates`, and waits for another one.
 """
 
 import atexit
@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-from .steps import QUICK
+from .steps import PROMPTS, QUICK
 
 NOBODY = 65534
 YEARS = 10 * 365 * 86_400
@@ -64,6 +64,8 @@ def warm_up(model: Path) -> None:
         os.environ["HSWQ_HOME"] = place
         base = resolve("demo").base
         words = ["publish", str(model), "--base", base, "--folder", f"{place}/out", *QUICK.split()]
+        for option, name in zip(("--prompts", "--evaluation-prompts"), PROMPTS, strict=True):
+            words += [option, str(model.parent / name)]
         main(words, standalone_mode=False)
 
 

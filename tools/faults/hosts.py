@@ -1,4 +1,4 @@
-"""Civitai and the Hub on loopback: they hold one request until the fault is there, and fail all of them if that is it."""
+"""Civitai and the Hub on loopback: they hold a request until the fault is there, and fail all of them if that is it."""
 
 import time
 from pathlib import Path

@@ -11,9 +11,9 @@ _INTRODUCTION = """\
 # What happens when something goes wrong
 
 Made by `make faults`; do not edit it. A Z-Image of one block is fetched from a Civitai, its base from a Hub, both on
-loopback, and `hswq-hub publish` does with it all that it does with any model, up to the commit in a Hub repo. In each of
-its steps it is hurt in each of {faults} ways, and then the same command is run again. Every run is a process of its own,
-with everything it writes on a small disk of its own (tmpfs).
+loopback, and `hswq-hub publish` does with it all that it does with any model, up to the commit in a Hub repo. In each
+of its steps it is hurt in each of {faults} ways, and then the same command is run again. Every run is a process of its
+own, with everything it writes on a small disk of its own (tmpfs).
 
 It holds if the exit code is the right one, the message is one sentence that says what to do, steps that were done are
 not done again, the next run publishes the bytes of a run without harm, in the folder and in the repo, and then nothing
@@ -24,9 +24,10 @@ Three things differ from a run as people have it: everything was imported before
 and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
 root on Linux, for its disks and for `nobody`, and takes about {minutes} minutes on two cores.
 
-Of the steps, *look up* is the question to Civitai what the reference leads to, *pull* its file, of which half had arrived,
-*base* the index of the other components on the Hub, *upload* the commit; the others are those that `hswq-hub status`
-shows. *What remains* are the steps that are done then, and what is there besides.
+Of the steps, *look up* is the question to Civitai what the reference leads to, *pull* its file, of which half had
+arrived, *base* the index of the other components on the Hub, *upload* the commit; the others are those that
+`hswq-hub status` shows. A fault in one of these four lasts until the run ends. *What remains* are the steps that are
+done then, and what is there besides.
 """
 
 

@@ -76,7 +76,10 @@ def _rows(place: Path, only: list[str] | None, steps: list[str] | None) -> list[
 
 def _show(row: Row) -> None:
     """Say how far it is."""
-    print(f"{'FAILS' if row.broken else 'ok':<6}{row.fault}, {row.step}: {row.code} | {row.message} | {row.left}", flush=True)
+    print(
+        f"{'FAILS' if row.broken else 'ok':<6}{row.fault}, {row.step}: {row.code} | {row.message} | {row.left}",
+        flush=True,
+    )
     for broken in row.broken:
         print(f"      {broken}", flush=True)
 
