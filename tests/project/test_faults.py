@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from faults.cases import Row
 from faults.faults import FAULTS
-from faults.page import FAILS, page, rows_of
+from faults.page import FAILS, line_of, page, rows_of
 from faults.steps import PLANNED, STEPS
 
 from hswq_hub.sources.find import resolve
@@ -33,5 +33,6 @@ def test_the_steps_are_those_of_a_publish():
 
 def test_a_row_that_does_not_hold_is_seen():
     fault, step = FAULTS[0].name, STEPS[0].name
-    rows = rows_of(page([Row(fault, step, "1", "a|b", "", "differs", ("exit code 1",))], 1))
-    assert FAILS in rows[fault, step] and "exit code 1" in rows[fault, step]
+    line = line_of(Row(fault, step, "1", "a|b", "", "differs", ("exit code 1",)))
+    text = page({(fault, step): line})
+    assert rows_of(text) == {(fault, step): line} and FAILS in line and "1 of 1 rows do not hold" in text

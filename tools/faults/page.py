@@ -1,9 +1,10 @@
 """The page: a table for each fault, a row for each step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from .cases import Row
 from .faults import FAULTS
+from .steps import STEPS
 
 FAILS = "**does not hold**"
 HEADINGS = ("step", "exit", "it says", "what remains", "the next run")
@@ -22,7 +23,7 @@ fails. {verdict}
 
 Three things differ from a run as people have it: everything was imported before, there are no pauses between two tries,
 and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
-root on Linux, for its disks and for `nobody`, and takes about {minutes} minutes on two cores.
+root on Linux, for its disks and for `nobody`, and takes half an hour on two cores.
 
 Of the steps, *look up* is the question to Civitai what the reference leads to, *pull* its file, of which half had
 arrived, *base* the index of the other components on the Hub, *upload* the commit; the others are those that
@@ -31,23 +32,26 @@ done then, and what is there besides.
 """
 
 
-def page(rows: Sequence[Row], minutes: int) -> str:
-    """All of it as Markdown."""
-    failing = sum(bool(row.broken) for row in rows)
+def page(rows: Mapping[tuple[str, str], str]) -> str:
+    """All of it as Markdown. rows: by fault and step, see `line_of`."""
+    failing = sum(FAILS in row for row in rows.values())
     verdict = "All rows hold." if not failing else f"{failing} of {len(rows)} rows do not hold."
-    parts = [_INTRODUCTION.format(faults=len(FAULTS), verdict=verdict, minutes=minutes)]
+    parts = [_INTRODUCTION.format(faults=len(FAULTS), verdict=verdict)]
     for fault in FAULTS:
-        table = _table([row for row in rows if row.fault == fault.name])
+        lines = [rows[key] for step in STEPS if (key := (fault.name, step.name)) in rows]
+        table = "\n".join([_line(HEADINGS), _line(["---"] * len(HEADINGS)), *lines])
         parts.append(f"## {fault.name}\n\n{fault.how}\n\n{table}\n")
     return "\n".join(parts)
 
 
-def _table(rows: Iterable[Row]) -> str:
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
-    for row in rows:
-        after = row.after if not row.broken else f"{FAILS}: {'; '.join(row.broken)}"
-        lines.append((row.step, row.code, _cell(row.message), _cell(row.left), _cell(after)))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def line_of(row: Row) -> str:
+    """A row of a table."""
+    after = row.after if not row.broken else f"{FAILS}: {'; '.join(row.broken)}"
+    return _line([row.step, row.code, *map(_cell, (row.message, row.left, after))])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(text: str) -> str:
