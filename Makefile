@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo cards docs test fuzz test-other-cpu test-lowest test-browser screenshots audit check style
+.PHONY: demo cards docs test fuzz faults test-other-cpu test-lowest test-browser screenshots audit check style
 
 CHROMIUM := /usr/bin/chromium
 
@@ -32,6 +32,11 @@ test-other-cpu: $(VENV)/ready
 # Fresh seeds for HSWQ_FUZZ_SECONDS, an hour if that is not set. A failure prints the seed and the target that repeat it.
 fuzz: $(VENV)/ready
 	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz.run
+
+# Hurts a publish in every step, in every way, and writes docs/faults.md, which says what came of it. Half an hour, as root on
+# Linux: it mounts small disks, and runs as nobody.
+faults: $(VENV)/ready
+	PYTHONPATH=tools:tests $(BIN)/python -W ignore -m faults.run
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: all modules are imported, and some quick
 # tests run. torch is that of constraints.txt: PyPI has its lowest version only with CUDA, several GB, and CPU builds of it

@@ -31,6 +31,10 @@ DEBUG_VARIABLE = "HSWQ_DEBUG"
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+"""What is in the messages of libraries that got no memory, which raise anything then."""
+_GO_ON = "then run the same command again to go on after what was finished"
 
 
 class _Group(click.Group):
@@ -45,22 +49,35 @@ class _Group(click.Group):
             if not is_launched():  # the launcher says it once
                 say("stopped; what was finished is kept, run the same command again to go on after it")
             sys.exit(128 + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT))
-        except (HSWQError, OSError) as error:
-            if os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
+        except Exception as error:
+            said = _of_the_machine(error) or (str(error) if isinstance(error, HSWQError | OSError) else None)
+            if said is None or os.environ.get(DEBUG_VARIABLE) or isinstance(error, BrokenPipeError):
                 raise
-            say(f"Error: {sentence(_without_room(error) or str(error))}")
+            say(f"Error: {sentence(said)}")
             sys.exit(2)
 
 
-def _without_room(error: Exception) -> str | None:
-    """What is said of a full disk; None of other errors."""
-    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+def _of_the_machine(error: Exception) -> str | None:
+    """What is said of a full disk, of one that may not be written to, of a full memory; None of other errors."""
+    if _is_without_memory(error):
+        return f"no memory is left; end other programs, or take a machine with more, {_GO_ON}"
+    if not isinstance(error, OSError):
         return None
-    where = f", where {error.filename} is" if isinstance(error.filename, str) else ""
-    return (
-        f"no room is left on the disk{where}; free some (`hswq-hub cache prune` removes what nothing needs any more), "
-        "then run the same command again to go on after what was finished"
-    )
+    path = error.filename2 or error.filename  # of two, the one that is written
+    where = os.fsdecode(path) if isinstance(path, str | bytes) else None
+    if error.errno in _NO_ROOM:
+        where = f", where {where} is" if where else ""
+        prune = "`hswq-hub cache prune` removes what nothing needs any more"
+        return f"no room is left on the disk{where}; free some ({prune}), {_GO_ON}"
+    if error.errno in _CLOSED and where:
+        return f"{where} is out of reach ({str(error.strerror).lower()}); change that, {_GO_ON}"
+    return None
+
+
+def _is_without_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return not isinstance(error, HSWQError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 @contextmanager

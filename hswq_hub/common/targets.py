@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from hswq_runtime.errors import HSWQError
 
 from .layout import CONTENTS, RECORD
+from .text import megabytes
 
 _LOCK, _FRESH, _OLD = ".hswq-lock", "new", "old"
 
@@ -80,7 +81,10 @@ def check_room(folder: Path, needed: int) -> None:
     place = nearest_existing(folder.absolute())
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise TargetError(f"{place} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed; free some room")
+        raise TargetError(
+            f"{place} has {megabytes(free)} free, but {megabytes(needed)} are needed; free some, then run the same "
+            "command again"
+        )
 
 
 def check_replaceable(path: Path, suffix: str, is_ours: Callable[[Path], object]) -> None:

@@ -1,5 +1,6 @@
 """A run that is stopped, or that has no room left, says in one line how to go on, and leaves nothing half-written."""
 
+import errno
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -102,3 +104,46 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_do():
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "no room is left on the disk" in line and "run the same command again" in line and len(line) <= 300
     assert not [path for path in Path().iterdir() if path.suffix == ".safetensors" or path.name.startswith(".")]
+
+
+def said_of(error: Exception, monkeypatch) -> str:
+    """The one sentence that a command ends with when this is raised in it."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("hswq_hub.workflow.collect.kept", fail)
+    result = CliRunner().invoke(main, ["cache", "list"])
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("Error: ") and "run the same command again" in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=["Python", "CPU", "CUDA", "system", "thread"],
+)
+def test_a_full_memory_is_one_sentence_that_says_what_to_do(error, monkeypatch):
+    assert "no memory is left" in said_of(error, monkeypatch)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_is_closed_is_one_sentence_that_says_what_to_do(number, monkeypatch):
+    said = said_of(OSError(number, os.strerror(number), "place/file"), monkeypatch)
+    assert "place/file is out of reach" in said and "Errno" not in said
+
+
+def test_a_full_disk_is_that_of_the_copy_and_not_that_of_the_original(monkeypatch):
+    assert "where copy is" in said_of(OSError(errno.ENOSPC, "No space", "original", None, "copy"), monkeypatch)
+
+
+def test_another_error_is_no_sentence(monkeypatch):
+    monkeypatch.setattr("hswq_hub.workflow.collect.kept", lambda: 1 / 0)
+    assert isinstance(CliRunner().invoke(main, ["cache", "list"]).exception, ZeroDivisionError)

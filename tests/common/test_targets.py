@@ -2,11 +2,12 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from hswq_hub.common.layout import CONTENTS, RECORD
-from hswq_hub.common.targets import TargetError, check_replaceable, check_target, replace_folder
+from hswq_hub.common.targets import TargetError, check_replaceable, check_room, check_target, replace_folder
 from hswq_runtime.errors import FormatError
 
 
@@ -98,3 +99,9 @@ def test_only_products_of_our_own_are_overwritten(tmp_path):
         check_replaceable(tmp_path / "statistics.json", ".safetensors", is_ours)
     with pytest.raises(TargetError, match="cannot be written"):
         check_replaceable(path / "below.safetensors", ".safetensors", is_ours)
+
+
+def test_a_small_disk_is_told_of_in_sizes_that_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_100_000))
+    with pytest.raises(TargetError, match=r"has 2\.1 MB free, but 3\.0 MB are needed; .*run the same command again"):
+        check_room(tmp_path, 3_000_000)

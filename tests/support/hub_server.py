@@ -31,10 +31,11 @@ from support.hub_store import (
 )
 from support.hub_writing import WRITING
 
-__all__ = ["COMMIT", "CUT", "HANG", "LOST", "TOKEN", "HubServer", "Repo", "account"]
+__all__ = ["COMMIT", "CUT", "HANG", "LOST", "TOKEN", "WAIT", "HubServer", "Repo", "account"]
 
-CUT, LOST, HANG = "cut", "lost", "hang"
-"""Instead of an answer: the connection ends; it ends after the request was carried out; nothing, until `release`."""
+CUT, LOST, HANG, WAIT = "cut", "lost", "hang", "wait"
+"""Instead of an answer: the connection ends; it ends after the request was carried out; nothing, until `release`, and
+then it ends; nothing until then, and then what comes of it."""
 
 
 @dataclass
@@ -181,9 +182,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault.answer == LOST:
             self.lost = True
             return False
-        if fault.answer == HANG:
+        if fault.answer in (HANG, WAIT):
             self.hub.reached.set()
             self.hub.release.wait(60)
+        if fault.answer == WAIT:
+            return self.stumble()
         if fault.answer in (CUT, HANG):
             self.cut()
         else:
