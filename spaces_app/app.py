@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gradio as gr
+from gradio.queueing import Queue
 
 from hswq_runtime.errors import HSWQError
 from spaces_app.comparison.worker import Worker
@@ -21,8 +22,7 @@ _WAITING = 64
 _SESSIONS = 100
 _HOURLY = (3600, 3600)
 _LOOK, _PROGRESS = 0.1, 1.0
-"""Seconds between two looks of Gradio's queue: for somebody who waits, and for progress bars, which the page has not.
-Its own are 0.001 and 0.01, which takes several percent of a core for ever. They are no arguments of anything."""
+"""Seconds between two looks of Gradio's queue: for whoever waits, and for progress bars, which the page has not."""
 
 
 def create_demo(
@@ -52,8 +52,15 @@ def create_demo(
         Page(controller)
     controller.open()
     demo.queue(max_size=_WAITING, api_open=False)  # nobody goes past the queue
-    demo._queue.sleep_when_free, demo._queue.progress_update_sleep_when_free = _LOOK, _PROGRESS
+    _calm(demo._queue)
     return demo
+
+
+def _calm(queue: Queue) -> None:
+    """What of Gradio's queue no argument sets. By itself it looks a thousand times a second, which takes several
+    percent of a core for ever, and notes ten thousand requests, of which it makes a table anew after each."""
+    queue.sleep_when_free, queue.progress_update_sleep_when_free = _LOOK, _PROGRESS
+    queue.ANALYTICS_MAX_EVENTS = 0
 
 
 def main(

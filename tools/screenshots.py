@@ -21,6 +21,7 @@ SHOTS = {
     "demo.png": (DESKTOP, "light", "Compare"),
     "demo-dark.png": (DESKTOP, "dark", "Compare"),
     "demo-layers.png": (DESKTOP, "light", "Layers"),
+    "blind.png": (DESKTOP, "light", "Blind test"),
     "demo-phone.png": (PHONE, "light", "Compare"),
     "demo-phone-dark.png": (PHONE, "dark", "Compare"),
 }
@@ -41,7 +42,11 @@ def main(folder: Path) -> None:
             page.wait_for_selector(f"#measures q >> text={PROMPT}", timeout=60_000)
             if tab != "Compare":
                 page.get_by_role("tab", name=tab).click()
+            if tab == "Layers":
                 page.wait_for_selector(".layers table")
+            if tab == "Blind test":
+                page.click("#blind-begin")
+                page.wait_for_selector("[data-pair] img", timeout=60_000)
             page.wait_for_timeout(800)  # pictures fade in
             page.screenshot(path=folder / name, full_page=tab == "Compare")
             page.close()

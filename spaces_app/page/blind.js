@@ -34,7 +34,8 @@ function enlarge(to) {
 const closer = () => enlarge(SCALES[(SCALES.indexOf(scale) + 1) % SCALES.length]);
 
 function arrived() {
-  enlarge(pair() ? scale : 1);
+  if (!element.querySelector(".blind:not(.result)")) scale = 1;
+  enlarge(scale);
   for (const frame of frames())
     frame.addEventListener("scroll", () => {
       for (const other of frames())

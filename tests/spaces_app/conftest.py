@@ -32,3 +32,15 @@ def a_strangers_repo(monkeypatch):
         return ModelRegistry(any_repo=True).model("eve/model")
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, without a window."""
+    from playwright.sync_api import sync_playwright
+    from screenshots import CHROMIUM, FLAGS
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()

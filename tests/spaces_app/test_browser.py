@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from screenshots import CHROMIUM, DESKTOP, FLAGS, PHONE
+from screenshots import DESKTOP, PHONE
 from support.live_demo import live
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("shared_home")]
@@ -19,16 +19,6 @@ PATIENCE = 180_000  # milliseconds: CI may be slow
 def url(home):
     with live() as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
