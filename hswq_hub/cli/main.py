@@ -74,7 +74,7 @@ def _of_the_machine(error: Exception) -> str | None:
     return None
 
 
-def _is_without_memory(error: BaseException) -> bool:
+def _is_without_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return not isinstance(error, HSWQError) and any(text in str(error) for text in _NO_MEMORY)

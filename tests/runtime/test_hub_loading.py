@@ -5,14 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 from support import tiny
-from support.hub_server import TOKEN, HubServer, Repo
+from support.hub_server import CUT, TOKEN, HubServer, Repo
 
 from hswq_runtime import Checkpoint, HSWQPipeline
+from hswq_runtime.checkpoints.locate import HubOptions, fetch_components
+from hswq_runtime.errors import FormatError
 
 CHILD = """
 import hashlib, json, sys
@@ -216,3 +220,17 @@ def test_the_repo_states_the_configuration_of_its_file_then_the_base(client):
     assert client.ask("frank/states", **OWN)["theta"] == 20.0
     assert client.ask("frank/based", base="frank/base")["theta"] == 20.0
     assert client.ask("frank/based", **OWN)["theta"] == 256.0
+
+
+@pytest.mark.parametrize("answer", [CUT, 429, 500])
+def test_components_that_are_here_need_no_hub(answer, published, tmp_path, monkeypatch):
+    with HubServer() as hub:
+        hub.repos["alice/base"] = Repo(files(published))
+        hub.adopt(monkeypatch, tmp_path)
+        clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=lambda _: None)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+        here = fetch_components("alice/base", ["vae"], HubOptions())
+        hub.fail("GET", "", answer, times=1000)
+        assert fetch_components("alice/base", ["vae"], HubOptions()) == here
+        with pytest.raises(FormatError, match="alice/base"):
+            fetch_components("alice/base", ["text_encoder"], HubOptions())

@@ -93,7 +93,7 @@ def whole(bench: Bench) -> dict[str, bytes]:
 def prepare(bench: Bench, disk: Disk, place: Place) -> None:
     """Have everything on the disk that the steps before this one make, and nothing else."""
     number = STEPS.index(place)
-    if place in BEFORE[:2]:
+    if place in BEFORE:
         disk.own()
         return
     disk.fill_from(bench.prepared)
@@ -105,7 +105,7 @@ def prepare(bench: Bench, disk: Disk, place: Place) -> None:
     shutil.rmtree(disk.folder / TARGET)
     for loaded_back in (disk.folder / "hf/hub").glob(f"models--{REPO.replace('/', '--')}"):
         shutil.rmtree(loaded_back)
-    if number <= len(BEFORE):
+    if number == len(BEFORE):
         shutil.rmtree(disk.folder / "hf")
         (disk.folder / "hf").mkdir()
         disk.own()

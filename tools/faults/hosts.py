@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from threading import Event
 
-from support.civitai_server import MODEL, TOKEN, VERSION, CivitaiServer
+from support.civitai_server import MODEL, TOKEN, VERSION, Api, CivitaiServer
 from support.hub_server import CUT, WAIT, Fault, HubServer, Repo
 
 BASE, REPO = "alice/base", "alice/tiny-hswq"
@@ -27,12 +27,14 @@ class _Civitai(CivitaiServer):
 
     def _handler(self, kind):
         def answer(request) -> None:
-            if self.held is not None and self.held in request.path and not self.reached.is_set():
-                if "/bucket/" in request.path:
+            in_full = "/bucket/" in request.path and "Range" not in request.headers
+            meant = self.held is not None and self.held in request.path and (in_full or kind is Api)
+            if meant and not self.reached.is_set():
+                if in_full:
                     self._send_half(request)
                 self.reached.set()
                 self.release.wait(120)
-                if "/bucket/" in request.path:
+                if in_full:
                     self._send_rest(request)
                     return
             if self.failing == CUT:

@@ -25,8 +25,8 @@ Three things differ from a run as people have it: everything was imported before
 and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
 root on Linux, for its disks and for `nobody`, and takes half an hour on two cores.
 
-Of the steps, *look up* is the question to Civitai what the reference leads to, *pull* its file, of which half had
-arrived, *base* the index of the other components on the Hub, *upload* the commit; the others are those that
+Of the steps, *look up* is the question to Civitai what the reference leads to, *base* that to the Hub about the
+other components, *pull* the file, of which half had arrived, *upload* the commit; the others are those that
 `hswq-hub status` shows. A fault in one of these four lasts until the run ends. *What remains* are the steps that are
 done then, and what is there besides.
 """

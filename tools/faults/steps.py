@@ -16,10 +16,10 @@ CIVITAI_LISTING, CIVITAI_FILE = ("civitai", "/api/v1/model-versions/"), ("civita
 BASE_INDEX, COMMIT = ("GET", "alice/base"), ("POST", "/commit/")
 BEFORE = (
     Place("look up", CIVITAI_LISTING),
-    Place("pull", CIVITAI_FILE),
     Place("base", BASE_INDEX),
+    Place("pull", CIVITAI_FILE),
 )
-"""What comes before the steps of the plan: the listing, the file, the index of the base."""
+"""What comes before the steps of the plan: the listing, what the base says of the model, the file."""
 PLANNED = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate", "folder")
 """The steps of the plan that is run; `tests/project/test_faults.py` holds that they are those that the code has."""
 STEPS = (*BEFORE, *map(Place, PLANNED), Place("upload", COMMIT))

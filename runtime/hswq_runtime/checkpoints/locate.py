@@ -7,8 +7,8 @@ chosen.
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -180,10 +180,21 @@ def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_w
 
 
 def _download(repo: str, patterns: list[str], hub: HubOptions) -> Path:
+    """The folder of what fits `patterns`. If the Hub cannot be reached, what is in the cache is enough."""
+    import httpx2
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(hub: HubOptions) -> Path:
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=OTHER_PRECISIONS, **asdict(hub)))
 
     with _explained(repo, hub):
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=OTHER_PRECISIONS, **asdict(hub)))
+        try:
+            return fetch(hub)
+        except httpx2.TransportError:  # the client itself looks there only if no connection was made at all
+            with suppress(LocalEntryNotFoundError):
+                return fetch(replace(hub, local_files_only=True))
+            raise
 
 
 def _list_files(repo: str, hub: HubOptions) -> set[str]:
