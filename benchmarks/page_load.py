@@ -3,8 +3,8 @@
     python benchmarks/page_load.py
 
 The page is served in a process of its own, as `hswq-hub demo` does, and asked over loopback for its own defaults: by
-half of the visitors as its button does, by the others as programs do. One in ten hangs up after a second, and comes back
-as somebody else. Memory is the server's resident set, noted once a minute; the first minute is for warming up.
+half of the visitors as its button does, by the others as programs do. One in ten hangs up after a second, and comes
+back as somebody else. Memory is the server's resident set, noted once a minute; the first minute is for warming up.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def main() -> None:
         "",
         f"`python benchmarks/page_load.py`, on {describe(pick_device('auto'))}, one thread, on a machine that others",
         f"kept busy as well: the bundled model, {asked.visitors} visitors for {asked.minutes} minutes, each of whom",
-        "asks again as soon as he is answered;",
-        "one in ten hangs up after a second, and comes back as somebody else. Asked for: all five variants, 9 steps, 64 × 64.",
+        "asks again as soon as he is answered; one in ten hangs up after a second, and comes back as somebody else.",
+        "Asked for: all variants, 9 steps, 64 × 64.",
         "",
         "| | |",
         "|---|---:|",
