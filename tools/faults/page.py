@@ -28,7 +28,8 @@ root on Linux, for its disks and for `nobody`, and takes half an hour on two cor
 Of the steps, *look up* is the question to Civitai what the reference leads to, *base* that to the Hub about the
 other components, *pull* the file, of which half had arrived, *upload* the commit; the others are those that
 `hswq-hub status` shows. A fault in one of these four lasts until the run ends. *What remains* are the steps that are
-done then, and what is there besides.
+done then, and what is there besides. An upload completes the record in the folder, which `status` then calls to do, and
+the next run puts it together anew: of `folder` it is not asked that it is done once.
 """
 
 
@@ -56,7 +57,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _cell(text: str) -> str:
     """As it is shown between two bars."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[")
+    return (text or "—").replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[")
 
 
 def rows_of(text: str) -> dict[tuple[str, str], str]:
