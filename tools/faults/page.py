@@ -18,8 +18,8 @@ own, with everything it writes on a small disk of its own (tmpfs).
 
 It holds if the exit code is the right one, the message is one sentence that says what to do, steps that were done are
 not done again, the next run publishes the bytes of a run without harm, in the folder and in the repo, and then nothing
-is left but finished products. Where something of this is not so, the row says “does not hold” and what, and the script
-fails. {verdict}
+is left but finished products; what a process that was killed had in the system's temporary folder is the system's to
+remove. Where something of this is not so, the row says “does not hold” and what, and the script fails. {verdict}
 
 Three things differ from a run as people have it: everything was imported before, there are no pauses between two tries,
 and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
