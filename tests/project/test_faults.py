@@ -1,5 +1,8 @@
 """The table of faults: its steps are those that the code has, and a row that does not hold is seen."""
 
+from pathlib import Path
+
+import pytest
 from faults.cases import Row
 from faults.faults import FAULTS
 from faults.page import FAILS, line_of, page, rows_of
@@ -7,6 +10,24 @@ from faults.steps import PLANNED, STEPS
 
 from hswq_hub.sources.find import resolve
 from hswq_hub.workflow.publish import PublishPlan
+
+PAGE = Path(__file__).parents[2] / "docs/faults.md"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return rows_of(PAGE.read_text(encoding="utf-8"))
+
+
+def test_a_fault_on_the_page_has_a_row_for_every_step(rows):
+    tried = {fault for fault, _ in rows}
+    assert tried and list(rows) == [(f.name, step.name) for f in FAULTS if f.name in tried for step in STEPS]
+    text = PAGE.read_text(encoding="utf-8")
+    assert all((f"## {f.name}\n" in text) == (f.name in tried) for f in FAULTS) and page(rows) == text
+
+
+def test_every_row_holds(rows):
+    assert [key for key, row in rows.items() if FAILS in row] == []
 
 
 def test_the_steps_are_those_of_a_publish():

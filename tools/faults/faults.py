@@ -32,7 +32,9 @@ class Fault:
     answer: int | str | None = None
 
 
-_WRITES = "while it writes: the first file of its product is about to get its name"
+_WRITES = (
+    "while the step writes, the first file of its product being about to get its name, or waits for a host's answer"
+)
 KILL = Fault("kill -9", f"`SIGKILL` {_WRITES}.", (137,), WRITING)
 TERM = Fault("SIGTERM", f"`SIGTERM` {_WRITES}.", (143,), WRITING)
 CTRL_C = Fault("Ctrl-C", f"`SIGINT` {_WRITES}.", (130,), WRITING)
@@ -61,7 +63,11 @@ CLOCK = Fault(
     "future.",
     (0,),
 )
-TWICE = Fault("two runs at once", "At the beginning of the step, the same command is started once more.", (0,))
+TWICE = Fault(
+    "two runs at once",
+    "At the beginning of the step, the same command is started once more; it is the second one that is quoted.",
+    (0,),
+)
 FAULTS = (KILL, TERM, CTRL_C, FULL, READ_ONLY, FORBIDDEN, CUT_OFF, BUSY, BROKEN, MEMORY, CLOCK, TWICE)
 
 

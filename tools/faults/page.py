@@ -18,8 +18,8 @@ own, with everything it writes on a small disk of its own (tmpfs).
 
 It holds if the exit code is the right one, the message is one sentence that says what to do, steps that were done are
 not done again, the next run publishes the bytes of a run without harm, in the folder and in the repo, and then nothing
-is left but finished products. Where something of this is not so, the row says “does not hold” and what, and the script
-fails. {verdict}
+is left but finished products; what a process that was killed had in the system's temporary folder is the system's to
+remove. Where something of this is not so, the row says “does not hold” and what, and the script fails. {verdict}
 
 Three things differ from a run as people have it: everything was imported before, there are no pauses between two tries,
 and time is not measured, since times are the one thing in the files that differs from run to run. `make faults` needs
@@ -28,7 +28,8 @@ root on Linux, for its disks and for `nobody`, and takes half an hour on two cor
 Of the steps, *look up* is the question to Civitai what the reference leads to, *base* that to the Hub about the
 other components, *pull* the file, of which half had arrived, *upload* the commit; the others are those that
 `hswq-hub status` shows. A fault in one of these four lasts until the run ends. *What remains* are the steps that are
-done then, and what is there besides.
+done then, and what is there besides. An upload completes the record in the folder, which `status` then calls to do, and
+the next run puts it together anew: of `folder` it is not asked that it is done once.
 """
 
 
@@ -36,8 +37,12 @@ def page(rows: Mapping[tuple[str, str], str]) -> str:
     """All of it as Markdown. rows: by fault and step, see `line_of`."""
     failing = sum(FAILS in row for row in rows.values())
     verdict = "All rows hold." if not failing else f"{failing} of {len(rows)} rows do not hold."
+    tried = {fault for fault, _ in rows}
+    missing = [fault.name for fault in FAULTS if fault.name not in tried]
+    if missing:
+        verdict += f" Not in the tables yet: {', '.join(missing)}."
     parts = [_INTRODUCTION.format(faults=len(FAULTS), verdict=verdict)]
-    for fault in FAULTS:
+    for fault in (fault for fault in FAULTS if fault.name in tried):
         lines = [rows[key] for step in STEPS if (key := (fault.name, step.name)) in rows]
         table = "\n".join([_line(HEADINGS), _line(["---"] * len(HEADINGS)), *lines])
         parts.append(f"## {fault.name}\n\n{fault.how}\n\n{table}\n")
@@ -56,7 +61,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _cell(text: str) -> str:
     """As it is shown between two bars."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[")
+    return (text or "—").replace("|", "\\|").replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[")
 
 
 def rows_of(text: str) -> dict[tuple[str, str], str]:

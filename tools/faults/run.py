@@ -16,7 +16,8 @@ from pathlib import Path
 from support import tiny
 from support.hub_server import TOKEN
 
-from .cases import Bench, Row, tried, whole
+from .bench import Bench, whole
+from .cases import Row, tried
 from .children import Children
 from .faults import FAULTS
 from .hosts import Hosts
