@@ -56,4 +56,4 @@ def plain(text: str, bench: Bench) -> str:
     text = re.sub(r"http://(127\.0\.0\.1|localhost):\d+", "http://HOST", text)
     text = re.sub(r"127\.0\.0\.1|localhost", "HOST", text)
     text = re.sub(r"\b[0-9a-f]{10,64}\b", "…", text)
-    return re.sub(r"-…\.\w{8}/", "-…/", text)
+    return re.sub(r"(/\.[^/ ]+)\.\w{8}/", r"\1/", text)
