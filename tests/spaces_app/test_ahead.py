@@ -19,7 +19,7 @@ from spaces_app.comparison.worker import VariantDone, Worker
 from spaces_app.models.registry import MULTIPLIED, ModelRegistry
 from spaces_app.request import default_request
 
-IN_FP8, _ = MULTIPLIED
+IN_FP8, *_ = MULTIPLIED
 
 
 class Block(torch.nn.Module):

@@ -9,7 +9,7 @@ from spaces_app.comparison.worker import VariantDone, Worker
 from spaces_app.models.registry import MULTIPLIED, ModelRegistry
 from spaces_app.request import default_request, validated_request
 
-IN_FP8, _ = MULTIPLIED
+IN_FP8, *_ = MULTIPLIED
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 

@@ -144,7 +144,7 @@ def test_sizes_in_the_plan_are_bounds(here):
 @pytest.mark.parametrize(
     ("scarce", "sentence"),
     [
-        (("hswq_hub.common.targets.shutil.disk_usage", lambda _: SimpleNamespace(free=1000)), "free some room"),
+        (("hswq_hub.common.targets.shutil.disk_usage", lambda _: SimpleNamespace(free=1000)), "free some, then run"),
         (("hswq_hub.workflow.memory.total_memory", lambda _: 1000), "which has 0.0 MB; a larger one is needed"),
     ],
     ids=["disk", "memory"],

@@ -169,11 +169,30 @@ def matmul(
     inside = bias if bias is not None and result == dtype and adds_bias(device, dtype) else None
     # Fast accumulation, which Hopper has, keeps about 14 bits of a sum: over a long row that costs more than a bfloat16
     # result rounds off. ComfyUI does without it as well.
-    product = torch._scaled_mm(
-        rows, weight.t(), scale_a=scale_a, scale_b=scale_b, bias=inside, out_dtype=result, use_fast_accum=False
-    )
+    product = _scaled_mm(rows, weight.t(), scale_a, scale_b, inside, result)
     product = product.to(dtype).reshape(*codes.shape[:-1], len(weight))
     return product if bias is None or inside is not None else product + bias
+
+
+def _scaled_mm(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """On a CPU by the function that ComfyUI's library takes, where torch has it: the older one rounds otherwise on CPUs
+    with AMX."""
+    newer = getattr(torch.nn.functional, "scaled_mm", None)
+    if rows.device.type == "cpu" and newer is not None:
+        kinds = torch.nn.functional.ScalingType
+        recipe = kinds.TensorWise if scale_a.numel() == scale_b.numel() == 1 else kinds.RowWise
+        made: torch.Tensor = newer(rows, columns, scale_a, recipe, scale_b, recipe, bias=bias, output_dtype=dtype)
+        return made
+    return torch._scaled_mm(
+        rows, columns, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=dtype, use_fast_accum=False
+    )
 
 
 def adds_bias(device: torch.device, dtype: torch.dtype) -> bool:

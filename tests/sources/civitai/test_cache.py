@@ -20,7 +20,7 @@ from hswq_runtime.errors import FormatError
 
 def test_a_full_disk_is_noticed_before_anything_is_sent(server, monkeypatch):
     monkeypatch.setattr("hswq_hub.common.targets.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(TargetError, match="GB free"):
+    with pytest.raises(TargetError, match="MB free"):
         pull(server)
     assert sum(entry.size for entry in cache.contents()) == 0
 
