@@ -77,6 +77,7 @@ docs: $(VENV)/ready
 # What README and docs/ show of the demo page.
 screenshots: $(VENV)/ready $(CHROMIUM)
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/screenshots.py docs
+	PYTHONPATH=tools:tests $(BIN)/python tools/screenshot_my_repo.py docs
 
 $(CHROMIUM):
 	@test "$$(id -u)" = 0 || { echo "Chromium is missing: run 'sudo apt-get install chromium', then this again." >&2; exit 1; }

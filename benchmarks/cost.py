@@ -69,10 +69,9 @@ def stand_in(name: str, folder: Path) -> Source:
     for component, values in COMPONENTS[name].items():
         (base / component).mkdir(parents=True)
         write_header(base / component / "model.safetensors", {"weight": (int(values),)})
-    (base / "vae" / "config.json").write_text(json.dumps(VAES))
     (base / "model_index.json").write_text("{}")
     prompts = Prompts(("one",), ("two",))
-    return Source(name, path, Checkpoint(path), "5" * 64, str(base), "published shapes", None, prompts, name)
+    return Source(name, path, Checkpoint(path), "5" * 64, str(base), "published shapes", None, prompts, name, vae=VAES)
 
 
 def figures_of(plan: PublishPlan) -> dict[str, object]:

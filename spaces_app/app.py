@@ -6,23 +6,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gradio as gr
-from gradio.queueing import Queue
 
+from hswq_hub.sources.http.web import LOOPBACK
 from hswq_runtime.errors import HSWQError
 from spaces_app.comparison.worker import Worker
 from spaces_app.models.registry import ModelRegistry
 from spaces_app.page.controller import Controller
 from spaces_app.page.page import TITLE, Page
-from spaces_app.page.theme import css, theme
+from spaces_app.serving import HERE, calm, options
 
 MODELS = "models.txt"
 """Beside a Space's app.py: what it shows, a reference a line."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING = 64
 _SESSIONS = 100
 _HOURLY = (3600, 3600)
-_LOOK, _PROGRESS = 0.1, 1.0
-"""Seconds between two looks of Gradio's queue: for whoever waits, and for progress bars, which the page has not."""
 
 
 def create_demo(
@@ -52,15 +49,8 @@ def create_demo(
         Page(controller)
     controller.open()
     demo.queue(max_size=_WAITING, api_open=False)  # nobody goes past the queue
-    _calm(demo._queue)
+    calm(demo._queue)
     return demo
-
-
-def _calm(queue: Queue) -> None:
-    """What of Gradio's queue no argument sets. By itself it looks a thousand times a second, which takes several
-    percent of a core for ever, and notes ten thousand requests, of which it makes a table anew after each."""
-    queue.sleep_when_free, queue.progress_update_sleep_when_free = _LOOK, _PROGRESS
-    queue.ANALYTICS_MAX_EVENTS = 0
 
 
 def main(
@@ -84,25 +74,17 @@ def main(
     mcp = mcp or os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
     if mcp and find_spec("mcp") is None:
         raise HSWQError("a tool for assistants needs the mcp package: pip install 'hswq-hub[demo,mcp]'")
-    host = host or os.environ.get("GRADIO_SERVER_NAME") or _LOOPBACK[0]
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or HERE
     shared = os.environ.get("GRADIO_SHARE", "").lower() == "true"
-    local = host in _LOOPBACK and not shared
+    local = host in LOOPBACK and not shared
     demo = create_demo(references, original=original, any_repo=any_repo, local=local, device=device, dtype=dtype)
     demo.launch(server_name=host, server_port=port, **launch_options(mcp=mcp))
 
 
 def launch_options(*, mcp: bool = False) -> dict:
     """How the page is served, wherever that is."""
-    return {
-        "mcp_server": mcp,
-        "theme": theme(),
-        "css": css(),
-        "footer_links": ["api"],
-        "max_file_size": 0,  # nothing on the page is uploaded
-        "state_session_capacity": _SESSIONS,
-        "run_history": False,
-        "ssr_mode": False,
-    }
+    own = {"mcp_server": mcp, "footer_links": ["api"], "state_session_capacity": _SESSIONS}
+    return options() | own
 
 
 if __name__ == "__main__":

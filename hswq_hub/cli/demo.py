@@ -1,11 +1,11 @@
-"""`demo`: the comparison page on this machine."""
+"""`demo` and `my-repo`: the pages, on this machine or as a Space."""
 
 from pathlib import Path
 
 import click
 
 from .options import DEVICE, DTYPE, EXISTING_FILE
-from .terminal import quiet
+from .terminal import quiet, tell
 
 
 @click.command()
@@ -52,3 +52,40 @@ def demo(
         device=device,
         dtype=dtype,
     )
+
+
+@click.command("my-repo")
+@click.option("--host", help="Where to listen.  [default: $GRADIO_SERVER_NAME, or 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: $GRADIO_SERVER_PORT, or from 7860 on]")
+@click.option("--package", metavar="REQUIREMENT", help="What the jobs install.  [default: this version]")
+@click.option("--space", metavar="OWNER/NAME", help="Make or update a Space with the page, and serve nothing here.")
+@click.option("--private/--public", default=None, help="Who may see a new Space.  [default: the account's]")
+def my_repo(host: str | None, port: int | None, package: str | None, space: str | None, private: bool | None) -> None:
+    """Serve a page that publishes: a link in, a job on the visitor's own account, a repo of his out.
+
+    On this machine it uses the token of `hf auth login`. In a Space visitors sign in, each with an account of his own.
+
+    \b
+    hswq-hub my-repo
+    hswq-hub my-repo --space alice/hswq-my-repo
+    """
+    try:
+        from spaces_app.my_repo.app import main
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "authlib", "itsdangerous", "httpx"):
+            raise
+        raise click.ClickException("the page needs more packages: pip install 'hswq-hub[demo,oauth]'") from error
+
+    quiet()
+    if space is None:
+        main(host, port, package)
+        return
+    from importlib.resources import files
+
+    from ..hub.space import check_space, deploy_space
+    from ..jobs.jobs import requirement
+
+    installed = requirement(package)
+    check_space(space)
+    page = Path(str(files("spaces_app.my_repo")))
+    tell(deploy_space(space, None, page, package=installed, private=private))

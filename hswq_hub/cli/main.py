@@ -19,7 +19,7 @@ from hswq_runtime.text import sentence
 
 from .. import __version__
 from ..calibration.processes import Stopped, check_shared, is_launched
-from .demo import demo
+from .demo import demo, my_repo
 from .jobs import jobs
 from .models import cache, inspect, login, models, pull
 from .publish import publish, status, upload
@@ -115,6 +115,6 @@ for command in (
     *(publish, status, upload, publish_all),
     *(calibrate, quantize, evaluate, card, compare),
     *(inspect, pull, models, cache, login),
-    *(jobs, demo),
+    *(jobs, demo, my_repo),
 ):
     main.add_command(command)

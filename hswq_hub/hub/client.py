@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 
 from hswq_runtime import hub_errors
 from hswq_runtime.errors import HSWQError
@@ -16,6 +16,7 @@ from hswq_runtime.hub_errors import hub_site as site
 
 from .. import __version__
 from ..common.retry import Patience, Transient, retried
+from ..sources.http import tokens
 
 T = TypeVar("T")
 TRIES = 4
@@ -37,17 +38,17 @@ class VerificationError(UploadError):
 
 
 def api() -> HfApi:
-    """The client for the Hub that huggingface_hub is set to (`HF_ENDPOINT`), with the token that it finds."""
-    return HfApi(library_name="hswq-hub", library_version=__version__)
+    """The client for the Hub that huggingface_hub is set to (`HF_ENDPOINT`), with its token or the given one."""
+    return HfApi(token=tokens.client_token(), library_name="hswq-hub", library_version=__version__)
 
 
 def hub_token() -> str:
-    """The token that huggingface_hub finds, from HF_TOKEN or `hf auth login`.
+    """The given token, or the one that huggingface_hub finds, from HF_TOKEN or `hf auth login`.
 
     Raises:
         AccountError: there is none, or it cannot be one; the message does not show it.
     """
-    token = get_token()
+    token = tokens.hub_token()
     if token is None:
         raise AccountError(
             f"there is no Hugging Face token here; make one with write access at {site()}/settings/tokens and run "

@@ -12,12 +12,12 @@ from huggingface_hub.hf_api import ModelInfo
 
 from hswq_runtime.errors import FormatError
 from hswq_runtime.hub_errors import hub_site as site
-from hswq_runtime.text import address
+from hswq_runtime.text import address, shown
 
 from ..common.layout import METRICS, RECORD
 from ..common.targets import TargetError
 from .account import check_account
-from .client import AccountError, UploadError, api, explained, patiently
+from .client import AccountError, UploadError, VerificationError, api, explained, patiently
 from .history import read_json
 from .settings import UploadSettings
 
@@ -58,6 +58,22 @@ class Destination:
             return f"{site()}/{self.repo}, a new repo, as {self.account}"
         kind = "made by hswq-hub, is updated" if self.record else "is there already"
         return f"{site()}/{self.repo}, {kind}, as {self.account}"
+
+    def check_files(self) -> int:
+        """Compare the SHA-256 of each quantized file that the repo's record lists with the Hub's; their number.
+
+        Raises:
+            VerificationError: there is no record, a file is missing, or one is another.
+        """
+        listed = (self.record or {}).get("files")
+        files = [file for file in listed.values() if isinstance(file, dict)] if isinstance(listed, dict) else []
+        for file in files:
+            made, there = file.get("sha256"), self.files.get(str(file.get("file")))
+            if made is None or made != there:
+                raise VerificationError(f"{shown(file.get('file'))} in {self.repo} is not the file that was made")
+        if not files:
+            raise VerificationError(f"{self.repo} holds nothing that hswq-hub made")
+        return len(files)
 
     def check_free(self) -> None:
         """Check that the repo is free or ours, or that `settings.force` is set.

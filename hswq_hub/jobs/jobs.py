@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from json import loads
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import JobHardwareInfo, JobInfo, get_token
+from huggingface_hub import JobHardwareInfo, JobInfo
 
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.hub_errors import Kind, explained
@@ -27,6 +28,7 @@ from ..settings import SourceSettings
 from ..sources.errors import AccessError
 from ..sources.find import find
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
+from ..sources.http.tokens import hub_token
 from ..sources.reference import CivitaiRef, LocalRef, parse
 from .settings import JobSettings
 
@@ -115,7 +117,7 @@ class Jobs:
 
     def __init__(self, namespace: str | None = None):
         self._api = api()
-        token = get_token()
+        token = hub_token()
         if not token:
             raise JobError(
                 "a job needs a Hugging Face token that may start jobs and write repos; run `hf auth login`, or set "
@@ -125,15 +127,19 @@ class Jobs:
         with self._explained("your account"):
             self.namespace = namespace or self._api.whoami()["name"]
 
+    def machines(self) -> dict[str, JobHardwareInfo]:
+        """The Hub's machines by flavour."""
+        with self._explained("the list of machines"):
+            return {hardware.name: hardware for hardware in self._api.list_jobs_hardware()}
+
     def offer(self, settings: JobSettings, need: Need) -> Offer:
         """The machine that `settings` name, with the Hub's price."""
-        with self._explained("the list of machines"):
-            listed = {hardware.name: hardware for hardware in self._api.list_jobs_hardware()}
+        listed = self.machines()
         if settings.flavor not in listed:
             gpus = ", ".join(name for name, hardware in listed.items() if hardware.accelerator)
             raise JobError(f"there is no flavour {settings.flavor!r}; those with a GPU are {gpus}")
         hardware = listed[settings.flavor]
-        if hardware.unit_label not in _UNITS:
+        if not is_priced(hardware):
             raise JobError(f"{hardware.name} is billed by the {hardware.unit_label}, which this version does not know")
         return Offer(hardware, seconds_of(settings.timeout), need)
 
@@ -170,11 +176,19 @@ class Jobs:
 
     def follow(self, job: str) -> Iterator[str]:
         """The log lines of `job`, past and future, until it ends."""
+        yield from self._log(job, follow=True)
+
+    def tail(self, job: str, lines: int) -> list[str]:
+        """The last log lines of `job` so far. It takes up to five seconds."""
+        return list(self._log(job, tail=lines))
+
+    def _log(self, job: str, **which: Any) -> Iterator[str]:
+        """Log lines without the tokens that a job was given."""
         secrets = [self._token]
         with suppress(AccessError):  # what cannot be a token was given to no job
             secrets += filter(None, [civitai_token()])
         with self._explained(f"the logs of job {job}"):
-            for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, follow=True):
+            for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, **which):
                 for secret in secrets:
                     line = line.replace(secret, "…")
                 yield line
@@ -187,6 +201,11 @@ class Jobs:
     def _explained(self, what: str) -> AbstractContextManager[None]:
         unknown = f"Hugging Face does not know {what}; `hswq-hub jobs` lists those there are"
         return explained(what, lambda _: JobError, {Kind.NOT_FOUND: unknown, Kind.NO_REPO: unknown})
+
+
+def is_priced(hardware: JobHardwareInfo) -> bool:
+    """Whether a machine is billed by a unit of time that is known here."""
+    return hardware.unit_label in _UNITS
 
 
 def check_portable(reference: str, source: SourceSettings, folder: Path | None, repo: str | None) -> None:

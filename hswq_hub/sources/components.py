@@ -1,11 +1,15 @@
 """The components besides the denoiser: a local base is published with the model, a Hub base is only named."""
 
 from pathlib import Path
+from typing import Any
 
-from hswq_runtime.checkpoints.base import component_folders
-from hswq_runtime.checkpoints.locate import MODEL_INDEX, PUBLISHED_SUFFIXES
+from hswq_runtime.checkpoints.base import component_configuration, component_folders
+from hswq_runtime.checkpoints.locate import MODEL_INDEX, PUBLISHED_SUFFIXES, HubOptions
 
 from .source import Source
+
+_LEVELS, _CHANNELS, _LAYERS, _SIDES = 8, range(1, 1 << 16), range(1, 65), range(16, 1 << 14)
+"""What a VAE can have: levels of resolution, channels of each, residual blocks of each, pixels a side."""
 
 
 def local_components(source: Source) -> list[Path]:
@@ -44,3 +48,26 @@ def base_identity(source: Source) -> list[object]:
 def _publishable(path: Path) -> bool:
     """Whether it is a weight, configuration or vocabulary file; pickles, caches and hidden files are not."""
     return path.suffix in PUBLISHED_SUFFIXES and not path.name.startswith(".")
+
+
+def vae_of(base: str, hub: HubOptions) -> dict[str, Any]:
+    """What `base` states of its VAE that forecasts use, as far as it can be true: `sample_size`, `block_out_channels`
+    and `layers_per_block`; nothing if it states none, or cannot be reached.
+
+    Raises:
+        FormatError: what is there is no configuration.
+    """
+    found = component_configuration(base, "vae", hub)
+    stated = {} if found is None else found.entries
+    vae: dict[str, Any] = {}
+    match stated.get("block_out_channels"):
+        case [*channels] if 0 < len(channels) <= _LEVELS and all(_is_one(value, _CHANNELS) for value in channels):
+            vae["block_out_channels"] = list(channels)
+    for name, allowed in (("sample_size", _SIDES), ("layers_per_block", _LAYERS)):
+        if _is_one(value := stated.get(name), allowed):
+            vae[name] = value
+    return vae
+
+
+def _is_one(value: object, allowed: range) -> bool:
+    return type(value) is int and value in allowed

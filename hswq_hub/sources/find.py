@@ -20,6 +20,7 @@ from hswq_runtime.text import several, shown
 from ..common.text import plain
 from ..settings import PromptSettings, SourceSettings
 from .civitai import Civitai
+from .components import vae_of
 from .diffusers_folder import (
     architecture_of,
     find_denoiser,
@@ -32,6 +33,7 @@ from .diffusers_folder import (
 from .errors import DownloadError
 from .http import cache
 from .http.header import stand_in
+from .http.tokens import hub_options
 from .huggingface import Choose, Hub
 from .licence import Licence
 from .listing import Listing
@@ -186,6 +188,7 @@ class Found:
         self._source(path, NOT_LISTED)
 
     def _source(self, path: Path, sha256: str, hub: HubOptions | None = None) -> Source:
+        hub = hub or hub_options()
         checkpoint = Checkpoint(path)
         _require_full_precision(checkpoint)
         settings, listing = self.settings, self.listing
@@ -200,6 +203,7 @@ class Found:
                 checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
+                vae=vae_of(base, hub),
                 origin=listing.origin,
                 licence=listing.licence or licence,
                 prompts=choose_prompts(offered, self.given),
@@ -223,6 +227,7 @@ class Found:
                 checkpoint=_checked(checkpoint, base, hub),
                 sha256=sha256,
                 base=base,
+                vae=vae_of(base, hub),
                 origin=f"the local {'folder' if is_folder else 'file'} {shown(self.meant)}",
                 licence=licence,
                 prompts=choose_prompts(offered, self.given),
@@ -239,6 +244,7 @@ class Found:
             checkpoint=_checked(checkpoint, base, hub),
             sha256=sha256,
             base=base,
+            vae=vae_of(base, hub),
             origin="the demo model that ships with hswq-hub",
             licence=Licence("apache-2.0"),
             prompts=choose_prompts(offered, self.given),

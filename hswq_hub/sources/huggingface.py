@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from hswq_runtime.checkpoints.configuration import CONFIG
@@ -48,6 +48,7 @@ from .http import cache
 from .http.download import Explain, cached, download
 from .http.header import CheckHeader, stand_in
 from .http.ranges import fetch_header
+from .http.tokens import client_token, hub_token
 from .http.web import Web
 from .licence import licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, safe_name
@@ -69,7 +70,7 @@ class Hub:
 
     def __init__(self, choose: Choose | None = None):
         self._choose = choose
-        self._api = HfApi(library_name="hswq-hub")
+        self._api = HfApi(library_name="hswq-hub", token=client_token())
 
     def listing(self, reference: HubRef) -> Listing:
         """What `reference` leads to.
@@ -86,9 +87,8 @@ class Hub:
         if not found:
             raise UnsuitableSourceError(f"{shown(reference)} holds no safetensors file of a model; look at its files")
         names = list(found)
-        in_repo, tags = set(_files(info)), _texts(info.tags)
+        in_repo, tags, card = set(_files(info)), _texts(info.tags), info.card_data
         name = names[0] if len(names) == 1 else self._ask(reference, names)
-        card = info.card_data
         repo_name, files = safe_name(reference.repo.split("/")[1]), tuple(found[name])
         stem = safe_name(PurePosixPath(name).stem, repo_name) if len(files) == 1 else repo_name
         licence, text = licence_of_card(card), self._licence_text(info)
@@ -219,7 +219,7 @@ class Hub:
     def _config(self, repo: str, revision: str, file: RemoteFile) -> Path:
         """The denoiser's configuration, of a known architecture."""
         with _explained(repo):
-            path = Path(hf_hub_download(repo, str(file.id), revision=revision))
+            path = Path(self._api.hf_hub_download(repo, str(file.id), revision=revision))
         architecture_of(path)
         return path
 
@@ -241,7 +241,7 @@ class Hub:
         return download(self._web(), url, file, _explain(repo), check_header, verify=verify)
 
     def _web(self) -> Web:
-        return Web(self._api.endpoint, None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
+        return Web(self._api.endpoint, hub_token(asked=False))
 
     def _address(self, repo: str, revision: str, file: RemoteFile) -> str:
         return hf_hub_url(repo, str(file.id), revision=revision, endpoint=self._api.endpoint)
@@ -265,7 +265,7 @@ class Hub:
         if shipped is None or (_size(shipped) or 0) > _LONGEST_LICENCE:
             return None
         with _explained(info.id):
-            path = hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
+            path = self._api.hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
 

@@ -47,6 +47,8 @@ class Source:
     """What was asked for, as :func:`hswq_hub.sources.reference.identify` spells it."""
     offered: Offered = field(default_factory=Offered)
     """The prompts that the model brings."""
+    vae: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The configuration of the base's VAE; empty if it states none, or cannot be reached."""
 
     @property
     def architecture(self) -> Architecture:

@@ -13,8 +13,6 @@ from statistics import median
 import torch
 from safetensors import safe_open
 
-from hswq_runtime.checkpoints.configuration import CONFIG, Configuration
-
 from ..common.hardware import dtype_named
 from ..common.speed.rates import Rates, TrialRates
 from ..generation.cost import (
@@ -121,23 +119,13 @@ class Forecast:
 
 
 def usual_vae(source: Source) -> dict[str, object]:
-    """The configuration of the VAE, of a base on the Hub that of nearly all models."""
-    return _VAE | vae_config(source)
-
-
-def vae_config(source: Source) -> dict[str, object]:
-    """The configuration of the VAE in a local base; {} of one on the Hub.
-
-    Raises:
-        FormatError: it is not a JSON object.
-    """
-    config = Path(source.base) / "vae" / CONFIG
-    return Configuration.read(config, str(config)).entries if config.is_file() else {}
+    """The configuration of the VAE; where it is not known, that of nearly all models."""
+    return _VAE | source.vae
 
 
 def usual_size(source: Source) -> int:
-    """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`; of a Hub base the architecture's."""
-    return GenerationSettings.of(source.architecture, vae_config(source)).size
+    """Pixels a side of its pictures if nobody says, see `GenerationSettings.of`."""
+    return GenerationSettings.of(source.architecture, source.vae).size
 
 
 def cost_of(source: Source, size: int) -> DenoiserCost:

@@ -193,10 +193,10 @@ def test_refusals_are_sentences(hub, run, answer, said):
 
 
 def test_no_token_and_no_network(hub, monkeypatch):
-    monkeypatch.setattr(jobs, "get_token", lambda: None)
+    monkeypatch.setattr(jobs, "hub_token", lambda: None)
     with pytest.raises(JobError, match="needs a Hugging Face token"):
         Jobs()
-    monkeypatch.setattr(jobs, "get_token", lambda: TOKEN)
+    monkeypatch.setattr(jobs, "hub_token", lambda: TOKEN)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(JobError, match="cannot be reached"):
         Jobs()

@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 from click.testing import CliRunner
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 from support import originals, tiny
 from support.civitai_server import MODEL, TOKEN, VERSION, CivitaiServer, Fault
 from support.hub_server import HubServer, Repo
@@ -31,9 +31,8 @@ def token(monkeypatch):
 def hub(monkeypatch, tmp_path):
     """A Hub that our own process asks, with a cache of its own."""
     with HubServer() as server:
-        download = functools.partial(hf_hub_download, endpoint=server.url, cache_dir=tmp_path / "hub")
         monkeypatch.setattr("hswq_hub.sources.huggingface.HfApi", functools.partial(HfApi, endpoint=server.url))
-        monkeypatch.setattr("hswq_hub.sources.huggingface.hf_hub_download", download)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         yield server
 

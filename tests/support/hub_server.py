@@ -90,6 +90,11 @@ class HubServer:
         self.faults.append(Fault(method, pattern, answer, times, headers or {}))
 
     @property
+    def routes(self) -> list:
+        """What it answers: method, pattern of the path, and a function of the request and the pattern's groups."""
+        return ROUTES
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
@@ -165,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.stumble():
             return
         path = urlsplit(self.path).path
-        for method, pattern, answer in ROUTES:
+        for method, pattern, answer in self.hub.routes:
             match = re.fullmatch(pattern, path)
             if match and method == ("GET" if self.command == "HEAD" else self.command):
                 return answer(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})

@@ -10,19 +10,22 @@ from typing import Any
 
 from ...common.home import home
 from ..errors import AccessError
+from .tokens import given_tokens
 
 TOKEN_VARIABLE = "CIVITAI_API_TOKEN"
 _SERVICE, _ACCOUNT = "hswq-hub", "civitai"
 
 
 def civitai_token(*, stored: bool = True) -> str | None:
-    """The token, None if there is none.
+    """The token, None if there is none; on behalf of somebody else, his.
 
-    stored: whether a stored token may be used; that of the environment always is.
+    stored: whether a stored or given token may be used; that of the environment always is.
 
     Raises:
         AccessError: it cannot be a token; the message does not show it.
     """
+    if (given := given_tokens()) is not None:
+        return check_token(given.civitai) if stored and given.civitai else None
     token = os.environ.get(TOKEN_VARIABLE) or (stored and (_from_keyring() or _from_file()))
     return check_token(token) if token else None
 

@@ -52,17 +52,27 @@ def configured(checkpoint: Checkpoint, *places: str | Path, hub: HubOptions | No
     """
     if checkpoint.stated is not None:
         return checkpoint
-    name = f"{checkpoint.architecture.component}/{CONFIG}"
     for place in dict.fromkeys(map(str, places)):
-        path = _denoiser_folder(place, checkpoint.architecture.component, hub or HubOptions())
-        if path is not None and (path / CONFIG).is_file():
-            stated = Configuration.read(path / CONFIG, f"{place}/{name}")
+        stated = component_configuration(place, checkpoint.architecture.component, hub)
+        if stated is not None:
             return Checkpoint(checkpoint.path, stated=stated, unfold=checkpoint.unfold)
     return checkpoint
 
 
-def _denoiser_folder(place: str, component: str, hub: HubOptions) -> Path | None:
-    """The folder of a place's denoiser, of a Hub repo without weights; None if the repo cannot be had."""
+def component_configuration(place: str | Path, component: str, hub: HubOptions | None = None) -> Configuration | None:
+    """What a diffusers folder or Hub repo states of a component; None if it states nothing, or cannot be reached.
+
+    Raises:
+        FormatError: what is there is no configuration.
+    """
+    folder = _component_folder(str(place), component, hub or HubOptions())
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    return Configuration.read(folder / CONFIG, f"{place}/{component}/{CONFIG}")
+
+
+def _component_folder(place: str, component: str, hub: HubOptions) -> Path | None:
+    """The folder of one of a place's components, of a Hub repo without weights; None if the repo cannot be had."""
     if Path(place).is_dir():
         return Path(place) / component
     if not is_repo_id(place):

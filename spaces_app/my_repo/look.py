@@ -1,0 +1,133 @@
+"""What a link leads to, from the host's listing and the file's header, and what quantizing it would take on a GPU."""
+
+from dataclasses import dataclass
+
+from huggingface_hub import JobHardwareInfo
+
+from hswq_hub.common.speed.gpus import GPUS, Gpu
+from hswq_hub.common.text import megabytes
+from hswq_hub.jobs.jobs import Need
+from hswq_hub.settings import ALL_FORMATS, DEFAULT_FORMATS, PublishSettings, SourceSettings
+from hswq_hub.sources.find import Found, find
+from hswq_hub.sources.reference import LocalRef, parse
+from hswq_hub.workflow.request import PublishRequest
+from hswq_runtime.checkpoints.locate import is_repo_id
+from hswq_runtime.errors import HSWQError
+from hswq_runtime.formats import Format
+from hswq_runtime.text import address, shown
+
+FORMATS = {
+    "V1 and V2": ("both", DEFAULT_FORMATS),
+    "INT8": ("int8", (Format.INT8,)),
+    "V1, V2 and INT8": ("all", ALL_FORMATS),
+    "Best mix": ("best", (Format.BEST,)),
+}
+"""What can be made, by its name for people: the value of `--format`, and the formats."""
+
+
+class LinkError(HSWQError):
+    """A link leads to nothing that a job can read."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A model that was looked at.
+
+    reference: its short form, which means the same file. name: stem of a repo's name for it. facts: what is known, by
+    heading. need: memory that its pipeline takes. licence: None: its host states none. objections: why its creator does
+    not allow it, each as a clause. closed: whether its repo is private.
+    """
+
+    reference: str
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    need: Need
+    licence: str | None
+    objections: tuple[str, ...] = ()
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """By estimate: seconds that a GPU takes, and bytes of the finished folder at most."""
+
+    seconds: float
+    bytes: int
+
+
+def look_at(link: str) -> Look:
+    """What a link leads to. Nothing but its listing and its header is fetched.
+
+    Raises:
+        LinkError: it is empty, or names a file of this machine.
+        HSWQError: it leads nowhere, or to something that cannot be quantized.
+    """
+    found = _found(link)
+    components = found.components()
+    with found.look() as source:
+        checkpoint, architecture = source.checkpoint, source.architecture
+        values = sum(info.values for info in checkpoint.denoiser_tensors.values())
+    listing = found.listing
+    facts = [("model", f"{architecture.title}, {values / 1e9:.1f} billion parameters")]
+    if values < 1e8:
+        facts = [("model", f"{architecture.title}, {values / 1e6:.1f} million parameters")]
+    facts += [("from", source.origin), ("licence", components.licence or "its host states none")]
+    if listing is None:
+        return Look(str(found.meant), source.name, tuple(facts), Need(0, True), components.licence)
+    sizes = (listing.size, components.bytes)
+    need = Need(sum(size or 0 for size in sizes), None not in sizes)
+    if listing.size is not None:
+        facts.append(("to fetch", megabytes(listing.size)))
+    if components.base is not None:
+        size = f", {megabytes(components.bytes)}" if components.bytes else ""
+        facts.append(("other components", f"{components.base}{size}"))
+    closed = listing.provenance.private
+    return Look(
+        listing.reference, listing.name, tuple(facts), need, components.licence, tuple(listing.objections), closed
+    )
+
+
+def outlook(reference: str, formats: tuple[Format, ...], gpu: Gpu) -> Outlook:
+    """What publishing the model would take on `gpu`.
+
+    Raises:
+        HSWQError: as :func:`look_at`, or it does not fit.
+    """
+    with _found(reference).look() as source:
+        plan = PublishRequest(reference, settings=PublishSettings(formats=formats)).plan_of(
+            source, arriving=True, gpu=gpu
+        )
+        for memory in plan.memories:
+            memory.check()
+        return Outlook(plan.seconds, plan.steps[-1].work().kept)
+
+
+def gpu_of(machine: JobHardwareInfo) -> Gpu | None:
+    """The GPU of a machine, of those whose speed is known; None: it is none of these."""
+    if machine.accelerator is None:
+        return None
+    said = f" {machine.accelerator.manufacturer} {machine.accelerator.model} ".casefold().replace("-", " ")
+    return next((gpu for gpu in GPUS.values() if f" {gpu.name.split()[0].casefold()} " in said), None)
+
+
+def _found(link: str) -> Found:
+    link = link.strip()
+    if not link:
+        raise LinkError("paste a link to a model on Civitai or Hugging Face")
+    if isinstance(parse(link), LocalRef):  # the same for whatever is or is not on this machine
+        raise LinkError(
+            f"{address(link)} is no link to a model on Civitai or Hugging Face; paste its page's address, or owner/name"
+        )
+    return find(link, SourceSettings(permitted=True))
+
+
+def repo_of(visitor: str, name: str) -> str:
+    """The repo that a model of this name goes to, unless the visitor chooses another.
+
+    Raises:
+        LinkError: there can be no such repo.
+    """
+    repo = f"{visitor}/{name}-HSWQ"
+    if not is_repo_id(repo):
+        raise LinkError(f"{shown(repo)} is no name of a repo; choose another")
+    return repo
