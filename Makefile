@@ -48,9 +48,9 @@ QUICK_TESTS := evaluation/test_digests.py evaluation/test_intervals.py quantizat
 LOWEST := build/lowest
 test-lowest: $(VENV)/ready
 	mkdir -p build
-	$(BIN)/python tools/lowest.py demo metrics $(addprefix --except ,$(NOT_LOWEST)) > build/lowest.txt
+	$(BIN)/python tools/lowest.py demo metrics oauth $(addprefix --except ,$(NOT_LOWEST)) > build/lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --constraint build/lowest.txt --editable '.[demo,metrics]' pytest
+	$(LOWEST)/bin/pip install --quiet --constraint build/lowest.txt --editable '.[demo,metrics,oauth]' pytest
 	$(LOWEST)/bin/python tools/import_all.py
 	$(LOWEST)/bin/pytest -o addopts="--import-mode=importlib" $(addprefix tests/,$(QUICK_TESTS))
 
