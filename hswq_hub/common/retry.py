@@ -1,11 +1,26 @@
 """Retries after transient failures, with exponential backoff or the wait that a host asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from time import sleep
 from typing import TypeVar
 
 T = TypeVar("T")
+_HURRY: ContextVar[bool] = ContextVar("hurry", default=False)
+_TRIES, _MOST = 2, 5.0
+"""Tries, and the longest wait in seconds, while somebody watches."""
+
+
+@contextmanager
+def in_a_hurry() -> Iterator[None]:
+    """Within the block, in this thread, a failure is retried once, and nothing is waited for that takes long."""
+    before = _HURRY.set(True)
+    try:
+        yield
+    finally:
+        _HURRY.reset(before)
 
 
 @dataclass
@@ -32,14 +47,14 @@ class Patience:
         asked: seconds that the host asks to wait; None: it does not say.
         """
         self.failed += 1
-        if self.asks_too_much(asked) or self.failed >= self.tries:
+        if self.asks_too_much(asked) or self.failed >= (min(self.tries, _TRIES) if _HURRY.get() else self.tries):
             return False
         sleep(min(self.first * 2 ** (self.failed - 1), self.longest) if asked is None else asked)
         return True
 
     def asks_too_much(self, asked: float | None) -> bool:
         """Whether the host asks for more than `most` seconds."""
-        return asked is not None and asked > self.most
+        return asked is not None and asked > (min(self.most, _MOST) if _HURRY.get() else self.most)
 
 
 @dataclass(frozen=True)

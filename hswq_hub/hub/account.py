@@ -20,7 +20,9 @@ def check_account(owner: str, *, proposing: bool = False) -> str:
     """
     hub_token()
     who = patiently(api().whoami)
-    name, token = str(who["name"]), (who.get("auth") or {}).get("accessToken") or {}
+    name, auth = str(who["name"]), who.get("auth") or {}
+    # What somebody allowed an app (OAuth) has scopes, which only the attempt tells.
+    token = (auth.get("accessToken") if auth.get("type") == "access_token" else None) or {}
     if token.get("role") == "read":
         raise AccountError(
             f"the token of {name} can only read; make one with write access at {site()}/settings/tokens and run "

@@ -81,7 +81,7 @@ def deploy_space(
     with tempfile.TemporaryDirectory(prefix="hswq-space-") as scratch:
         folder = Path(scratch)
         fill_space(folder, repo, page, package)
-        quota = f"the account may not have another Space like {space}: a free one has two, on ZeroGPU"
+        quota = f"the account may not have another Space like {space}: a free one has two, and only on ZeroGPU"
         with explained(f"the Space {space}", lambda _: SpaceError, {Kind.PAYMENT: quota}):
             client.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
             client.upload_folder(
@@ -89,7 +89,7 @@ def deploy_space(
                 repo_type="space",
                 folder_path=folder,
                 commit_message=f"{f'Show {repo}, with' if repo else 'Update to'} hswq-hub {hswq_hub.__version__}",
-                delete_patterns=[f"{package.name}/*" for package in _packages(page)],
+                delete_patterns=[MODELS, PACKAGE, *(f"{source.name}/*" for source in _packages(page))],
             )
     return f"{client.endpoint}/spaces/{space}"
 

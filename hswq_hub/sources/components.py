@@ -1,11 +1,15 @@
 """The components besides the denoiser: a local base is published with the model, a Hub base is only named."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hswq_runtime.checkpoints.base import component_configuration, component_folders
+from hswq_runtime.checkpoints.configuration import CONFIG, LARGEST
 from hswq_runtime.checkpoints.locate import MODEL_INDEX, PUBLISHED_SUFFIXES, HubOptions
+from hswq_runtime.text import shown
 
+from .errors import UnsuitableSourceError
 from .source import Source
 
 _LEVELS, _CHANNELS, _LAYERS, _SIDES = 8, range(1, 1 << 16), range(1, 65), range(16, 1 << 14)
@@ -48,6 +52,17 @@ def base_identity(source: Source) -> list[object]:
 def _publishable(path: Path) -> bool:
     """Whether it is a weight, configuration or vocabulary file; pickles, caches and hidden files are not."""
     return path.suffix in PUBLISHED_SUFFIXES and not path.name.startswith(".")
+
+
+def check_configurations(repo: str, sizes: Mapping[str, int]) -> None:
+    """Check, before one is fetched, that none of a repo's configurations is larger than any is. sizes: bytes by path.
+
+    Raises:
+        UnsuitableSourceError: one of them is.
+    """
+    for path, size in sizes.items():
+        if path.rpartition("/")[2] in (CONFIG, MODEL_INDEX) and size > LARGEST:
+            raise UnsuitableSourceError(f"{shown(path)} in {repo} is larger than any configuration of a model")
 
 
 def vae_of(base: str, hub: HubOptions) -> dict[str, Any]:

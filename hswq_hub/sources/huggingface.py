@@ -24,6 +24,7 @@ from hswq_runtime.text import several, shown
 
 from ..common.layout import LICENCE_FILE
 from ..common.text import plain
+from .components import check_configurations
 from .diffusers_folder import (
     DENOISERS,
     OTHER_COMPONENTS,
@@ -48,7 +49,7 @@ from .http import cache
 from .http.download import Explain, cached, download
 from .http.header import CheckHeader, stand_in
 from .http.ranges import fetch_header
-from .http.tokens import client_token, hub_token
+from .http.tokens import client_cache, client_token, hub_token
 from .http.web import Web
 from .licence import licence_of_card
 from .listing import NSFW_TAG, Listing, Provenance, RemoteFile, safe_name
@@ -63,6 +64,7 @@ _LICENCES = ("license", "license.md", "license.txt", "licence", "licence.md", "l
 _SITE = "https://huggingface.co"
 """What cards link to: `HF_ENDPOINT` may be a mirror, or private."""
 _LONGEST_LICENCE = 1 << 20
+_MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class Hub:
@@ -125,9 +127,12 @@ class Hub:
         """Bytes of the components that a pipeline takes from a base repo, whether or not they are here; no denoiser.
 
         Raises:
+            UnsuitableSourceError: a configuration in it is larger than any is.
             SourceError: see :meth:`listing`.
         """
-        return sum(_size(file) or 0 for name, file in _files(self._info(repo)).items() if _is_component(name))
+        sizes = {name: _size(file) or 0 for name, file in _files(self._info(repo)).items()}
+        check_configurations(repo, sizes)
+        return sum(size for name, size in sizes.items() if _is_component(name))
 
     def _info(self, repo: str, revision: str | None = None) -> ModelInfo:
         """What the Hub says of a repo, and of each of its files.
@@ -139,13 +144,7 @@ class Hub:
         try:
             with _explained(repo):
                 info = self._api.model_info(repo, revision=revision, files_metadata=True)
-        except (
-            AttributeError,
-            KeyError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:  # the client takes an answer as it comes
+        except _MALFORMED as error:  # the client takes an answer as it comes
             raise DownloadError(_no_repo(repo)) from error
         if not isinstance(info.id, str) or not isinstance(info.sha, str | None):
             raise DownloadError(_no_repo(repo))
@@ -188,7 +187,7 @@ class Hub:
         return found if len(found) == len(weights) else None
 
     def _here(self, repo: str, revision: str, file: RemoteFile) -> Path | None:
-        known = try_to_load_from_cache(repo, str(file.id), revision=revision)
+        known = try_to_load_from_cache(repo, str(file.id), client_cache(), revision)
         if file.sha256 is not None and isinstance(known, str):
             path = Path(known)
             digest = cache.known_sha256(path)
@@ -218,8 +217,9 @@ class Hub:
 
     def _config(self, repo: str, revision: str, file: RemoteFile) -> Path:
         """The denoiser's configuration, of a known architecture."""
+        check_configurations(repo, {str(file.id): file.size or 0})
         with _explained(repo):
-            path = Path(self._api.hf_hub_download(repo, str(file.id), revision=revision))
+            path = Path(self._api.hf_hub_download(repo, str(file.id), revision=revision, cache_dir=client_cache()))
         architecture_of(path)
         return path
 
@@ -248,7 +248,7 @@ class Hub:
 
     def _of_client(self, repo: str, revision: str, file: RemoteFile, verify: bool) -> Path | None:
         """The file in the client's cache, if its SHA-256 is the listed one."""
-        known = try_to_load_from_cache(repo, str(file.id), revision=revision)
+        known = try_to_load_from_cache(repo, str(file.id), client_cache(), revision)
         if file.sha256 is None or not isinstance(known, str):
             return None
         path = Path(known)
@@ -265,7 +265,7 @@ class Hub:
         if shipped is None or (_size(shipped) or 0) > _LONGEST_LICENCE:
             return None
         with _explained(info.id):
-            path = self._api.hf_hub_download(info.id, shipped.rfilename, revision=info.sha)
+            path = self._api.hf_hub_download(info.id, shipped.rfilename, revision=info.sha, cache_dir=client_cache())
         return Path(path).read_text(encoding="utf-8", errors="replace")
 
 

@@ -8,6 +8,7 @@ from hswq_runtime.architectures import Architecture
 from hswq_runtime.checkpoints.base import check_components, fetch_base
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.configuration import Configuration
+from hswq_runtime.checkpoints.locate import HubOptions
 
 from .licence import Licence
 from .listing import Provenance
@@ -110,13 +111,14 @@ class Source:
             }
         )
 
-    def check_components(self) -> None:
-        """Check that the base has all components besides the denoiser.
+    def check_components(self, hub: HubOptions | None = None) -> None:
+        """Check that the base has all components besides the denoiser. hub: how it is asked, if it is there.
 
         Raises:
             ComponentError: names what is missing.
+            FormatError: a base on the Hub may not be read, or cannot be reached.
         """
-        check_components(self.checkpoint, self.base)
+        check_components(self.checkpoint, self.base, hub=hub)
 
     def fetch_components(self) -> None:
         """Fetch the other components, if they are in a Hub repo; that repo's denoiser is not fetched.

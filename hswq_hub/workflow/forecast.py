@@ -36,7 +36,7 @@ _TELLING = 1.0
 _BESIDE, _AROUND = 15, 8000
 """Small operations beside each layer of the denoiser, and around a picture: scheduler, text encoder, VAE."""
 _VAE = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
-"""Of the VAE of nearly all models; for a base on the Hub, whose configuration is not fetched for an estimate."""
+"""Of the VAE of nearly all models, for one that is not known."""
 
 
 class Forecast:

@@ -8,6 +8,7 @@ from hswq_runtime.checkpoints.checkpoint import Checkpoint
 from hswq_runtime.checkpoints.locate import HubOptions
 
 from ..settings import SourceSettings
+from ..sources.components import vae_of
 from ..sources.prompts.given import GivenPrompts
 from ..sources.reference import identify
 from ..sources.source import Source
@@ -42,7 +43,8 @@ def recall(reference: str, settings: SourceSettings | None = None) -> Source | N
         if base in (None, source.base):
             return source
         here = HubOptions(local_files_only=True)
-        return replace(source, base=base, checkpoint=configured(Checkpoint(path), base, hub=here))
+        checkpoint = configured(Checkpoint(path), base, hub=here)
+        return replace(source, base=base, checkpoint=checkpoint, vae=vae_of(base, here))
     return None
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import gradio as gr
 
 from hswq_hub.hub.space import PACKAGE
-from hswq_hub.sources.http.web import LOOPBACK
+from hswq_hub.jobs.jobs import requirement
 from hswq_runtime.errors import HSWQError
 from spaces_app.my_repo.login import Login
 from spaces_app.my_repo.page import TITLE, MyRepo
-from spaces_app.my_repo.visitor import Door, OwnMachine
+from spaces_app.my_repo.visitor import NAMES, Door, OwnMachine
 from spaces_app.serving import HERE, calm, options
 
-_WAITING = 128
+_WAITING, _SESSIONS = 128, 500
 
 
 def create_page(door: Door, package: str | None = None) -> gr.Blocks:
@@ -27,24 +27,27 @@ def create_page(door: Door, package: str | None = None) -> gr.Blocks:
 
 def launch_options(door: Door) -> dict:
     """How the page is served, wherever that is."""
-    return options() | {"app_kwargs": {"routes": door.routes, "middleware": door.middleware}, "footer_links": []}
+    login = {"routes": door.routes, "middleware": door.middleware}
+    return options() | {"app_kwargs": login, "footer_links": [], "state_session_capacity": _SESSIONS}
 
 
 def main(host: str | None = None, port: int | None = None, package: str | None = None) -> None:
     """Serve the page until it is interrupted: to all who sign in where Hugging Face lets them, else to this machine.
 
     Raises:
-        HSWQError: visitors would come who cannot sign in; or the token of this machine is not accepted.
+        HSWQError: visitors would come who cannot sign in; the token of this machine is not accepted; or jobs could not
+            install what they need.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or HERE
     door: Door | None = Login.of()
     if door is None:
-        if host not in LOOPBACK:
+        if host not in NAMES:
             raise HSWQError(
                 "visitors cannot sign in here: that takes a Space with hf_oauth: true; leave out --host to use the "
                 "page on this machine, with its own token"
             )
         door = OwnMachine()
+    requirement(package)  # or every visitor would be told when he starts a job
     create_page(door, package).launch(server_name=host, server_port=port, **launch_options(door))
 
 

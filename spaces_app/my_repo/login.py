@@ -1,18 +1,18 @@
 """Signing in with Hugging Face (OAuth 2, OpenID Connect, by Authlib).
 
-What a visitor's browser keeps is a number that says nothing; his token is in this process's memory and nowhere else, so
-that a restart forgets it, and so does signing out.
+What a visitor's browser keeps is a number that says nothing, and for the minutes of a sign-in, signed, what that takes.
+His tokens are in this process's memory and nowhere else, so that a restart forgets them, and so does signing out.
 """
 
+import logging
 import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import urlencode
 
-from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.starlette_client import OAuth
-from httpx import HTTPError
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
@@ -20,23 +20,31 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from hswq_hub.sources.errors import AccessError
+from hswq_hub.sources.http.credentials import check_token
 from hswq_hub.sources.http.tokens import Tokens
 from hswq_runtime.errors import HSWQError
 
 from .visitor import Visitor, account_of
 
+_log = logging.getLogger(__name__)
 SCOPES = ("openid", "profile", "contribute-repos", "jobs")
 """Who it is; make repos, and write to those alone; start jobs."""
 COOKIE = "hswq_visitor"
+LONGEST_LINK = 300
 _STATE_COOKIE, _STATE_SECONDS = "hswq_sign_in", 600
-_BEGIN, _CALLBACK, _OUT = "/login/huggingface", "/login/callback", "/sign-out"
-_SIGN_IN, _LINK = "sign-in", "link"
-_MOST = 5000
+_BEGIN, _CALLBACK, _OUT, _CIVITAI = "/login/huggingface", "/login/callback", "/sign-out", "/civitai-token"
+_NOTE, _LINK = "note", "link"
+_MOST, _OF_ONE, _FORM = 5000, 10, 4096
+"""Visitors at once, of them with one account, and bytes of a form."""
+_UNSTATED = 3600
+"""Seconds for which a token is taken to be good if nobody says."""
 REMARKS = {
     "refused": "You are not signed in: Hugging Face was not allowed to let this page act for you.",
     "failed": "Signing in did not work; try it again.",
+    "no-token": "That cannot be a Civitai token; copy it anew from civitai.com/user/account.",
 }
-"""What the query says after a sign-in that came to nothing, and what that means to people."""
+"""What the query says after something that came to nothing, and what that means to people."""
 
 
 class Login:
@@ -80,6 +88,7 @@ class Login:
             Route(_BEGIN, self._begin),
             Route(_CALLBACK, self._end),
             Route(_OUT, self._sign_out, methods=["POST"]),
+            Route(_CIVITAI, self._take_civitai_token, methods=["POST"]),
         ]
 
     @property
@@ -98,53 +107,83 @@ class Login:
 
     def visitor(self, request: HTTPConnection) -> Visitor | None:
         """Who asks. Somebody whose token has expired is forgotten."""
-        found = self._visitors.get(number := request.cookies.get(COOKIE, ""))
+        found = self._visitors.get(request.cookies.get(COOKIE, ""))
         if found is not None and found.left <= 0:
-            self._visitors.pop(number, None)
+            self.forget(request)
             return None
         return found
 
+    def forget(self, request: HTTPConnection) -> None:
+        """Signs him out."""
+        self._visitors.pop(request.cookies.get(COOKIE, ""), None)
+
     async def _begin(self, request: Request) -> Response:
         request.session.clear()  # of an attempt that was given up
-        link = request.query_params.get(_LINK, "")
+        link = request.query_params.get(_LINK, "")[:LONGEST_LINK]
         back = f"https://{self._space}{_CALLBACK}" if self._space else str(request.url_for(self._end.__name__))
         try:
             answer: Response = await self._oauth.huggingface.authorize_redirect(request, back)
-        except (AuthlibBaseError, HTTPError):
-            return _home({_SIGN_IN: "failed", _LINK: link})
+        except Exception as error:
+            return _failed(error, link)
         request.session[_LINK] = link
         return answer
 
     async def _end(self, request: Request) -> Response:
-        link = {_LINK: request.session.get(_LINK, "")}
+        link = request.session.get(_LINK, "")
         if "error" in request.query_params:
-            return _home({_SIGN_IN: "refused"} | link)
+            return _home({_NOTE: "refused", _LINK: link})
         try:
             told = await self._oauth.huggingface.authorize_access_token(request)
-            name = await run_in_threadpool(account_of, told["access_token"])
-        except (AuthlibBaseError, HTTPError, HSWQError, KeyError):  # none of them shows a token, and none is needed
-            return _home({_SIGN_IN: "failed"} | link)
+            token = str(told["access_token"])
+            name = await run_in_threadpool(account_of, token)
+        except Exception as error:
+            return _failed(error, link)
         request.session.clear()
-        answer = _home(link)
-        number = self._remember(Visitor(name, Tokens(told["access_token"]), told.get("expires_at")))
+        self.forget(request)  # as whom he was signed in before
+        answer = _home({_LINK: link})
+        number = self._remember(Visitor(name, Tokens(token), told.get("expires_at") or time.time() + _UNSTATED))
         secure = self._space is not None
         answer.set_cookie(COOKIE, number, httponly=True, samesite="lax", secure=secure)
         return answer
 
     async def _sign_out(self, request: Request) -> Response:
-        self._visitors.pop(request.cookies.get(COOKIE, ""), None)
+        self.forget(request)
         answer = _home({}, status=303)
         answer.delete_cookie(COOKIE)
         return answer
 
+    async def _take_civitai_token(self, request: Request) -> Response:
+        """Keep it beside his other one. By a form of its own, since Gradio remembers what is typed into its fields."""
+        if int(request.headers.get("content-length") or _FORM + 1) > _FORM:
+            return Response(status_code=413)
+        form = await request.form()
+        query = {_LINK: str(form.get(_LINK, ""))[:LONGEST_LINK]}
+        visitor = self.visitor(request)
+        if visitor is not None:
+            try:
+                token = check_token(str(form.get("token", "")))
+            except AccessError:
+                return _home(query | {_NOTE: "no-token"}, status=303)
+            number = request.cookies[COOKIE]
+            self._visitors[number] = replace(visitor, tokens=replace(visitor.tokens, civitai=token))
+        return _home(query, status=303)
+
     def _remember(self, visitor: Visitor) -> str:
         """A number for the browser that cannot be guessed."""
-        now = time.time()
-        kept = {number: one for number, one in self._visitors.items() if one.expires is None or one.expires > now}
-        self._visitors = dict(list(kept.items())[-_MOST + 1 :])
+        kept = [(number, one) for number, one in list(self._visitors.items()) if one.left > 0]
+        his = [number for number, one in kept if one.name == visitor.name]
+        oldest = {*his[: max(len(his) - _OF_ONE + 1, 0)]}
         number = secrets.token_urlsafe(32)
+        self._visitors = dict([(old, one) for old, one in kept if old not in oldest][1 - _MOST :])
         self._visitors[number] = visitor
         return number
+
+
+def _failed(error: Exception, link: str) -> Response:
+    """What signing in may meet: a Hub that cannot be reached or answers with anything, a state, signature or clock that
+    does not fit. The log names it by its kind, since its text may hold a token."""
+    _log.warning("a sign-in failed: %s", type(error).__name__)
+    return _home({_NOTE: "failed", _LINK: link})
 
 
 def _home(query: Mapping[str, str], status: int = 302) -> RedirectResponse:

@@ -8,13 +8,14 @@ from hswq_hub.common.speed.gpus import GPUS, Gpu
 from hswq_hub.common.text import megabytes
 from hswq_hub.jobs.jobs import Need
 from hswq_hub.settings import ALL_FORMATS, DEFAULT_FORMATS, PublishSettings, SourceSettings
+from hswq_hub.sources.errors import UnknownReferenceError
 from hswq_hub.sources.find import Found, find
+from hswq_hub.sources.http.tokens import hub_options
 from hswq_hub.sources.reference import LocalRef, parse
 from hswq_hub.workflow.request import PublishRequest
-from hswq_runtime.checkpoints.locate import is_repo_id
 from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
-from hswq_runtime.text import address, shown
+from hswq_runtime.text import address
 
 FORMATS = {
     "V1 and V2": ("both", DEFAULT_FORMATS),
@@ -55,16 +56,20 @@ class Outlook:
     bytes: int
 
 
-def look_at(link: str) -> Look:
-    """What a link leads to. Nothing but its listing and its header is fetched.
+def look_at(link: str, *, whole: bool = True) -> Look:
+    """What a link leads to. Nothing but its listing, its header and small configurations are fetched.
+
+    whole: whether the components beside the denoiser have to be there, and readable for whom it is looked up.
 
     Raises:
-        LinkError: it is empty, or names a file of this machine.
+        LinkError: it is empty, or no link.
         HSWQError: it leads nowhere, or to something that cannot be quantized.
     """
     found = _found(link)
     components = found.components()
     with found.look() as source:
+        if whole:
+            source.check_components(hub_options())
         checkpoint, architecture = source.checkpoint, source.architecture
         values = sum(info.values for info in checkpoint.denoiser_tensors.values())
     listing = found.listing
@@ -106,28 +111,32 @@ def gpu_of(machine: JobHardwareInfo) -> Gpu | None:
     """The GPU of a machine, of those whose speed is known; None: it is none of these."""
     if machine.accelerator is None:
         return None
-    said = f" {machine.accelerator.manufacturer} {machine.accelerator.model} ".casefold().replace("-", " ")
-    return next((gpu for gpu in GPUS.values() if f" {gpu.name.split()[0].casefold()} " in said), None)
+    said = set(str(machine.accelerator.model).casefold().replace("-", " ").split())
+    return next((gpu for gpu in GPUS.values() if _model(gpu) <= said), None)
+
+
+def _model(gpu: Gpu) -> set[str]:
+    """The words by which a GPU is told from others: of "A100 80GB" the first, of "RTX 3060 12GB" the first two."""
+    words = gpu.name.casefold().split()
+    return set(words[:2] if words[0] == "rtx" else words[:1])
 
 
 def _found(link: str) -> Found:
     link = link.strip()
     if not link:
         raise LinkError("paste a link to a model on Civitai or Hugging Face")
-    if isinstance(parse(link), LocalRef):  # the same for whatever is or is not on this machine
-        raise LinkError(
-            f"{address(link)} is no link to a model on Civitai or Hugging Face; paste its page's address, or owner/name"
-        )
+    none = LinkError(
+        f"{address(link)} is no link to a model on Civitai or Hugging Face; paste its page's address, or owner/name"
+    )
+    try:
+        meant = parse(link)
+    except UnknownReferenceError:
+        raise none from None
+    if isinstance(meant, LocalRef):  # the same, so that it says nothing of what is on this machine
+        raise none
     return find(link, SourceSettings(permitted=True))
 
 
 def repo_of(visitor: str, name: str) -> str:
-    """The repo that a model of this name goes to, unless the visitor chooses another.
-
-    Raises:
-        LinkError: there can be no such repo.
-    """
-    repo = f"{visitor}/{name}-HSWQ"
-    if not is_repo_id(repo):
-        raise LinkError(f"{shown(repo)} is no name of a repo; choose another")
-    return repo
+    """The repo that a model of this name goes to, unless the visitor chooses another."""
+    return f"{visitor}/{name}-HSWQ"

@@ -1,25 +1,31 @@
 """What a visitor orders: one job on his own account, checked before it costs anything, followed, and looked at."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import JobInfo
 
 from hswq_hub.common.text import roughly
-from hswq_hub.hub.client import explained
+from hswq_hub.hub.client import UploadError, api, explained
 from hswq_hub.hub.destination import check_upload, find
 from hswq_hub.hub.settings import UploadSettings
 from hswq_hub.jobs.jobs import ENDED, SUCCEEDED, Jobs, Need, Offer, is_priced
 from hswq_hub.jobs.settings import JobSettings
+from hswq_hub.sources.http.credentials import civitai_token
+from hswq_hub.sources.reference import CivitaiRef, parse
 from hswq_runtime.errors import HSWQError
+from hswq_runtime.text import shown
 
 from .look import Look
 from .visitor import Visitor
 
 HOURS = (1, 3, 6, 12, 24)
 """For how long a job may be booked."""
-TAIL = 12
+_TAIL = 12
 _REPO = "--repo"
+_WAITING = 1
+"""Hours that a job may wait for its machine, while the sign-in goes on."""
 
 
 class OrderError(HSWQError):
@@ -56,37 +62,54 @@ class Order:
         return words + (["--licence", self.licence] if self.licence else [])
 
     def start(self, visitor: Visitor, look: Look) -> JobInfo:
-        """Check what can be checked of an order of what was looked at, and start it.
+        """Check what can be checked of an order of what was looked at, make the repo, and start the job.
+
+        The repo is made first: the right that signing in gives covers those alone that were made with it.
 
         Raises:
-            OrderError: the model's creator does not allow it, or the visitor's sign-in ends before the job may.
-            HSWQError: the repo is not his or holds something else, or Hugging Face refuses the job.
+            OrderError: it would fail, or a job for that repo is under way.
+            HSWQError: the repo is not the visitor's or holds something else, or Hugging Face refuses the job.
         """
+        self._check(visitor, look)
+        jobs = Jobs(visitor.name)
+        if any(repo_in(job) == self.repo and job.status.stage not in ENDED for job in jobs.listing()):
+            raise OrderError(f"a job for {shown(self.repo)} is under way already; it is among your jobs below")
+        settings = UploadSettings(self.repo, private=self.private)
+        check_upload(settings)
+        with explained(self.repo):
+            api().create_repo(self.repo, private=self.private, exist_ok=True)
+        if check_upload(settings).head is None:
+            raise OrderError(f"there is a repo {self.repo} that this page may not write to; choose another name")
+        offer = jobs.offer(self.settings, look.need)
+        return jobs.submit(offer.command(self.words), self.reference, self.settings)
+
+    def _check(self, visitor: Visitor, look: Look) -> None:
         if look.objections and not self.permitted:
             raise OrderError(
                 f"the model is not free to be quantized and published: {'; '.join(look.objections)}; if its creator "
                 "allowed it to you, say so above"
             )
-        if visitor.left < self.hours * 3600:
+        if self.licence and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", self.licence):
+            raise OrderError(f"{shown(self.licence)!r} is no id of a licence; one is apache-2.0 or openrail++")
+        if isinstance(parse(self.reference), CivitaiRef) and civitai_token() is None:
+            raise OrderError("Civitai asks for a token; give one above")
+        if visitor.left < (self.hours + _WAITING) * 3600:
             raise OrderError(
-                f"your sign-in ends in {roughly(max(visitor.left, 0))}, and a job of {self.hours} h may need it for "
-                "longer; choose less time, or sign out and in again"
+                f"your sign-in ends in {roughly(max(visitor.left, 0))}, and a job of {self.hours} h, with the wait for "
+                "its machine, may need it for longer; choose less time, or sign out and in again"
             )
-        check_upload(UploadSettings(self.repo))
-        jobs = Jobs()
-        offer = jobs.offer(self.settings, look.need)
-        return jobs.submit(offer.command(self.words), self.reference, self.settings)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A job as it is now. lines: the end of its log. repo: where it uploads to. checked: how many files on the Hub are
-    those that it made, once it has finished."""
+    """A job as it is now. lines: the end of its log. repo: where it uploads to. matched: of one that has finished, how
+    many files on the Hub match the record in the repo; None: they do not, and `problem` says why."""
 
     job: JobInfo
     lines: tuple[str, ...]
     repo: str
-    checked: int = 0
+    matched: int | None = None
+    problem: str = ""
 
     @property
     def ended(self) -> bool:
@@ -97,20 +120,22 @@ class Watched:
         return self.job.status.stage == SUCCEEDED
 
 
-def watch(id: str) -> Watched:
-    """How a job is doing; of one that has finished, whether the Hub holds what it made.
+def watch(id: str, name: str) -> Watched:
+    """How a job of the account `name` is doing; of one that has finished, whether the repo holds what it lists.
 
     Raises:
-        HSWQError: Hugging Face does not know it, or the repo does not hold what it should.
+        HSWQError: Hugging Face does not know it, or cannot be reached.
     """
-    jobs = Jobs()
+    jobs = Jobs(name)
     job = jobs.look(id)
-    repo = repo_in(job)
+    repo, lines = repo_in(job), tuple(jobs.tail(id, _TAIL))
     if job.status.stage != SUCCEEDED:
-        return Watched(job, tuple(jobs.tail(id, TAIL)), repo)
-    with explained(repo):
-        checked = find(UploadSettings(repo), jobs.namespace).check_files()
-    return Watched(job, tuple(jobs.tail(id, TAIL)), repo, checked)
+        return Watched(job, lines, repo)
+    try:
+        with explained(repo):
+            return Watched(job, lines, repo, find(UploadSettings(repo), name).check_files())
+    except UploadError as error:
+        return Watched(job, lines, repo, problem=str(error))
 
 
 def repo_in(job: JobInfo) -> str:
@@ -119,12 +144,12 @@ def repo_in(job: JobInfo) -> str:
     return words[words.index(_REPO) + 1] if _REPO in words[:-1] else ""
 
 
-def mine() -> Sequence[JobInfo]:
-    """The jobs of the account that this tool started, as the Hub lists them."""
-    return [job for job in Jobs().listing() if repo_in(job)]
+def jobs_of(name: str) -> Sequence[JobInfo]:
+    """The jobs of an account that this tool started, as the Hub lists them."""
+    return [job for job in Jobs(name).listing() if repo_in(job)]
 
 
-def offers(need: Need, hours: int) -> dict[str, Offer]:
+def offers(need: Need, hours: int, name: str) -> dict[str, Offer]:
     """The machines with one GPU, by flavour, the cheapest first.
 
     Raises:
@@ -132,7 +157,7 @@ def offers(need: Need, hours: int) -> dict[str, Offer]:
     """
     found = [
         Offer(machine, hours * 3600, need)
-        for machine in Jobs().machines().values()
+        for machine in Jobs(name).machines().values()
         if machine.accelerator is not None and str(machine.accelerator.quantity) == "1" and is_priced(machine)
     ]
     return {one.hardware.name: one for one in sorted(found, key=lambda one: one.hourly)}

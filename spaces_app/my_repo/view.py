@@ -1,36 +1,55 @@
 """Parts of the page as HTML. What others wrote is escaped here and nowhere else."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from urllib.parse import urlencode
+
+from huggingface_hub import JobInfo
 
 from hswq_hub.common.text import megabytes, roughly
 from hswq_hub.jobs.jobs import Offer
 from hswq_runtime.hub_errors import hub_site
 from hswq_runtime.text import shown
 
+from .login import LONGEST_LINK
 from .look import Look, Outlook
-from .order import Watched
+from .order import Watched, repo_in
 from .visitor import Visitor
 
 _NEW_TAB_IN_A_FRAME = "this.target = window.top === window ? '_self' : '_blank'"
 """A Space is shown within a frame, where browsers keep no cookie of it: signing in goes on in a tab of its own."""
+_COMMAND = re.compile(r"`|--\w|\b(CIVITAI_API_TOKEN|HF_TOKEN|HF_ENDPOINT)\b|same command")
 
 
 def account(visitor: Visitor | None, address: str | None, link: str = "") -> str:
-    """Who is signed in, and the way in or out. link: what was pasted, so that it is not lost."""
+    """Who is signed in, and the way in or out. address: where one signs in; None: nobody does. link: what was pasted,
+    so that it is not lost."""
     if visitor is None and address is not None:
         target = f"{address}?{urlencode({'link': link})}" if link else address
         return (
             f'<p class="account"><a class="sign-in" id="sign-in" href="{escape(target)}" '
             f'onclick="{_NEW_TAB_IN_A_FRAME}">Sign in with Hugging Face</a><span>The job runs on your account and your '
-            "credits. This page may start jobs, and write to the repos that they make, no others.</span></p>"
+            "credits. This page may start jobs, and write to the repos that it makes for them, no others.</span></p>"
         )
     if visitor is None:
-        return '<p class="account"><span>Open this page by the address of this machine.</span></p>'
+        return '<p class="account"><span>Open this page in a browser on this machine, by its own address.</span></p>'
     leave = '<form method="post" action="sign-out"><button id="sign-out">Sign out</button></form>'
     name = f"<span>Signed in as <b>{escape(visitor.name)}</b></span>"
-    return f'<div class="account">{name}{leave if address else ""}</div>'
+    return f'<div class="account">{name}{leave if address else ""}</div>{_civitai(visitor, link) if address else ""}'
+
+
+def _civitai(visitor: Visitor, link: str) -> str:
+    if visitor.tokens.civitai is not None:
+        return '<p class="civitai" id="civitai-kept">Your Civitai token is known until you sign out.</p>'
+    return (
+        '<details class="civitai" id="civitai"><summary>A Civitai token, for models there</summary>'
+        '<form method="post" action="civitai-token">'
+        f'<input type="password" name="token" aria-label="Civitai token" required maxlength="{LONGEST_LINK}" '
+        f'autocomplete="off"><input type="hidden" name="link" value="{escape(link)}"><button>Use it</button></form>'
+        "<p>Made at civitai.com/user/account. It goes to Civitai, and into the secrets of your job. This page keeps it "
+        "in memory until you sign out.</p></details>"
+    )
 
 
 def facts(look: Look) -> str:
@@ -64,23 +83,24 @@ def progress(watched: Watched) -> str:
     """How a job is doing, and what came of it."""
     job, stage = watched.job, str(watched.job.status.stage)
     lines = escape("\n".join(shown(line, 200) for line in watched.lines)) or "it has not written anything yet"
-    address = f"{hub_site()}/{watched.repo}"
-    if watched.succeeded:
-        files = f"{watched.checked} file{'s' if watched.checked > 1 else ''}"
-        head = (
-            f'<p class="done">Done: <a id="published" href="{escape(address)}" target="_blank" rel="noopener">'
-            f"{escape(watched.repo)}</a>. The Hub holds the {files} that the job made, by SHA-256.</p>"
-        )
+    address, name = f"{hub_site()}/{watched.repo}", escape(watched.repo)
+    link = f'<a id="published" href="{escape(address)}" target="_blank" rel="noopener">{name}</a>'
+    if watched.succeeded and watched.matched is not None:
+        files = f"{watched.matched} quantized file{'s match' if watched.matched > 1 else ' matches'}"
+        head = f'<p class="done">Done: {link}. Its {files} the record there, by SHA-256.</p>'
+    elif watched.succeeded:
+        head = f'<p class="failed">The job is done, but not all is well with {link}: {escape(watched.problem)}.</p>'
     elif watched.ended:
         said = f": {escape(shown(job.status.message, 200))}" if job.status.message else ""
         head = (
-            f'<p class="failed">The job ended as {escape(stage.lower())}{said}. What it printed last is below; it was '
-            "paid until then, and nothing more is billed.</p>"
+            f'<p class="failed">The job ended as {escape(stage.lower())}{said}. What it printed last is below; nothing '
+            "more is billed.</p>"
         )
     else:
+        page = f'<a href="{escape(job.url)}" target="_blank" rel="noopener">on its own page</a>'
         head = (
             f"<p>The job is {escape(stage.lower())}. It goes on without this page: come back, and it is among your "
-            f'jobs. <a href="{escape(job.url)}" target="_blank" rel="noopener">Its page</a></p>'
+            f"jobs. It can be stopped {page}.</p>"
         )
     return f'<div class="job" data-stage="{escape(stage)}">{head}<pre>{lines}</pre></div>'
 
@@ -90,6 +110,12 @@ def note(text: str, kind: str = "info") -> str:
     return f'<p class="status {kind}">{escape(text)}</p>' if text else ""
 
 
-def choices(watched: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Jobs to choose from: repo, stage and id of each."""
-    return [(f"{shown(repo, 80)}, {stage.lower()}", id) for repo, stage, id in watched]
+def choices(jobs: Sequence[JobInfo]) -> list[tuple[str, str]]:
+    """Jobs to choose from, by id."""
+    return [(f"{shown(repo_in(job), 80)}, {str(job.status.stage).lower()}", job.id) for job in jobs]
+
+
+def without_commands(text: str) -> str:
+    """A message without the clauses that tell what to type into a terminal, unless it has no others."""
+    clauses = text.split("; ")
+    return "; ".join([clause for clause in clauses if not _COMMAND.search(clause)] or clauses[:1]).rstrip(".") + "."

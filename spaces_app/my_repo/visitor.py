@@ -1,5 +1,6 @@
 """Who is looking at the page, and with what he speaks to the Hub."""
 
+import os
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -8,12 +9,16 @@ from urllib.parse import urlsplit
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hswq_hub.hub.account import check_account
 from hswq_hub.hub.client import explained
 from hswq_hub.sources.http.credentials import civitai_token
 from hswq_hub.sources.http.tokens import Tokens, hub_token, on_behalf_of
-from hswq_hub.sources.http.web import LOOPBACK
+from hswq_runtime.errors import HSWQError
+
+NAMES = ("127.0.0.1", "localhost")
+"""Of this machine, in a browser."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +50,55 @@ class Door(Protocol):
     def visitor(self, request: HTTPConnection) -> Visitor | None:
         """Who asks; None: nobody who is signed in."""
 
+    def forget(self, request: HTTPConnection) -> None:
+        """His token is not accepted any more."""
+
 
 class OwnMachine:
-    """The only visitor sits at this machine, and its tokens are his."""
+    """The only visitor sits at this machine, and its tokens are his.
+
+    Raises:
+        HSWQError: it has no token, or the page is to be reached from elsewhere.
+    """
 
     address: str | None = None
     routes: ClassVar[list[Route]] = []
-    middleware: ClassVar[list[Middleware]] = []
 
     def __init__(self) -> None:
-        self._visitor = Visitor(_own_account(), Tokens(hub_token(), civitai_token()))
+        if os.environ.get("GRADIO_SHARE", "").lower() == "true":
+            raise HSWQError("a page with this machine's token is not shared; unset GRADIO_SHARE")
+        with explained("your account"):
+            name = check_account("", proposing=True)
+        self._visitor = Visitor(name, Tokens(hub_token(), civitai_token()))
+
+    @property
+    def middleware(self) -> list[Middleware]:
+        return [Middleware(Unframed)]
 
     def visitor(self, request: HTTPConnection) -> Visitor | None:
-        """He who sits here. A stranger's page that calls itself by another host's name is not he."""
+        """He who sits here, not a page of another site in his browser, nor somebody behind a proxy."""
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-        return self._visitor if host in LOOPBACK else None
+        site = request.headers.get("sec-fetch-site", "none")
+        passed_on = any(name.startswith("x-forwarded") or name == "forwarded" for name in request.headers)
+        return self._visitor if host in NAMES and site in ("none", "same-origin") and not passed_on else None
+
+    def forget(self, request: HTTPConnection) -> None:
+        """Stays: the next run of `hf auth login` mends it."""
+
+
+class Unframed:
+    """Tells browsers to show the page in no other site's frame, where one could be made to click unawares."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", b"frame-ancestors 'none'")]
+            await send(message)
+
+        await self._app(scope, receive, answer if scope["type"] == "http" else send)
 
 
 def account_of(token: str) -> str:
@@ -69,10 +108,5 @@ def account_of(token: str) -> str:
         AccountError: it is not accepted.
         UploadError: the Hub cannot be reached.
     """
-    with on_behalf_of(Tokens(token)):
-        return _own_account()
-
-
-def _own_account() -> str:
-    with explained("your account"):
+    with on_behalf_of(Tokens(token)), explained("your account"):
         return check_account("", proposing=True)

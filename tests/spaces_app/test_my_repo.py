@@ -1,5 +1,6 @@
 """HSWQ my repo without a browser: who may act, what is told of a link, what an order checks, and its Space."""
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -12,23 +13,26 @@ from support.jobs_server import machine
 
 import spaces_app
 from hswq_hub.cli.publish import publish
+from hswq_hub.common.retry import Patience
 from hswq_hub.hub.client import VerificationError, api
 from hswq_hub.hub.destination import Destination
 from hswq_hub.hub.settings import UploadSettings
 from hswq_hub.hub.space import fill_space
 from hswq_hub.jobs.jobs import Need, Offer
+from hswq_hub.sources.components import vae_of
 from hswq_hub.sources.http.credentials import civitai_token
-from hswq_hub.sources.http.tokens import Tokens, client_token, given_tokens, hub_token, on_behalf_of
+from hswq_hub.sources.http.tokens import Tokens, client_token, given_tokens, hub_options, hub_token, on_behalf_of
+from hswq_hub.sources.huggingface import Hub
 from hswq_runtime.errors import HSWQError
 from spaces_app.my_repo import view
 from spaces_app.my_repo.app import main
 from spaces_app.my_repo.login import SCOPES, Login
 from spaces_app.my_repo.look import FORMATS, LinkError, Look, gpu_of, look_at
 from spaces_app.my_repo.order import Order, OrderError
-from spaces_app.my_repo.visitor import OwnMachine, Visitor
+from spaces_app.my_repo.visitor import OwnMachine, Unframed, Visitor
 
 OF_THIS_MACHINE = "hf_of_this_machine_0123456789"
-HERE = ("127.0.0.1:7860", "localhost", "[::1]:7860")
+HERE = ("127.0.0.1:7860", "localhost")
 ATTACK = '"><img src=x onerror=alert(1)>'
 
 
@@ -94,7 +98,7 @@ def test_tokens_are_not_printed():
     )
 
 
-@pytest.mark.parametrize("host", [*HERE, "evil.example", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize("host", [*HERE, "[::1]:7860", "evil.example", "127.0.0.1.evil.example", ""])
 def test_the_machines_own_visitor_comes_by_its_own_name(monkeypatch, tmp_path, host):
     with HubServer() as hub:
         hub.adopt(monkeypatch, tmp_path)
@@ -103,6 +107,8 @@ def test_the_machines_own_visitor_comes_by_its_own_name(monkeypatch, tmp_path, h
         door = OwnMachine()
     found = door.visitor(SimpleNamespace(headers={"host": host}))
     assert (found is not None) == (host in HERE)
+    for strange in ({"sec-fetch-site": "cross-site"}, {"x-forwarded-for": "9.9.9.9"}, {"forwarded": "for=9.9.9.9"}):
+        assert door.visitor(SimpleNamespace(headers={"host": host, **strange})) is None
     assert found is None or (found.name, found.tokens.hub) == ("ada", OF_THIS_MACHINE)
 
 
@@ -121,11 +127,13 @@ def test_half_a_setting_of_the_sign_in_is_an_error():
         Login.of(told | {"OAUTH_SCOPES": "openid profile contribute-repos"})
 
 
-@pytest.mark.parametrize("link", ["/etc/passwd", "/no/such/file", "~", "."])
+@pytest.mark.parametrize("link", ["/etc/passwd", "/no/such/file", "~root", "."])
 def test_of_this_machines_files_a_link_says_nothing(link):
     with pytest.raises(HSWQError) as told:
         look_at(link)
-    assert "Civitai or Hugging Face" in str(told.value) or "known reference" in str(told.value)
+    assert str(told.value) == (
+        f"{link} is no link to a model on Civitai or Hugging Face; paste its page's address, or owner/name"
+    )
 
 
 def test_no_link_is_asked_for():
@@ -146,7 +154,8 @@ def test_a_link_of_a_stranger_is_looked_at_without_a_token(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("vram", "model", "name"),
     [("48 GB", "L40S", "L40S"), ("24 GB", "L4", "L4"), ("80 GB", "A100", "A100 80GB"), ("80 GB", "H100", "H100 SXM"),
-     ("16 GB", "T4", None), ("141 GB", "H200", None), (None, "", None)],
+     ("80 GB", "A100 - large", "A100 80GB"), ("24 GB", "RTX 4090", "RTX 4090"), ("16 GB", "T4", None),
+     ("141 GB", "H200", None), ("96 GB", "RTX PRO 6000", None), (None, "", None)],
 )  # fmt: skip
 def test_a_machines_gpu_is_one_whose_speed_is_known_or_none(vram, model, name):
     found = gpu_of(hardware(vram=vram, model=model))
@@ -162,11 +171,15 @@ def test_what_a_job_runs_is_understood_by_the_command_line():
 
 
 def test_an_order_is_refused_before_it_costs():
-    visitor = Visitor("ada", Tokens("hf_ada"), time.time() + 3600)
+    visitor = Visitor("ada", Tokens("hf_ada"), time.time() + 3.5 * 3600)
     with pytest.raises(OrderError, match="sign-in ends in"):
         order().start(visitor, look())
     with pytest.raises(OrderError, match="says no derivatives"):
         order().start(Visitor("ada", Tokens("hf_ada")), look(objections=("its creator says no derivatives",)))
+    with pytest.raises(OrderError, match="no id of a licence"):
+        order(licence="--private").start(Visitor("ada", Tokens("hf_ada")), look())
+    with pytest.raises(OrderError, match="Civitai asks for a token"):
+        order(reference="civitai:1@2").start(Visitor("ada", Tokens("hf_ada")), look())
 
 
 def test_the_published_repo_is_compared_with_its_record():
@@ -190,9 +203,12 @@ def test_what_strangers_wrote_is_text():
     shown = view.facts(look(facts=(("licence", ATTACK),), objections=(ATTACK,)))
     shown += view.account(Visitor(ATTACK, Tokens()), "sign-in") + view.account(None, "login", ATTACK)
     job = SimpleNamespace(status=SimpleNamespace(stage="ERROR", message=ATTACK), url=f"https://x/{ATTACK}")
-    watched = SimpleNamespace(job=job, lines=(ATTACK,), repo=ATTACK, succeeded=False, ended=True, checked=0)
+    watched = SimpleNamespace(job=job, lines=(ATTACK,), repo=ATTACK, succeeded=False, ended=True, matched=None)
     shown += view.progress(watched) + view.progress(SimpleNamespace(**vars(watched) | {"ended": False}))
-    shown += view.progress(SimpleNamespace(**vars(watched) | {"succeeded": True})) + view.note(ATTACK)
+    watched.problem = ATTACK
+    for matched in (None, 2):
+        shown += view.progress(SimpleNamespace(**vars(watched) | {"succeeded": True, "matched": matched}))
+    shown += view.note(ATTACK) + view.account(Visitor("x", Tokens()), "sign-in", ATTACK)
     assert "<img" not in shown and "onerror" in shown
 
 
@@ -206,3 +222,65 @@ def test_its_space_carries_the_code_and_says_what_jobs_install(tmp_path):
     front = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
     assert front["hf_oauth"] is True and front["hf_oauth_scopes"] == list(SCOPES[2:])
     assert "authlib" in (tmp_path / "requirements.txt").read_text()
+
+
+def test_what_is_fetched_for_one_visitor_is_not_there_for_another(monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        hub.accounts["hf_ada"] = account("ada")
+        stated = b'{"sample_size": 64}'
+        hub.repos["ada/secret"] = Repo({"model_index.json": b"{}", "vae/config.json": stated}, private=True)
+        with on_behalf_of(Tokens("hf_ada")):
+            assert vae_of("ada/secret", hub_options()) == {"sample_size": 64}
+        with on_behalf_of(Tokens()):
+            assert vae_of("ada/secret", hub_options()) == {}
+        assert not [path for path in tmp_path.rglob("config.json")]
+
+
+def test_of_a_strangers_repo_nothing_large_is_fetched(monkeypatch, tmp_path):
+    with HubServer() as hub:
+        hub.adopt(monkeypatch, tmp_path)
+        big = b" " * (2 << 20) + b"{}"
+        hub.repos["eve/base"] = Repo({"model_index.json": b"{}", "vae/config.json": b"{}", "vae/big.json": big})
+        with on_behalf_of(Tokens()):
+            vae_of("eve/base", hub_options())
+        assert sum(hub.fetched("eve/base").values()) < 1000
+        hub.repos["eve/base"].files["vae/config.json"] = big
+        with on_behalf_of(Tokens()), pytest.raises(HSWQError, match="larger than any configuration"):
+            Hub().components_size("eve/base")
+
+
+def test_nobody_who_watches_waits_long(monkeypatch):
+    waits = []
+    monkeypatch.setattr("hswq_hub.common.retry.sleep", waits.append)
+    with on_behalf_of(Tokens()):
+        patience = Patience(tries=6, most=600)
+        assert patience.wait() and not patience.wait() and not Patience(most=600).wait(30.0)
+    assert waits == [1.0] and Patience(most=600).wait(30.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("It is gated; accept its terms and run `hf auth login`.", "It is gated."),
+        ("It holds something; choose another --repo, or say --force to add to it.", "It holds something."),
+        ("Civitai asks; run `hswq-hub login civitai`, or set CIVITAI_API_TOKEN", "Civitai asks."),
+        ("Run `x`.", "Run `x`."),
+        ("One; two; three.", "One; two; three."),
+    ],
+)
+def test_on_a_page_nobody_is_told_to_type_a_command(text, said):
+    assert view.without_commands(text) == said
+
+
+def test_a_page_of_ones_own_is_shown_in_no_frame():
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Unframed(app)({"type": "http"}, None, send))
+    assert sent[0]["headers"] == [(b"a", b"b"), (b"content-security-policy", b"frame-ancestors 'none'")]

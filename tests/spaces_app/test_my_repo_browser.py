@@ -32,8 +32,12 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def url(hub):
-    door = Login.of(hub.for_the_space())
+def door(hub):
+    return Login.of(hub.for_the_space())
+
+
+@pytest.fixture
+def url(door):
     page = create_page(door, package="hswq-hub==9.9")
     _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(door))
     yield address
@@ -94,7 +98,7 @@ def test_from_a_link_to_a_published_repo(hub, visitor, capfd):
     page.click("#start")
     page.wait_for_selector("#published")
     assert page.get_attribute("#published", "href") == f"{hub.url}/ada/planet-HSWQ"
-    assert "The Hub holds the 2 files that the job made" in text(page, "#progress")
+    assert "Its 2 quantized files match the record there, by SHA-256" in text(page, "#progress")
     assert "README.md" in hub.repos["ada/planet-HSWQ"].files and not hub.repos["ada/planet-HSWQ"].private
     (job,) = hub.jobs.values()
     (token,) = hub.given
@@ -175,8 +179,43 @@ def test_an_expired_token_asks_for_another_sign_in(hub, visitor):
     page.wait_for_selector("#most")
     hub.accounts.clear()
     page.click("#start")
+    page.wait_for_selector("#sign-in")
+    assert "sign in again" in text(page, "#said") and not hub.jobs
+
+
+def test_one_repo_is_made_by_one_job_at_a_time(hub, visitor):
+    page = visitor()
+    sign_in(page, "ada")
+    look(page)
+    start(page)
+    page.click("#look")
+    page.wait_for_selector("#most")
+    page.click("#start")
     page.wait_for_selector("#said .error")
-    assert "token" in text(page, "#said") and not hub.jobs
+    assert "under way already" in text(page, "#said") and len(hub.jobs) == 1
+
+
+def test_a_civitai_token_is_kept_beside_the_other_and_nowhere_else(hub, visitor, url, door):
+    token = "civitai-of-ada-0123456789"
+    page = visitor()
+    sign_in(page, "ada")
+    look(page)
+    page.click("#civitai summary")
+    page.fill("#civitai input[type=password]", "has blanks")
+    page.click("#civitai button")
+    page.wait_for_selector("#said .error")
+    page.click("#civitai summary")
+    page.fill("#civitai input[type=password]", token)
+    page.click("#civitai button")
+    page.wait_for_selector("#civitai-kept")
+    page.wait_for_selector("#start")  # the link was not lost
+    (known,) = door._visitors.values()
+    assert known.tokens.civitai == token
+    assert token not in page.content() and token not in str(page.context.cookies()) and token not in page.url
+    assert not [seen for seen in hub.seen if token in str(seen)]
+    page.click("#sign-out")
+    page.wait_for_selector("#sign-in")
+    assert not door._visitors
 
 
 def test_who_says_no_stays_outside_and_keeps_his_link(hub, visitor):

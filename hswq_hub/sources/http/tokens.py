@@ -1,16 +1,20 @@
 """Whose tokens are used: this machine's, or within a block those of somebody for whom this process does something.
 
-A page that serves many visitors must never speak with its own token for one of them, nor with that of another.
+A page that serves many visitors must never speak with its own token for one of them, nor with that of another, nor show
+one what it fetched for another.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import constants, get_token
 
 from hswq_runtime.checkpoints.locate import HubOptions
+
+from ...common.retry import in_a_hurry
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,29 @@ class Tokens:
         return text
 
 
-_GIVEN: ContextVar[Tokens | None] = ContextVar("tokens", default=None)
+_GIVEN: ContextVar[tuple[Tokens, str] | None] = ContextVar("tokens", default=None)
+"""Somebody's tokens, and the folder for what is fetched with them."""
 
 
 @contextmanager
 def on_behalf_of(somebody: Tokens) -> Iterator[None]:
-    """Within the block, in this thread, `somebody` speaks, and nothing of this machine's tokens is used."""
-    before = _GIVEN.set(somebody)
-    try:
-        yield
-    finally:
-        _GIVEN.reset(before)
+    """Within the block, in this thread, `somebody` speaks, and nothing of this machine's tokens is used.
+
+    Small files that are fetched for him are gone when the block ends. He is not kept waiting: what fails for the moment
+    is tried once more and no more.
+    """
+    with TemporaryDirectory(prefix="hswq-visitor-") as folder, in_a_hurry():
+        before = _GIVEN.set((somebody, folder))
+        try:
+            yield
+        finally:
+            _GIVEN.reset(before)
 
 
 def given_tokens() -> Tokens | None:
     """The tokens of the block that this is called in; None: it is in none, and this machine's count."""
-    return _GIVEN.get()
+    given = _GIVEN.get()
+    return None if given is None else given[0]
 
 
 def hub_token(*, asked: bool = True) -> str | None:
@@ -50,17 +61,23 @@ def hub_token(*, asked: bool = True) -> str | None:
 
     asked: whether it takes one. Otherwise HF_HUB_DISABLE_IMPLICIT_TOKEN may say that this machine's is not sent.
     """
-    if (given := _GIVEN.get()) is not None:
+    if (given := given_tokens()) is not None:
         return given.hub
     return get_token() if asked or not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else None
 
 
 def client_token() -> str | bool | None:
     """The argument `token` of huggingface_hub's functions: None: what they find here; False: they are to use none."""
-    given = _GIVEN.get()
+    given = given_tokens()
     return None if given is None else given.hub or False
 
 
+def client_cache() -> str | None:
+    """Their argument `cache_dir`: None: the cache of this machine."""
+    given = _GIVEN.get()
+    return None if given is None else given[1]
+
+
 def hub_options() -> HubOptions:
-    """How the runtime asks the Hub, with the same token."""
-    return HubOptions(token=client_token())
+    """How the runtime asks the Hub: with the same token, and the same cache."""
+    return HubOptions(token=client_token(), cache_dir=client_cache())

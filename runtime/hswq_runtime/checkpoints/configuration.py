@@ -11,6 +11,8 @@ from ..text import shown, written
 from .header import TensorInfo
 
 CONFIG = "config.json"
+LARGEST = 1 << 20
+"""Bytes."""
 _CLASS = "_class_name"
 _LARGEST, _LISTED = 1 << 16, 64
 """A number and a length that any configuration may have, whatever the tensors."""
@@ -60,8 +62,10 @@ class Configuration:
         """The configuration in a file.
 
         Raises:
-            FormatError: it is not a JSON object.
+            FormatError: it is not a JSON object, or larger than any configuration.
         """
+        if path.stat().st_size > LARGEST:
+            raise FormatError(f"{where} is larger than any configuration of a model")
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:

@@ -175,7 +175,7 @@ def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_w
         FormatError: the repo cannot be reached.
     """
     patterns = [f"{name}/*{suffix}" for name in sorted(names) for suffix in PUBLISHED_SUFFIXES]
-    patterns += [f"{name}/*.json" for name in sorted(without_weights)]
+    patterns += [f"{name}/config.json" for name in sorted(without_weights)]
     return _download(repo, [MODEL_INDEX, *patterns], hub)
 
 
