@@ -1,11 +1,12 @@
-"""The one look that all progress bars have."""
+"""The one look that all progress bars have, and what is said beside them."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn, TypeVar, overload
 
 from tqdm import tqdm
 
-from hswq_runtime.text import shown
+from hswq_runtime.text import LONGEST_SENTENCE, shown
 
 T = TypeVar("T")
 
@@ -42,3 +43,8 @@ def progress(
         leave=False,
         dynamic_ncols=True,
     )
+
+
+def remark(text: str) -> None:
+    """Say something on stderr without tearing a bar apart; also where it is no terminal."""
+    tqdm.write(shown(text, LONGEST_SENTENCE), file=sys.stderr)

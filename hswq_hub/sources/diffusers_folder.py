@@ -93,7 +93,7 @@ def join(config: Path, weights: list[Path], name: str, *, verify: bool = False) 
     """
     text = _read_config(config)
     key = _key(text, weights)
-    with cache.locked(key):
+    with cache.locked(key, name):
         known = cache.recall(key)
         if known and (found := cache.find(known, verify=verify)):
             return found, known

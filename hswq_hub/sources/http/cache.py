@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from ...common.files import file_sha256, write_atomically
 from ...common.home import home
+from ...common.progress import remark
 
 _PARTIAL, _DIGESTS, _VERIFIED = "partial", "digests", "verified"
 _DAY = 86_400
@@ -58,11 +59,19 @@ def partial(key: str) -> Path:
 
 
 @contextmanager
-def locked(key: str) -> Iterator[None]:
-    """Hold the lock of `key`: one process downloads, the others wait and then find the file."""
+def locked(key: str, name: str) -> Iterator[None]:
+    """Hold the lock of `key`: one process fetches the file `name`, the others say that they wait, and then find it."""
     _lock(key).parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock(key)):
+    lock = FileLock(_lock(key))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        remark(f"another hswq-hub is fetching {name}; waiting for it to end")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def find(sha256: str, *, verify: bool = False) -> Path | None:

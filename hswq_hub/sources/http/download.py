@@ -107,7 +107,7 @@ def download(
         TargetError: the disk has no room.
     """
     key = _key(web, url, file)
-    with cache.locked(key):
+    with cache.locked(key, file.name):
         known = file.sha256 or cache.recall(key)
         if known and (found := cache.find(known, verify=verify)):
             return found, known

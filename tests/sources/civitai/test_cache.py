@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -133,9 +134,27 @@ def test_what_is_pruned_is_locked_until_it_is_gone(server, monkeypatch):
         remove(path)
 
     monkeypatch.setattr("hswq_hub.sources.http.cache.shutil.rmtree", look)
-    with cache.locked(server.sha256):
+    with cache.locked(server.sha256, "tiny.safetensors"):
         assert cache.prune(0) == []
     assert [entry.sha256 for entry in cache.prune(0)] == locked == [server.sha256]
+
+
+def test_who_waits_for_another_run_says_so(server, capsys):
+    from filelock import FileLock
+
+    lock = cache.partial(f"{server.sha256}.lock")
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock, is_singleton=False):
+        waiting = threading.Thread(target=pull, args=(server,))
+        waiting.start()
+        said = ""
+        while "waiting" not in said:
+            said += capsys.readouterr().err
+            assert waiting.is_alive()
+            time.sleep(0.01)
+        assert said == "another hswq-hub is fetching tiny.safetensors; waiting for it to end\n" and not server.stored
+    waiting.join(30)
+    assert server.stored
 
 
 def test_signed_addresses_are_in_no_log(server, caplog):
