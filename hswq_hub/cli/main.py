@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from hswq_runtime.errors import HSWQError
+from hswq_runtime.errors import HSWQError, is_out_of_memory
 from hswq_runtime.text import sentence
 
 from .. import __version__
@@ -32,8 +32,6 @@ DEBUG_VARIABLE = "HSWQ_DEBUG"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "bad_alloc", "can't start new thread")
-"""What is in the messages of libraries that got no memory, which raise anything then."""
 _GO_ON = "then run the same command again to go on after what was finished"
 
 
@@ -59,7 +57,7 @@ class _Group(click.Group):
 
 def _of_the_machine(error: Exception) -> str | None:
     """What is said of a full disk, of one that may not be written to, of a full memory; None of other errors."""
-    if _is_without_memory(error):
+    if is_out_of_memory(error):
         return f"no memory is left; end other programs, or take a machine with more, {_GO_ON}"
     if not isinstance(error, OSError):
         return None
@@ -72,12 +70,6 @@ def _of_the_machine(error: Exception) -> str | None:
     if error.errno in _CLOSED and where:
         return f"{where} is out of reach ({str(error.strerror).lower()}); change that, {_GO_ON}"
     return None
-
-
-def _is_without_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    return not isinstance(error, HSWQError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hswq_runtime.errors import FormatError
+from hswq_runtime.errors import FormatError, is_out_of_memory
 
 from .files import atomic_file
 from .identity import fingerprint
@@ -148,4 +148,6 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # by what is wrong, torch raises anything from EOFError to RuntimeError
+        if is_out_of_memory(error) or isinstance(error, PermissionError):
+            raise
         raise FormatError(f"{path} is damaged; remove {path.parent}, what it is of then begins anew") from error

@@ -11,7 +11,12 @@
 Every message is one sentence: the cause and, where there is one, the next thing to do.
 """
 
+import errno
+
 from .text import sentence
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+"""What is in the messages of libraries that got no memory, which raise anything then."""
 
 
 class HSWQError(Exception):
@@ -47,3 +52,10 @@ class DeviceError(HSWQError):
 
 class FullPrecisionError(HSWQError):
     """Layers are to multiply in FP8, but their file wants every one multiplied in full precision."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, of whatever library, says that no memory was left."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return not isinstance(error, HSWQError) and any(text in str(error) for text in _NO_MEMORY)

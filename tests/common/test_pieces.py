@@ -104,3 +104,16 @@ def test_all_of_it_can_go(tmp_path):
     work(tmp_path / "kept", 3, facts="theirs")
     Pieces(tmp_path / "kept").clear()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", None])
+def test_a_full_memory_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch, text):
+    """Or people were told to remove hours of work."""
+    error = MemoryError() if text is None else RuntimeError(text)
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        pieces.load_tensors(tmp_path / "x")
