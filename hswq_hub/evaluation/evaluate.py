@@ -175,21 +175,8 @@ class _Pictures:
             self._pieces.keep(done, partial(dict, generation=asdict(self.settings), finished=self.finished))
 
     def compared(self, label: str, names: Sequence[str], how: str = "") -> list[PairResult]:
-        """The pictures against those of the original, several at a time, but for metrics that take all cores for one
-        pair. names: of perceptual metrics."""
-        originals, samples = self.samples[ORIGINAL, ""], self.samples[label, how]
-        together = [name for name in names if perceptual.METRICS[name].shares_cores]
-
-        def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
-            return compare_samples(*pair, original, sample, together)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(compare, self._pairs, originals, samples))
-        alone = [name for name in names if name not in together]
-        for i, (original, sample) in enumerate(zip(originals, samples, strict=True)):
-            seen = perceptual.measure(alone, original.image, sample.image) | found[i].perceptual
-            found[i] = replace(found[i], perceptual={name: seen[name] for name in names})
-        return found
+        """The pictures against those of the original. names: of perceptual metrics."""
+        return compare_pairs(self._pairs, self.samples[ORIGINAL, ""], self.samples[label, how], names)
 
 
 def label_files(files: Sequence[Path]) -> dict[str, Path]:
@@ -220,6 +207,25 @@ def _result(label: str, checkpoint: Checkpoint, pairs: list[PairResult]) -> Vari
         layers=len(checkpoint.layers),
         pairs=pairs,
     )
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[str, int]], originals: Sequence[Sample], samples: Sequence[Sample], names: Sequence[str]
+) -> list[PairResult]:
+    """The errors of `samples` against `originals`, of prompts and seeds: several pairs at a time, but for metrics that
+    take all cores for one. names: of perceptual metrics."""
+    together = [name for name in names if perceptual.METRICS[name].shares_cores]
+
+    def compare(pair: tuple[str, int], original: Sample, sample: Sample) -> PairResult:
+        return compare_samples(*pair, original, sample, together)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(compare, pairs, originals, samples))
+    alone = [name for name in names if name not in together]
+    for i, (original, sample) in enumerate(zip(originals, samples, strict=True)):
+        seen = perceptual.measure(alone, original.image, sample.image) | found[i].perceptual
+        found[i] = replace(found[i], perceptual={name: seen[name] for name in names})
+    return found
 
 
 def compare_samples(prompt: str, seed: int, original: Sample, sample: Sample, names: Sequence[str] = ()) -> PairResult:
