@@ -47,7 +47,7 @@ class MyRepo:
                 self.link = gr.Textbox(
                     "",
                     label="Link to the model",
-                    placeholder="https://civitai.com/models/…, or owner/name",
+                    placeholder="its address, or owner/name",
                     max_length=LONGEST_LINK,
                     scale=5,
                     elem_id="link",
@@ -69,12 +69,12 @@ class MyRepo:
     def _choices(self) -> None:
         self.format = gr.Radio(list(FORMATS), value=next(iter(FORMATS)), label="Files", elem_id="format")
         with gr.Row():
-            self.repo = gr.Textbox("", label="Repo", max_length=LONGEST_LINK, scale=3, elem_id="repo")
-            self.privacy = gr.Radio([_PUBLIC, _PRIVATE], value=_PUBLIC, label="Who may see it", scale=2)
+            self.repo = gr.Textbox("", label="Repo", max_length=LONGEST_LINK, scale=3, min_width=260, elem_id="repo")
+            self.privacy = gr.Radio([_PUBLIC, _PRIVATE], value=_PUBLIC, label="Who may see it", scale=2, min_width=210)
         with gr.Row():
-            self.machine = gr.Dropdown([], label="Machine", elem_id="machine")
+            self.machine = gr.Dropdown([], label="Machine", min_width=250, elem_id="machine")
             hours = [(f"{hours} h", hours) for hours in HOURS]
-            self.hours = gr.Dropdown(hours, value=HOURS[1], label="Stopped after", elem_id="hours")
+            self.hours = gr.Dropdown(hours, value=HOURS[1], label="Stopped after", min_width=150, elem_id="hours")
         self.licence = gr.Textbox("", label="Licence (an id of the Hub's)", max_length=LONGEST_LINK, visible=False)
         self.permitted = gr.Checkbox(label="Its creator allowed it to me", visible=False, elem_id="permitted")
 
