@@ -14,8 +14,11 @@ from support.civitai_server import MODEL, VERSION
 
 from hswq_hub.cards.card import write_card
 from hswq_hub.cli.tables import found_lines
+from hswq_hub.generation.cost import picture_values, pixels_a_token, vae_flops
+from hswq_hub.generation.generate import GenerationSettings
 from hswq_hub.settings import PromptSettings, SourceSettings
 from hswq_hub.sources.civitai import Civitai
+from hswq_hub.sources.components import vae_of
 from hswq_hub.sources.find import Found
 from hswq_hub.sources.http.header import stand_in
 from hswq_hub.sources.huggingface import Hub
@@ -24,6 +27,7 @@ from hswq_hub.sources.prompts.given import GivenPrompts
 from hswq_hub.sources.reference import HubRef, LocalRef, identify, parse
 from hswq_hub.workflow.inspect import inspect
 from hswq_runtime import Checkpoint, formats
+from hswq_runtime.architectures import ARCHITECTURES
 from hswq_runtime.checkpoints.base import find_base
 from hswq_runtime.checkpoints.header import DTYPE_BITS
 from hswq_runtime.checkpoints.locate import HubOptions, locate
@@ -291,6 +295,15 @@ class Targets:
         given = GivenPrompts.read(PromptSettings(path, other))
         assert given.calibration and all(len(prompt) <= 2000 for prompt in given.calibration.prompts)
 
+    def vae(self, chance: random.Random, folder: Path) -> None:
+        stated = {"sample_size": 1024, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+        (folder / "vae").mkdir(exist_ok=True)
+        (folder / "vae/config.json").write_text(json.dumps(mutate.mutated(chance, stated)))
+        found = vae_of(str(folder), HubOptions())
+        size = GenerationSettings.of(ARCHITECTURES["z-image"], found).size
+        assert size >= 16 and vae_flops(found, size) < 1e18 and picture_values(found, size) < 1e18
+        assert 1 <= pixels_a_token(found) <= 1024
+
     def link(self, chance: random.Random, folder: Path) -> None:
         query = {"prompt": "a fox", "negative": "bad", "seed": "7", "steps": "8", "guidance": "1.5", "size": "512",
                  "variants": "original|V2", "lora": "a/b"}  # fmt: skip
@@ -314,5 +327,5 @@ def _unsaid(found) -> dict:
     return {name: instead for name, instead in names.items() if hasattr(found, name)}
 
 
-NAMES = ("header", "stand_in", "metadata", "mark", "record", "civitai", "hub", "reference", "prompts", "link")
+NAMES = ("header", "stand_in", "metadata", "mark", "record", "civitai", "hub", "reference", "prompts", "vae", "link")
 assert all(hasattr(Targets, name) for name in NAMES)
