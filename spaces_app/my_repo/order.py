@@ -138,6 +138,15 @@ def watch(id: str, name: str) -> Watched:
         return Watched(job, lines, repo, problem=str(error))
 
 
+def stop(id: str, name: str) -> None:
+    """End a job of the account `name`. What it has not uploaded is lost.
+
+    Raises:
+        JobError: Hugging Face does not know it, or cannot be reached.
+    """
+    Jobs(name).cancel(id)
+
+
 def repo_in(job: JobInfo) -> str:
     """The repo that a job of ours uploads to."""
     words = list(job.command or ())

@@ -14,7 +14,7 @@ from ..page.controller import user_message
 from . import view
 from .login import LONGEST_LINK, REMARKS
 from .look import FORMATS, Look, gpu_of, look_at, outlook, repo_of
-from .order import HOURS, Order, OrderError, jobs_of, offers, watch
+from .order import HOURS, Order, OrderError, jobs_of, offers, stop, watch
 from .visitor import Door, Visitor
 
 TITLE = "HSWQ my repo"
@@ -61,6 +61,7 @@ class MyRepo:
             self.start = gr.Button(_START, variant="primary", size="lg", visible=False, elem_id="start")
             self.jobs = gr.Dropdown([], label="Your jobs", visible=False, elem_id="jobs")
             self.watched = gr.HTML(elem_id="watched")
+            self.stop = gr.Button("Stop the job", visible=False, elem_id="stop")
             self.progress = gr.HTML(elem_id="progress")
         self.looked, self.job = gr.State(None), gr.State("")
         self.clock = gr.Timer(_SECONDS, active=False)
@@ -85,6 +86,7 @@ class MyRepo:
         asked = [self.looked, self.format, self.machine, self.hours]
         order = [*asked, self.repo, self.privacy, self.licence, self.permitted]
         followed = [self.account, self.said, self.watched, self.progress, self.jobs, self.job, self.clock, self.start]
+        followed.append(self.stop)
 
         arrived = demo.load(self._arrive, None, [self.account, self.said, self.link, self.jobs], **_SHORT)
         look = gr.on([self.look.click, self.link.submit], self._clear, None, looked, **_SHORT)
@@ -95,6 +97,7 @@ class MyRepo:
         for field in (self.format, self.machine, self.hours):
             field.input(self._price, asked, [self.account, self.price], **_WORK)
         self.start.click(self._start, order, followed, **_WORK)
+        self.stop.click(self._stop, self.job, followed, **_WORK)
         chosen = self.jobs.input(lambda id: id, self.jobs, self.job, **_SHORT)
         for trigger in (chosen.then, self.clock.tick):
             trigger(self._watch, self.job, followed, concurrency_limit=_WATCHERS, **_SHORT)
@@ -234,6 +237,14 @@ class MyRepo:
 
         return self._answer(request, self.said, started, {})
 
+    def _stop(self, id: str, request: gr.Request) -> dict:
+        def stopped() -> dict:
+            with self._signed_in(request) as visitor:
+                stop(id, visitor.name)
+            return self._watch(id, request)
+
+        return self._answer(request, self.watched, stopped, {})
+
     def _watch(self, id: str, request: gr.Request) -> dict:
         if not id:
             return {self.clock: gr.Timer(active=False)}
@@ -242,7 +253,7 @@ class MyRepo:
             with self._signed_in(request) as visitor:
                 watched = watch(id, visitor.name)
             found = {self.watched: "", self.progress: view.progress(watched)}
-            found |= {self.clock: gr.Timer(active=not watched.ended)}
+            found |= {self.clock: gr.Timer(active=not watched.ended), self.stop: gr.update(visible=not watched.ended)}
             if not watched.ended:
                 return found
             again = {} if watched.succeeded else {self.start: gr.update(value=_START, interactive=True)}

@@ -97,10 +97,10 @@ def progress(watched: Watched) -> str:
             "more is billed.</p>"
         )
     else:
-        page = f'<a href="{escape(job.url)}" target="_blank" rel="noopener">on its own page</a>'
+        page = f'<a href="{escape(job.url)}" target="_blank" rel="noopener">All that it writes</a>'
         head = (
             f"<p>The job is {escape(stage.lower())}. It goes on without this page: come back, and it is among your "
-            f"jobs. It can be stopped {page}.</p>"
+            f"jobs. {page}</p>"
         )
     return f'<div class="job" data-stage="{escape(stage)}">{head}<pre>{lines}</pre></div>'
 

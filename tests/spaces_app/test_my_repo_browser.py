@@ -243,6 +243,18 @@ def test_signing_out_forgets(hub, visitor):
     page.wait_for_selector("#sign-in")
 
 
+def test_a_job_can_be_stopped(hub, visitor):
+    page = visitor()
+    sign_in(page, "ada")
+    look(page)
+    start(page)
+    page.click("#stop")
+    page.wait_for_selector(".job[data-stage=CANCELED]")
+    assert not page.is_visible("#stop") and page.is_enabled("#start")
+    (job,) = hub.jobs.values()
+    assert hub.processes[job.id].wait(10) != 0
+
+
 def test_a_running_job_is_found_again(hub, visitor):
     page = visitor()
     sign_in(page, "ada")

@@ -74,7 +74,7 @@ class VisitorsHub(HubServer):
         self.hurry: list[str] = []
         self.refuse: tuple[int, str] | None = None
         self.key = RSAKey.generate_key(2048, {"kid": "1", "use": "sig", "alg": "RS256"})
-        self.processes: list[subprocess.Popen] = []
+        self.processes: dict[str, subprocess.Popen] = {}
 
     @property
     def routes(self) -> list:
@@ -106,14 +106,15 @@ class VisitorsHub(HubServer):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.processes.append(process)
+        self.processes[job.id] = process
         job.stage = "RUNNING"
         job.lines.extend(line.rstrip("\n") for line in process.stdout)
-        job.stage = "COMPLETED" if process.wait() == 0 else "ERROR"
-        job.message = None if job.stage == "COMPLETED" else f"exit code {process.returncode}"
+        ended = process.wait()
+        if job.stage != "CANCELED":
+            job.stage, job.message = ("COMPLETED", None) if ended == 0 else ("ERROR", f"exit code {ended}")
 
     def __exit__(self, *_):
-        for process in self.processes:
+        for process in self.processes.values():
             process.kill()
         super().__exit__()
 
@@ -233,6 +234,13 @@ def logs(request: Handler, namespace: str, id: str):
     request.send(200, "".join(events).encode(), {"Content-Type": "text/event-stream", "Connection": "close"})
 
 
+def cancel(request: Handler, namespace: str, id: str):
+    if (job := job_of(request, namespace, id)) is not None:
+        job.stage = "CANCELED"
+        request.hub.processes[id].kill()
+        request.send_json(job.as_json())
+
+
 _JOB = r"/api/jobs/(?P<namespace>[\w-]+)/(?P<id>\w+)"
 VISITING = [
     ("GET", r"/\.well-known/openid-configuration", configuration),
@@ -244,4 +252,5 @@ VISITING = [
     ("GET", r"/api/jobs/(?P<namespace>[\w-]+)", listing),
     ("GET", _JOB, inspect),
     ("GET", rf"{_JOB}/logs", logs),
+    ("POST", rf"{_JOB}/cancel", cancel),
 ]
