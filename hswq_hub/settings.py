@@ -27,9 +27,20 @@ DEFAULT_FORMATS = (Format.V1, Format.V2)
 """What is made unless something else is asked for."""
 ALL_FORMATS = (Format.V1, Format.V2, Format.INT8)
 """Each number format and layout once; "best" is a mix of these."""
+FORMAT_GROUPS = {"both": DEFAULT_FORMATS, "all": ALL_FORMATS}
+"""Several formats by one word, beside those that are called by their own."""
 _STEPS = 25
 STAGES = ("calibrate", "quantize", "evaluate", "folder")
 """What `publish` does with a source, in this order, as a person calls it; each consists of one or more steps."""
+
+
+def formats_called(word: str) -> tuple[Format, ...]:
+    """What "both", "all" or the name of one format means.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    return FORMAT_GROUPS.get(word) or (Format(word),)
 
 
 @dataclass(frozen=True)

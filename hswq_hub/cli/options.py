@@ -11,13 +11,12 @@ from ..common.speed.gpus import GPUS
 from ..hub.settings import UploadSettings
 from ..jobs.settings import JobSettings
 from ..settings import (
-    ALL_FORMATS,
     ALLOWED,
     CALIBRATION_MEMORY,
-    DEFAULT_FORMATS,
     DEFAULT_RECIPE,
     DEVICES,
     DTYPES,
+    FORMAT_GROUPS,
     KEEP_BY,
     PERCEPTUAL,
     RECIPES,
@@ -30,6 +29,7 @@ from ..settings import (
     PublishSettings,
     Recipe,
     SourceSettings,
+    formats_called,
 )
 from ..settings import recipe as recipe_of
 from .groups import OptionGroup
@@ -96,7 +96,7 @@ def _recipe(
 
 
 def _formats(format_: str) -> tuple[Format, ...]:
-    return {"both": DEFAULT_FORMATS, "all": ALL_FORMATS}.get(format_) or (Format(format_),)
+    return formats_called(format_)
 
 
 def _calibration(
@@ -312,7 +312,7 @@ FORMATS = OptionGroup(
     click.option(
         "--format",
         "format_",
-        type=click.Choice([*(f.value for f in Format), "both", "all"]),
+        type=click.Choice([*(f.value for f in Format), *FORMAT_GROUPS]),
         default="both",
         show_default=True,
         help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original. both: v1 and v2. int8: INT8 "

@@ -1,12 +1,14 @@
-"""Writing files so that a name either holds the whole product or does not exist; and their digests."""
+"""Writing files so that a name either holds the whole product or does not exist; digests; and whose turn it is."""
 
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from .progress import progress
 
@@ -46,3 +48,18 @@ def file_sha256(path: Path) -> str:
             digest.update(piece)
             bar.update(len(piece))
     return digest.hexdigest()
+
+
+@contextmanager
+def held(lock: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `lock`, as one process at a time can; `wait` is called if another has it."""
+    found = FileLock(lock)
+    try:
+        found.acquire(timeout=0)
+    except Timeout:
+        wait()
+        found.acquire()
+    try:
+        yield
+    finally:
+        found.release()

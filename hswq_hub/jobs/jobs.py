@@ -28,7 +28,7 @@ from ..settings import SourceSettings
 from ..sources.errors import AccessError
 from ..sources.find import find
 from ..sources.http.credentials import TOKEN_VARIABLE, civitai_token
-from ..sources.http.tokens import hub_token
+from ..sources.http.tokens import Tokens, hub_token
 from ..sources.reference import CivitaiRef, LocalRef, parse
 from .settings import JobSettings
 
@@ -184,14 +184,12 @@ class Jobs:
 
     def _log(self, job: str, **which: Any) -> Iterator[str]:
         """Log lines without the tokens that a job was given."""
-        secrets = [self._token]
+        tokens = Tokens(self._token)
         with suppress(AccessError):  # what cannot be a token was given to no job
-            secrets += filter(None, [civitai_token()])
+            tokens = Tokens(self._token, civitai_token())
         with self._explained(f"the logs of job {job}"):
             for line in self._api.fetch_job_logs(job_id=job, namespace=self.namespace, **which):
-                for secret in secrets:
-                    line = line.replace(secret, "…")
-                yield line
+                yield tokens.hidden_in(line)
 
     def cancel(self, job: str) -> None:
         """Stop `job`. What it has not uploaded is lost."""

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from hswq_runtime.errors import FormatError
 
-from ..common.files import write_atomically
+from ..common.files import held, write_atomically
 from ..common.home import home
 from ..common.identity import fingerprint
 from ..common.pieces import Pieces
@@ -73,17 +73,10 @@ class Workspace:
     def locked(self, log: Log) -> Iterator[None]:
         """Only one process works here; `log` is told when this one has to wait. What a killed run left is removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log(f"another hswq-hub is at work on {self.name}; waiting for it to end")
-            lock.acquire()
-        try:
+        said = f"another hswq-hub is at work on {self.name}; waiting for it to end"
+        with held(self.folder / _LOCK, lambda: log(said)):
             clear_away(self.folder)
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def locked_if_free(self) -> Iterator[bool]:

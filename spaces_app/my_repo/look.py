@@ -7,7 +7,7 @@ from huggingface_hub import JobHardwareInfo
 from hswq_hub.common.speed.gpus import GPUS, Gpu
 from hswq_hub.common.text import megabytes
 from hswq_hub.jobs.jobs import Need
-from hswq_hub.settings import ALL_FORMATS, DEFAULT_FORMATS, PublishSettings, SourceSettings
+from hswq_hub.settings import PublishSettings, SourceSettings, formats_called
 from hswq_hub.sources.errors import UnknownReferenceError
 from hswq_hub.sources.find import Found, find
 from hswq_hub.sources.http.tokens import hub_options
@@ -17,13 +17,8 @@ from hswq_runtime.errors import HSWQError
 from hswq_runtime.formats import Format
 from hswq_runtime.text import address
 
-FORMATS = {
-    "V1 and V2": ("both", DEFAULT_FORMATS),
-    "INT8": ("int8", (Format.INT8,)),
-    "V1, V2 and INT8": ("all", ALL_FORMATS),
-    "Best mix": ("best", (Format.BEST,)),
-}
-"""What can be made, by its name for people: the value of `--format`, and the formats."""
+FORMATS = {"V1 and V2": "both", "INT8": Format.INT8.value, "V1, V2 and INT8": "all", "Best mix": Format.BEST.value}
+"""What can be made, by its name for people: the value of `--format`."""
 
 
 class LinkError(HSWQError):
@@ -73,10 +68,9 @@ def look_at(link: str, *, whole: bool = True) -> Look:
         checkpoint, architecture = source.checkpoint, source.architecture
         values = sum(info.values for info in checkpoint.denoiser_tensors.values())
     listing = found.listing
-    facts = [("model", f"{architecture.title}, {values / 1e9:.1f} billion parameters")]
-    if values < 1e8:
-        facts = [("model", f"{architecture.title}, {values / 1e6:.1f} million parameters")]
-    facts += [("from", source.origin), ("licence", components.licence or "its host states none")]
+    count = f"{values / 1e9:.1f} billion" if values >= 1e8 else f"{values / 1e6:.1f} million"
+    facts = [("model", f"{architecture.title}, {count} parameters"), ("from", source.origin)]
+    facts.append(("licence", components.licence or "its host states none"))
     if listing is None:
         return Look(str(found.meant), source.name, tuple(facts), Need(0, True), components.licence)
     sizes = (listing.size, components.bytes)
@@ -92,14 +86,14 @@ def look_at(link: str, *, whole: bool = True) -> Look:
     )
 
 
-def outlook(reference: str, formats: tuple[Format, ...], gpu: Gpu) -> Outlook:
-    """What publishing the model would take on `gpu`.
+def outlook(reference: str, format: str, gpu: Gpu) -> Outlook:
+    """What publishing the model would take on `gpu`. format: as `--format` has it.
 
     Raises:
         HSWQError: as :func:`look_at`, or it does not fit.
     """
     with _found(reference).look() as source:
-        plan = PublishRequest(reference, settings=PublishSettings(formats=formats)).plan_of(
+        plan = PublishRequest(reference, settings=PublishSettings(formats=formats_called(format))).plan_of(
             source, arriving=True, gpu=gpu
         )
         for memory in plan.memories:

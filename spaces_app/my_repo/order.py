@@ -78,8 +78,10 @@ class Order:
         check_upload(settings)
         with explained(self.repo):
             api().create_repo(self.repo, private=self.private, exist_ok=True)
-        if check_upload(settings).head is None:
+            made = find(settings, visitor.name)
+        if made.head is None:
             raise OrderError(f"there is a repo {self.repo} that this page may not write to; choose another name")
+        made.check_free()
         offer = jobs.offer(self.settings, look.need)
         return jobs.submit(offer.command(self.words), self.reference, self.settings)
 

@@ -197,7 +197,7 @@ class MyRepo:
                 if gpu is None:
                     return {self.price: view.price(offer, None, "How long this machine takes is not known.")}
                 try:
-                    found, why = outlook(look.reference, FORMATS[format][1], gpu), ""
+                    found, why = outlook(look.reference, FORMATS[format], gpu), ""
                 except HSWQError as error:
                     found, why = None, view.without_commands(user_message(error))
                 return {self.price: view.price(offer, found, why)}
@@ -222,7 +222,7 @@ class MyRepo:
                     raise OrderError(_AGAIN)
                 order = Order(
                     look.reference,
-                    FORMATS[format][0],
+                    FORMATS[format],
                     repo.strip()[:LONGEST_LINK],
                     privacy == _PRIVATE,
                     machine,

@@ -163,7 +163,7 @@ def test_a_machines_gpu_is_one_whose_speed_is_known_or_none(vram, model, name):
 
 
 def test_what_a_job_runs_is_understood_by_the_command_line():
-    for format, _ in FORMATS.values():
+    for format in FORMATS.values():
         words = order(format=format, private=True, permitted=True, licence="mit").words
         given = publish.make_context("publish", Offer(hardware(), 3600, Need(0, True)).command(words)[2:]).params
         assert (given["reference"], given["format_"], given["repo"]) == ("a/b", format, "ada/b-HSWQ")

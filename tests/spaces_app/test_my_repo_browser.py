@@ -87,6 +87,14 @@ def text(page, selector: str) -> str:
     return " ".join(page.inner_text(selector).split())
 
 
+def refused(page) -> str:
+    """What is said when a job is started and may not be."""
+    page.wait_for_selector("#most")
+    page.click("#start")
+    page.wait_for_selector("#said .error")
+    return text(page, "#said")
+
+
 def test_from_a_link_to_a_published_repo(hub, visitor, capfd):
     page = visitor()
     sign_in(page, "ada")
@@ -155,10 +163,7 @@ def test_a_refusal_is_a_sentence(hub, visitor, answer, said):
     page = visitor()
     sign_in(page, "ada")
     look(page)
-    page.wait_for_selector("#most")
-    page.click("#start")
-    page.wait_for_selector("#said .error")
-    assert said in text(page, "#said") and not hub.jobs
+    assert said in refused(page) and not hub.jobs
 
 
 def test_a_sign_in_that_ends_too_soon_costs_nothing(hub, visitor):
@@ -166,10 +171,7 @@ def test_a_sign_in_that_ends_too_soon_costs_nothing(hub, visitor):
     page = visitor()
     sign_in(page, "ada")
     look(page)
-    page.wait_for_selector("#most")
-    page.click("#start")
-    page.wait_for_selector("#said .error")
-    assert "sign-in ends in" in text(page, "#said") and not hub.jobs
+    assert "sign-in ends in" in refused(page) and not hub.jobs
 
 
 def test_an_expired_token_asks_for_another_sign_in(hub, visitor):
@@ -189,10 +191,7 @@ def test_one_repo_is_made_by_one_job_at_a_time(hub, visitor):
     look(page)
     start(page)
     page.click("#look")
-    page.wait_for_selector("#most")
-    page.click("#start")
-    page.wait_for_selector("#said .error")
-    assert "under way already" in text(page, "#said") and len(hub.jobs) == 1
+    assert "under way already" in refused(page) and len(hub.jobs) == 1
 
 
 def test_a_civitai_token_is_kept_beside_the_other_and_nowhere_else(hub, visitor, url, door):

@@ -24,6 +24,11 @@ def machine(name: str, vram: str | None, ram: str = "62 GB", cents: float = 3.0)
     }  # fmt: skip
 
 
+def machines() -> list[dict]:
+    """What the Hub offers: one without a GPU, one with a large and one with a small one."""
+    return [machine("cpu-basic", None, "16 GB", 0.02), machine("l40sx1", "48 GB"), machine("t4", "16 GB")]
+
+
 @dataclass
 class Job:
     """One job. lines: of its log. stage: of `huggingface_hub.JobStage`; the log ends when it is final."""
@@ -55,7 +60,7 @@ class JobsServer:
 
     def __init__(self):
         self.jobs: dict[str, Job] = {}
-        self.machines = [machine("cpu-basic", None, "16 GB", 0.02), machine("l40sx1", "48 GB"), machine("t4", "16 GB")]
+        self.machines = machines()
         self.repos: dict[str, dict[str, int]] = {}
         self.refuse: dict[str, tuple[int, str]] = {}
         self.log_requests = threading.Event()
@@ -186,14 +191,15 @@ def model_info(request: Handler, repo: str):
                        "siblings": siblings, "cardData": {"license": "mit"}})  # fmt: skip
 
 
-_JOB = r"/api/jobs/(?P<namespace>[\w-]+)/(?P<id>\w+)"
+JOBS = r"/api/jobs/(?P<namespace>[\w-]+)"
+JOB = rf"{JOBS}/(?P<id>\w+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", whoami),
     ("GET", r"/api/jobs/hardware", hardware),
-    ("POST", r"/api/jobs/(?P<namespace>[\w-]+)", start),
-    ("GET", r"/api/jobs/(?P<namespace>[\w-]+)", listing),
-    ("GET", _JOB, inspect),
-    ("GET", rf"{_JOB}/logs", logs),
-    ("POST", rf"{_JOB}/cancel", cancel),
+    ("POST", JOBS, start),
+    ("GET", JOBS, listing),
+    ("GET", JOB, inspect),
+    ("GET", rf"{JOB}/logs", logs),
+    ("POST", rf"{JOB}/cancel", cancel),
     ("GET", r"/api/models/(?P<repo>[\w.-]+/[\w.-]+)", model_info),
 ]

@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
@@ -22,7 +22,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from support.hub_server import ROUTES, Handler, HubServer, Repo, account
-from support.jobs_server import machine
+from support.jobs_server import JOB, JOBS, Job, hardware, machines
 
 CLIENT, SECRET = "the-space", "secret-of-the-space"
 LIFETIME = 8 * 3600
@@ -39,26 +39,6 @@ class Grant:
     redirect: str
 
 
-@dataclass
-class Job:
-    """lines: of its log. process: None before it has begun."""
-
-    id: str
-    namespace: str
-    spec: dict
-    stage: str = "SCHEDULING"
-    message: str | None = None
-    lines: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict:
-        shown = {key: self.spec.get(key) for key in ("command", "arguments", "environment", "flavor", "labels")}
-        return shown | {
-            "id": self.id, "dockerImage": self.spec.get("dockerImage"), "createdAt": _CREATED,
-            "status": {"stage": self.stage, "message": self.message},
-            "owner": {"id": "1", "name": self.namespace, "type": "user"},
-        }  # fmt: skip
-
-
 class VisitorsHub(HubServer):
     """people: who may sign in, in the order in which the page that asks them names them. lifetime: of their tokens, in
     seconds. folder: where jobs work. refuse: status and message that the next start of a job is answered with."""
@@ -70,7 +50,7 @@ class VisitorsHub(HubServer):
         self.given: dict[str, str] = {}
         """Token -> whose it is."""
         self.jobs: dict[str, Job] = {}
-        self.machines = [machine("cpu-basic", None, "16 GB", 0.02), machine("l40sx1", "48 GB"), machine("t4", "16 GB")]
+        self.machines = machines()
         self.hurry: list[str] = []
         self.refuse: tuple[int, str] | None = None
         self.key = RSAKey.generate_key(2048, {"kid": "1", "use": "sig", "alg": "RS256"})
@@ -179,10 +159,6 @@ def token(request: Handler):
     })  # fmt: skip
 
 
-def hardware(request: Handler):
-    request.send_json(request.hub.machines)
-
-
 def owner(request: Handler, namespace: str) -> bool:
     """Whether the token is that of the account whose jobs are meant; otherwise that was answered."""
     who = request.account()
@@ -199,7 +175,7 @@ def start(request: Handler, namespace: str):
     if request.hub.refuse is not None:
         status, message = request.hub.refuse
         return request.send_json({"error": message}, status)
-    job = Job(f"{len(request.hub.jobs):024x}", namespace, json.loads(request.body))
+    job = Job(f"{len(request.hub.jobs):024x}", namespace, json.loads(request.body), "SCHEDULING")
     request.hub.jobs[job.id] = job
     Thread(target=request.hub.carry_out, args=(job,), daemon=True).start()
     request.send_json(job.as_json())
@@ -241,16 +217,15 @@ def cancel(request: Handler, namespace: str, id: str):
         request.send_json(job.as_json())
 
 
-_JOB = r"/api/jobs/(?P<namespace>[\w-]+)/(?P<id>\w+)"
 VISITING = [
     ("GET", r"/\.well-known/openid-configuration", configuration),
     ("GET", r"/oauth/jwks", keys),
     ("GET", r"/oauth/authorize", authorize),
     ("POST", r"/oauth/token", token),
     ("GET", r"/api/jobs/hardware", hardware),
-    ("POST", r"/api/jobs/(?P<namespace>[\w-]+)", start),
-    ("GET", r"/api/jobs/(?P<namespace>[\w-]+)", listing),
-    ("GET", _JOB, inspect),
-    ("GET", rf"{_JOB}/logs", logs),
-    ("POST", rf"{_JOB}/cancel", cancel),
+    ("POST", JOBS, start),
+    ("GET", JOBS, listing),
+    ("GET", JOB, inspect),
+    ("GET", rf"{JOB}/logs", logs),
+    ("POST", rf"{JOB}/cancel", cancel),
 ]

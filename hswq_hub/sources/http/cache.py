@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ...common.files import file_sha256, write_atomically
+from ...common.files import file_sha256, held, write_atomically
 from ...common.home import home
 from ...common.progress import remark
 
@@ -62,16 +62,8 @@ def partial(key: str) -> Path:
 def locked(key: str, name: str) -> Iterator[None]:
     """Hold the lock of `key`: one process fetches the file `name`, the others say that they wait, and then find it."""
     _lock(key).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_lock(key))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        remark(f"another hswq-hub is fetching {name}; waiting for it to end")
-        lock.acquire()
-    try:
+    with held(_lock(key), lambda: remark(f"another hswq-hub is fetching {name}; waiting for it to end")):
         yield
-    finally:
-        lock.release()
 
 
 def find(sha256: str, *, verify: bool = False) -> Path | None:

@@ -17,6 +17,7 @@ from ..formats import Format, format_of
 from ..hub_errors import Kind, explained
 from ..text import several, shown
 from .checkpoint import Checkpoint
+from .configuration import CONFIG
 from .header import recognise_header
 
 MODEL_INDEX = "model_index.json"
@@ -175,7 +176,7 @@ def fetch_components(repo: str, names: Iterable[str], hub: HubOptions, without_w
         FormatError: the repo cannot be reached.
     """
     patterns = [f"{name}/*{suffix}" for name in sorted(names) for suffix in PUBLISHED_SUFFIXES]
-    patterns += [f"{name}/config.json" for name in sorted(without_weights)]
+    patterns += [f"{name}/{CONFIG}" for name in sorted(without_weights)]
     return _download(repo, [MODEL_INDEX, *patterns], hub)
 
 
