@@ -19,7 +19,7 @@ KEEP_BY = ("error", "variance")
 GB = 1e9
 CALIBRATION_MEMORY = 8.0
 ALLOWED = 2.0
-"""The error of a file whose readers multiply in FP8 or INT8 where they may, over that with exact products."""
+"""The error of a file whose readers multiply with rounded inputs where they may, over that with exact products."""
 INT8_SPEED = 0.9
 """The share of the linear layers' work that is in INT8, which rounds inputs more finely than FP8 does, in a file for
 readers that multiply so wherever they may."""
@@ -142,7 +142,7 @@ class Recipe:
     this share of all that it could cost; None: such a budget is an error. row_scales: V2 has a scale a row. fold: in V1
     powers of two are moved between layers. search: of the range; None: the range is max|w|. reader: who has to be able
     to read V2. speed: the share of the linear layers' work that is in FP8, or INT8, where a reader can, inputs rounded
-    too; None: in FP8 as much as keeps the error within `ALLOWED` times that of exact products, in INT8 `INT8_SPEED`. It
+    too; None: as much as keeps the error within `ALLOWED` times that of exact products, of INT8 files `INT8_SPEED`. It
     is chosen where layers are kept by error; otherwise products are as published.
     """
 

@@ -12,6 +12,7 @@ from support.kitchen import theirs_in
 
 from hswq_hub.cli.main import main
 from hswq_hub.quantization.choices.best import candidates, check_best, plan_best
+from hswq_hub.quantization.choices.keep import keep
 from hswq_hub.quantization.measure import Errors
 from hswq_hub.quantization.plan import Plan, plan_everything
 from hswq_hub.quantization.samples.inputs import InputRounding
@@ -143,6 +144,22 @@ def test_rounded_inputs_count_where_readers_round_them(plans, source):
         assert {d.number for d in plan.quantized if speed == 0.0 or d.rounds_input} == expected
         assert all(d.exact for d in plan.quantized if d.number is Number.FP8)
         assert all(d.error == (0.9 if d.number is Number.FP8 else 1.0) for d in plan.quantized)
+
+
+def test_by_default_rounded_inputs_may_not_cost_more_than_weights(plans, source):
+    """Of an INT8 file nine tenths of the work are multiplied so, whatever that costs."""
+    keys = [d.key for d in plans[Format.V2].quantized]
+    inputs = {
+        number: {key: InputRounding(None if number is Number.INT8 else 1.0, 5.0, 1e6, 64.0) for key in keys}
+        for number in Number
+    }
+    errors = Errors({Format.V2: dict.fromkeys(keys, 2.0), Format.INT8: dict.fromkeys(keys, 1.0)}, inputs)
+    how = recipe(keep_ratio=0.1)
+    best = plan_best(plans, source.checkpoint, how, errors)
+    rounded = [d for d in best.quantized if d.rounds_input]
+    assert 0 < sum(d.input_error for d in rounded) <= sum(d.error for d in best.quantized)
+    int8 = keep(plans[Format.INT8], source.checkpoint, how, errors.weights[Format.INT8], inputs)
+    assert sum(d.rounds_input for d in int8.quantized) > 2 * len(rounded)
 
 
 def test_what_is_made_for_it():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hswq_runtime.checkpoints.checkpoint import Checkpoint
-from hswq_runtime.formats import Number, layer_of
+from hswq_runtime.formats import Format, Number, layer_of
 from hswq_runtime.layers.fp8 import MULTIPLE
 
 from ...settings import ALLOWED, INT8_SPEED, Recipe
@@ -26,8 +26,8 @@ def with_products(
     """`plan`, in which kept layers and errors are decided, with the products of its linear layers.
 
     Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many that
-    the share `recipe.speed` of the work is; if that is None, with INT8 `INT8_SPEED`, and in FP8 each with which the
-    error can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a
+    the share `recipe.speed` of the work is; if that is None, `INT8_SPEED` of an INT8 file, and of all others each with
+    which the error can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a
     reader's hardware cannot multiply in FP8 or gains nothing by, that feed everything else, or that have a scale a row;
     and all of a folded file, which has other inputs.
 
@@ -39,7 +39,7 @@ def with_products(
     whole = sum(inputs[d.key].work for d in linear)
     possible = [d.key for d in linear if not plan.moves and can_multiply(d, checkpoint, inputs[d.key])]
     ranked = sorted(possible, key=lambda key: inputs[key].error / inputs[key].work)
-    speed = INT8_SPEED if recipe.speed is None and Number.INT8 in plan.format.numbers else recipe.speed
+    speed = INT8_SPEED if recipe.speed is None and plan.format is Format.INT8 else recipe.speed
     chosen, work, error = set(), 0.0, 0.0
     allowed = _EXPECTED * (ALLOWED - 1) * sum(d.error or 0.0 for d in plan.quantized)
     for key in ranked:
