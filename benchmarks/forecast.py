@@ -3,7 +3,7 @@
     python benchmarks/forecast.py --work build/forecast
 
 Three models: the bundled one, and two of random weights, whose pictures show nothing but cost what they cost: one that
-is four times as wide and makes pictures of 192 pixels, one of Z-Image's published width with one block of each kind.
+is four times as wide and makes pictures of 384 pixels, one of Z-Image's published width with one block of each kind.
 Each is published in a workspace of its own, so that nothing is known of it before. Memory is what a step took at its
 peak beyond what the process had before. Run it on a machine that does nothing else; `--only` takes some of the models.
 """
@@ -31,7 +31,7 @@ from hswq_runtime.formats import Metadata
 
 SECTION = "forecast"
 WIDE = {
-    "in_channels": 8,
+    "in_channels": 16,
     "dim": 768,
     "n_layers": 3,
     "n_refiner_layers": 1,
@@ -43,14 +43,14 @@ WIDE = {
 }
 FEW = PublishSettings(
     recipe=replace(recipe(), measurement=ErrorSettings(calls=4)),
-    calibration=CalibrationSettings(samples=16, calls=16, size=192),
-    evaluation=EvaluationSettings(pairs=2, size=192),
+    calibration=CalibrationSettings(samples=16, calls=16, size=384),
+    evaluation=EvaluationSettings(pairs=2, size=384),
 )
 PUBLISHED = WIDE | {"dim": 3840, "n_layers": 1, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48]}
 VERY_FEW = replace(
     FEW,
-    calibration=CalibrationSettings(samples=4, calls=4, size=64),
-    evaluation=EvaluationSettings(pairs=1, size=64),
+    calibration=CalibrationSettings(samples=4, calls=4, size=128),
+    evaluation=EvaluationSettings(pairs=1, size=128),
 )
 MODELS = ("bundled", "wide", "published width")
 HEADINGS = ("model", "step", "foretold, s", "taken, s", "taken / foretold")

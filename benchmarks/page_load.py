@@ -43,11 +43,11 @@ def ask(visitor: Visitor, number: int, chance: random.Random, tally: Tally) -> b
     seed, leaves = chance.randrange(2**31), chance.random() < LEAVING
     start = time.monotonic()
     if number % 2:
-        visitor.ask("a large red ring on a blue background", seed=seed, pictures=True)
+        visitor.ask("a large red house on green hills by day", seed=seed, pictures=True)
     else:
         variants = ["original", "naive FP8", "V1", "V2", "INT8"]
         function = visitor.functions()["_make"]
-        visitor.join(["demo", "a large red ring", "", seed, 9, 0, 64, variants, "", []], function)
+        visitor.join(["demo", "a large red house", "", seed, 9, 0, 128, variants, "", []], function)
     messages = visitor.messages()
     for message in messages:
         if leaves and time.monotonic() - start > PATIENCE:
@@ -106,7 +106,7 @@ def main() -> None:
         f"`python benchmarks/page_load.py`, on {describe(pick_device('auto'))}, one thread, on a machine that others",
         f"kept busy as well: the bundled model, {asked.visitors} visitors for {asked.minutes} minutes, each of whom",
         "asks again as soon as he is answered; one in ten hangs up after a second, and comes back as somebody else.",
-        "Asked for: all variants, 9 steps, 64 × 64.",
+        "Asked for: all variants, 9 steps, 128 × 128.",
         "",
         "| | |",
         "|---|---:|",

@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 16
 CAPTION_DIM = 128
 HEAD_DIM = 48
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -27,9 +27,9 @@ CHAT_TEMPLATE = (
 
 def make_vae():
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 96, 128),
         layers_per_block=1,
         norm_num_groups=2,  # few: normalising small groups would erase the level of a flat colour
         latent_channels=LATENT_CHANNELS,

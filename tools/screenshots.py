@@ -18,7 +18,7 @@ FLAGS = [
 DESKTOP, PHONE = {"width": 1320, "height": 900}, {"width": 390, "height": 844}
 SMALL = {"width": 1000, "height": 770}
 """So that a page that is mostly photographs is a small file in its own colours."""
-PROMPT = "a large striped red star at the left on a yellow background"
+PROMPT = "a large red lighthouse at the left on the sea at sunset"
 SHOTS = {
     "demo.png": (DESKTOP, "light", "Compare"),
     "demo-dark.png": (DESKTOP, "dark", "Compare"),

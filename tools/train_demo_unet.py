@@ -110,7 +110,11 @@ class Training:
 
 def train(training: Training, latents, hidden, pooled, args) -> None:
     """Until there are `args.steps` of them or `args.seconds` are over."""
-    noise_schedule, sizes = DDPMScheduler(**SCHEDULE), torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(BATCH, 1)
+    side = demo_pictures.SIZE
+    noise_schedule, sizes = (
+        DDPMScheduler(**SCHEDULE),
+        torch.tensor([[side, side, 0, 0, side, side]]).float().repeat(BATCH, 1),
+    )
     start, losses = time.time(), []
     while training.step < args.steps and time.time() - start < args.seconds:
         for group in training.optimizer.param_groups:

@@ -26,8 +26,8 @@ SHIPPED = Path(__file__).parents[1] / "bundled"
 ABOUT = """
 ## The bundled demo model
 
-A small Z-Image, trained on drawn pictures: shapes of one colour on a background. It ships with `hswq-hub` so that this
-page needs neither network nor GPU.
+A small Z-Image, trained on drawn scenes of 128 pixels: a house, a boat or a tent in a landscape, under a sky. It ships
+with `hswq-hub` so that this page needs neither network nor GPU.
 
 **What you compare.** *Original* is the full-precision checkpoint. *Naive FP8* is a plain cast of every layer. *V1* and
 *V2*, in FP8, are what `hswq-hub publish demo` makes with the default recipe: on this machine, or, before you run it,

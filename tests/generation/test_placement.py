@@ -107,7 +107,7 @@ def test_at_most_two_blocks_are_there_with_streams(meter, offload_with_streams):
 
 
 WIDE = {
-    "in_channels": 8, "dim": 3840, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 30, "n_kv_heads": 30,
+    "in_channels": 16, "dim": 3840, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 30, "n_kv_heads": 30,
     "cap_feat_dim": 128, "axes_dims": [32, 48, 48], "axes_lens": [1024, 512, 512],
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_what_a_call_holds_is_what_was_foretold(source):
     config = WIDE | {"dim": 768, "n_heads": 6, "n_kv_heads": 6}
     torch.manual_seed(0)
     model = diffusers.ZImageTransformer2DModel(**config).to(torch.bfloat16).eval()
-    inputs = [torch.randn(8, 1, 64, 64, dtype=torch.bfloat16)], torch.tensor([0.4]), [torch.randn(64, 128).bfloat16()]
+    inputs = [torch.randn(16, 1, 64, 64, dtype=torch.bfloat16)], torch.tensor([0.4]), [torch.randn(64, 128).bfloat16()]
     with torch.no_grad(), monitor(model), Computed(model) as computed:
         model(*inputs, return_dict=False)
     tokens, hidden = 32 * 32 + 64, int(768 / 3 * 8)

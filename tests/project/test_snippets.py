@@ -54,7 +54,7 @@ def test_what_people_do_with_a_published_model_runs_one_after_the_other(elsewher
     load, lora, memory, compiled, save = snippets("docs/diffusers.md")
     assert snippets("README.md") == [load]
     exec(load, names)
-    assert names["image"].size == (64, 64)
+    assert names["image"].size == (128, 128)
     exec(lora, names)
     assert names["pipe"].get_active_adapters() == ["style"]
     exec(memory, names)

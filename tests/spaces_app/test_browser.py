@@ -130,13 +130,13 @@ def test_the_slider_moves_and_shows_any_two(visit):
 
 def test_earlier_comparisons_are_kept_and_a_link_shows_one_again(visit):
     page = visit()
-    compare(page, "a striped yellow star on a 50% black & white background")
+    compare(page, "a yellow house in the desert at 50% night & day")
     compare(page, "the second of two")
     page.locator("#runs .thumbnail-item").nth(1).click()
-    finished(page, "a striped yellow star")
-    page.wait_for_url("**/?model=demo&prompt=a+striped*")
+    finished(page, "a yellow house")
+    page.wait_for_url("**/?model=demo&prompt=a+yellow*")
     again = visit("&" + page.url.split("?")[1])
-    finished(again, "a striped yellow star")
+    finished(again, "a yellow house")
     first, second = tiles(page), tiles(again)
     assert all(np.array_equal(first[variant], second[variant]) for variant in VARIANTS)
     assert again.locator("a.share").get_attribute("href") == page.locator("a.share").get_attribute("href")

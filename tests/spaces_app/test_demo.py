@@ -40,7 +40,7 @@ from spaces_app.page.controller import Controller
 from spaces_app.request import RequestError, default_request, validated_request
 
 pytestmark = pytest.mark.usefixtures("shared_home")
-PROMPT = "a large red ring at the left on a blue background"
+PROMPT = "a large red house at the left on green hills by day"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_every_variant_is_shown_and_v2_is_closer_than_naive(client):
     found = {variant["label"]: variant for variant in answer["variants"]}
     assert list(found) == ["original", "naive FP8", "V1", "V2", "INT8"] and answer["reference"] == "original"
     assert found["V2"]["latent_mse"] < found["naive FP8"]["latent_mse"]
-    assert pixels(found["V2"]).shape == (64, 64, 3)
+    assert pixels(found["V2"]).shape == (128, 128, 3)
 
 
 @pytest.mark.parametrize(

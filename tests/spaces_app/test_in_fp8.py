@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("shared_home")
 
 def test_it_is_asked_for_by_name_and_leaves_the_exact_products_as_they_were():
     model, worker = ModelRegistry().model(), Worker(local=True)
-    usual = default_request(model.limits, "a large red ring at the left on a blue background")
+    usual = default_request(model.limits, "a large red house at the left on green hills by day")
     assert not any(label.endswith(IN_FP8) for label in usual.variants)
     fields = asdict(usual) | {"steps": 2, "variants": ["original", NAIVE, NAIVE + IN_FP8]}
     request = validated_request(model.limits, **fields)

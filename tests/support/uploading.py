@@ -51,7 +51,7 @@ def run(*arguments):
 
 def picture(pipeline):
     how = GenerationSettings.of(resolve("demo").checkpoint.architecture, pipeline.vae.config, steps=2)
-    return generate(pipeline, "a large red ring at the left on a blue background", 5, how).image
+    return generate(pipeline, "a large red house at the left on green hills by day", 5, how).image
 
 
 def asked(server, method, part) -> list:

@@ -61,7 +61,7 @@ def contents(folder) -> dict[str, bytes]:
 
 def picture(pipeline, seed=5):
     how = GenerationSettings.of(resolve("demo").checkpoint.architecture, pipeline.vae.config, steps=3)
-    return generate(pipeline, "a large red ring at the left on a blue background", seed, how)
+    return generate(pipeline, "a large red house at the left on green hills by day", seed, how)
 
 
 def test_folder_holds_everything_that_would_be_uploaded(folder):
@@ -315,4 +315,4 @@ def test_card_snippet_runs(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     names: dict = {}
     exec(snippet.replace("num_inference_steps=9", "num_inference_steps=1"), names)
-    assert names["image"].size == (64, 64)
+    assert names["image"].size == (128, 128)

@@ -23,7 +23,7 @@ BEFORE = (
 PLANNED = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate", "folder")
 """The steps of the plan that is run; `tests/project/test_faults.py` holds that they are those that the code has."""
 STEPS = (*BEFORE, *map(Place, PLANNED), Place("upload", COMMIT))
-QUICK = "--size 64 --samples 2 --steps 2 --pairs 1 --picture-steps 1 --budget 0.8 --no-noise-floor --metrics none"
+QUICK = "--size 128 --samples 2 --steps 2 --pairs 1 --picture-steps 1 --budget 0.8 --no-noise-floor --metrics none"
 """What is asked for: as little as there can be of each."""
 PROMPTS = {"calibration.txt": "a cat\na dog\n", "evaluation.txt": "a red cat\na blue dog\n"}
 """Short ones: what is computed grows with them."""
