@@ -99,7 +99,7 @@ def test_the_page_runs_as_a_script_from_a_copy_of_its_folder(environment, tmp_pa
     server = subprocess.Popen([environment / "bin/python", "app.py"], cwd=tmp_path / "space", env=variables)
     try:
         client = _connect(f"http://127.0.0.1:{port}/", server)
-        answer = client.predict("a star", steps=1, size=32, api_name="/compare")
+        answer = client.predict("a star", steps=1, size=64, api_name="/compare")
     finally:
         server.terminate()
         server.wait()

@@ -16,7 +16,7 @@ from spaces_app.app import main
 
 pytestmark = pytest.mark.usefixtures("shared_home")
 PAGE = Path(__file__).parents[2] / "docs/spaces.md"
-CALL = {"prompt": "a star", "steps": 1, "size": 32, "variants": ["original", "V2"]}
+CALL = {"prompt": "a star", "steps": 1, "size": 64, "variants": ["original", "V2"]}
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_nothing_but_compare_is_offered_and_no_file_is_served_or_taken(client, u
 def test_twenty_at_once_are_all_answered_and_memory_stays_flat(client):
     def ask(count: int) -> list[dict]:
         jobs = [
-            client.submit(PROMPT, seed=seed, steps=1, size=32, variants=["original", "V2"], api_name="/compare")
+            client.submit(PROMPT, seed=seed, steps=1, size=64, variants=["original", "V2"], api_name="/compare")
             for seed in range(count)
         ]
         return [job.result(timeout=100) for job in jobs]
@@ -169,7 +169,7 @@ def test_a_run_is_told_step_by_step_with_previews(worker):
     steps = [event for event in events if isinstance(event, StepDone) and event.label == "V2"]
     assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
     previews = [step.picture for step in steps if step.picture is not None]
-    assert len(previews) == 5 and {p.shape for p in previews} == {(32, 32, 3)}
+    assert len(previews) == 5 and {p.shape for p in previews} == {(64, 64, 3)}
     assert not np.array_equal(previews[0], previews[-1])
 
 
@@ -269,7 +269,7 @@ def published(folder: Path, **changes) -> Path:
         "examples": [{"prompt": PROMPT}],
     }
     (folder / "hswq.json").write_text(json.dumps(record | changes))
-    generation = {"steps": 4, "guidance": 0.0, "size": 64}
+    generation = {"steps": 4, "guidance": 0.0, "size": 128}
     Evaluation({"generation": generation}, []).save(folder / "metrics.json")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Card\n![x](images/x.png)\nWords.\n")
     return folder
@@ -279,7 +279,7 @@ def test_a_published_folder_is_shown_with_the_original_it_names(tmp_path, worker
     folder = published(tmp_path / "out")
     model = ModelRegistry([str(folder)]).model()
     assert list(model.files) == ["original", "naive FP8", "V1", "V2"] and model.missing == ""
-    assert (model.limits.steps, model.limits.size, model.examples) == (4, 64, (PROMPT,))
+    assert (model.limits.steps, model.limits.size, model.examples) == (4, 128, (PROMPT,))
     assert "Words." in model.about and "images/" not in model.about and "license" not in model.about
     assert set(model.plans()) == set(ALL_FORMATS)
     bundled_model = ModelRegistry().model()

@@ -8,7 +8,7 @@ from support.served_page import Visitor, served, wait_for
 
 LONG = {"steps": 60, "size": 96}
 """Five pictures, which take many times as long as one small one."""
-SMALL = {"steps": 1, "size": 32, "variants": ["original", "V2"]}
+SMALL = {"steps": 1, "size": 64, "variants": ["original", "V2"]}
 SOON = 15
 """Seconds within which a place is free, on a slow machine: a step, and a small comparison."""
 

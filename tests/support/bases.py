@@ -12,14 +12,14 @@ from hswq_hub.sources.find import resolve
 def _clip(kind) -> torch.nn.Module:
     return kind(
         transformers.CLIPTextConfig(
-            vocab_size=390, hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2,
+            vocab_size=512, hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2,
             num_attention_heads=2, bos_token_id=388, eos_token_id=389, pad_token_id=387,
         )
     )  # fmt: skip
 
 
 def _t5(width: int) -> torch.nn.Module:
-    config = transformers.T5Config(vocab_size=390, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    config = transformers.T5Config(vocab_size=512, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
     return transformers.T5EncoderModel(config)
 
 
@@ -63,18 +63,18 @@ def write_base(folder: Path, name: str) -> Path:
             {"text_encoder": _t5(32), "tokenizer": tokenizer},
         )
     elif name == "aura_flow":
-        config = transformers.UMT5Config(vocab_size=390, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        config = transformers.UMT5Config(vocab_size=512, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
         found = {"text_encoder": transformers.UMT5EncoderModel(config), "tokenizer": tokenizer}
         pipeline, vae = diffusers.AuraFlowPipeline, _vae(**shifted)
     elif name == "flux2":
         config = transformers.Qwen3Config(
-            vocab_size=390, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+            vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
             num_key_value_heads=1, head_dim=8,
         )  # fmt: skip
         found = {"text_encoder": transformers.Qwen3ForCausalLM(config), "tokenizer": tokenizer, "is_distilled": True}
         pipeline, vae = diffusers.Flux2KleinPipeline, _vae(diffusers.AutoencoderKLFlux2)
     elif name == "qwen_image":
-        text = {"vocab_size": 390, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
+        text = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
                 "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
         vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 16}
         rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}

@@ -259,7 +259,7 @@ ORIGINALS = {
     "z-image": Original(
         Z_IMAGE,
         published=z_image_sizes(30, 2, w=3840, a=256, c=16, t=2560, h=128, f=10240),
-        tiny=z_image_sizes(1, 1, w=64, a=64, c=8, t=128, h=32, f=170),
+        tiny=z_image_sizes(1, 1, w=64, a=64, c=16, t=128, h=32, f=170),
         config={"dim": 3840, "n_layers": 30, "n_heads": 30, "axes_dims": [32, 48, 48]},
         billions=6,
         base="z_image",

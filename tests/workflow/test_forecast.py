@@ -59,7 +59,7 @@ def test_all_that_is_done_counts(source, rates, tmp_path):
     call = forecast._foretold(Work(calls=1))
     assert call > 0 and forecast._foretold(Work(calls=6)) == pytest.approx(6 * call)
     assert forecast._foretold(Work(calls=2, batch=3)) == pytest.approx(6 * call)
-    assert forecast._foretold(Work(calls=1, size=128)) > 1.2 * call
+    assert forecast._foretold(Work(calls=1, size=256)) > 1.2 * call
     assert forecast._foretold(Work(flops=3e9)) == pytest.approx(3.0)
     assert forecast._foretold(Work(double_flops=3e8)) == pytest.approx(3.0)
     assert forecast._foretold(Work(values=3e6)) == pytest.approx(3.0)
