@@ -25,11 +25,11 @@ def with_products(
 ) -> Plan:
     """`plan`, in which kept layers and errors are decided, with the products of its linear layers.
 
-    Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many that
-    the share `recipe.speed` of the work is; if that is None, `INT8_SPEED` of an INT8 file, and of all others each with
-    which the error can be expected to stay within `ALLOWED` times that of the weights. All others are exact: also those that a
-    reader's hardware cannot multiply in FP8 or gains nothing by, that feed everything else, or that have a scale a row;
-    and all of a folded file, which has other inputs.
+    Layers are taken in the order of the error of rounding their inputs, for the work that is in FP8 then: so many
+    that the share `recipe.speed` of the work is; if that is None, `INT8_SPEED` of an INT8 file, and of others each
+    with which the error can be expected to stay within `ALLOWED` times that of the weights. All others are exact:
+    also those that a reader's hardware cannot multiply in FP8 or gains nothing by, that feed everything else, or
+    that have a scale a row; and all of a folded file, which has other inputs.
 
     Args:
         roundings: by what inputs are rounded to and by key, of the layers whose inputs can be rounded.
