@@ -181,7 +181,7 @@ def test_what_is_wrong_is_said_in_the_page(visit, break_it, sentence):
 
 def test_a_broken_link_is_said_in_the_page(visit):
     page = visit("&prompt=x&size=1000000")
-    page.wait_for_selector("#status .status.error >> text=The size has to be from 32 to 96")
+    page.wait_for_selector("#status .status.error >> text=The size has to be from 64 to 192")
 
 
 def test_layers_and_about(visit):
