@@ -1,5 +1,5 @@
-"""Muon in float32: torch.optim.Muon orthogonalises in bfloat16, which a CPU without matrix units for it does ten times
-slower than all the rest of a step."""
+"""Muon in float32: torch.optim.Muon orthogonalises in bfloat16, which on a CPU without matrix units for that takes
+several times as long as all the rest of a step."""
 
 import torch
 

@@ -178,14 +178,8 @@ def _pine(pen):
         pen.fill(_polygon(x, y, (-width, base), (0, base - 0.62), (width, base)), (36, 98, 74))
 
 
-THINGS = {
-    "house": _house,
-    "lighthouse": _lighthouse,
-    "windmill": _windmill,
-    "tent": _tent,
-    "tree": _tree,
-    "boat": _boat,
-}
+ON_LAND = {"house": _house, "lighthouse": _lighthouse, "windmill": _windmill, "tent": _tent, "tree": _tree}
+THINGS = ON_LAND | {"boat": _boat}
 
 
 # --- Lands and skies -------------------------------------------------------------------------------
@@ -196,9 +190,14 @@ def _ridge(rng, x, waves):
     return sum(np.sin(x * wave + rng.uniform(0, 2 * np.pi)) / (i + 1) for i, wave in enumerate(waves)) / 1.5
 
 
+def _ground(rng, pen, top, height, waves, colour):
+    """All that is below a soft skyline around `top`."""
+    pen.fill(top + height * _ridge(rng, pen.x, waves) - pen.y, colour)
+
+
 def _hills(rng, pen):
-    for top, height, wave, colour in ((HORIZON, 0.12, 2.2, (142, 196, 116)), (0.46, 0.07, 3.1, (94, 164, 82))):
-        pen.fill(top + height * _ridge(rng, pen.x, (wave, 2.3 * wave)) - pen.y, colour)
+    _ground(rng, pen, HORIZON, 0.12, (2.2, 5.06), (142, 196, 116))
+    _ground(rng, pen, 0.46, 0.07, (3.1, 7.13), (94, 164, 82))
 
 
 def _mountains(rng, pen):
@@ -208,12 +207,12 @@ def _mountains(rng, pen):
         peak = _polygon(x, y, (cx - 0.8, 0.6), (cx, HORIZON - height), (cx + 0.8, 0.6))
         pen.fill(peak, (112, 124, 156))
         pen.fill(np.maximum(peak, y - HORIZON + 0.68 * height + 0.03 * np.sin(x * 24)), SNOW)
-    pen.fill(0.42 + 0.05 * _ridge(rng, x, (2.6, 5.0)) - y, (226, 234, 244))
+    _ground(rng, pen, 0.42, 0.05, (2.6, 5.0), (226, 234, 244))
 
 
 def _desert(rng, pen):
-    for top, height, wave, colour in ((HORIZON, 0.06, 1.8, (240, 206, 140)), (0.48, 0.08, 2.4, (222, 178, 108))):
-        pen.fill(top + height * _ridge(rng, pen.x, (wave, 2 * wave)) - pen.y, colour)
+    _ground(rng, pen, HORIZON, 0.06, (1.8, 3.6), (240, 206, 140))
+    _ground(rng, pen, 0.48, 0.08, (2.4, 4.8), (222, 178, 108))
 
 
 def _sea(rng, pen):
@@ -274,7 +273,7 @@ def _pick(rng, choices):
 def draw(rng):
     """One picture: uint8 array (SIZE, SIZE, 3), and its caption."""
     land, hour, size, place, colour = (_pick(rng, choices) for choices in (LANDS, SKIES, SIZES, PLACES, COLOURS))
-    thing = _pick(rng, THINGS if land == "on the sea" else list(THINGS)[:-1])
+    thing = _pick(rng, THINGS if land == "on the sea" else ON_LAND)
     extra = rng.random()
     light = SKIES[hour][2]
     picture = np.zeros((SIZE * SUPERSAMPLE, SIZE * SUPERSAMPLE, 3), np.float32)
@@ -284,7 +283,7 @@ def draw(rng):
     LANDS[land](rng, whole)
     glow = hour in ("at sunset", "at night")
     words = ["a", size, colour, thing, place, land, hour]
-    scale = SIZES[size]
+    at, scale = (PLACES[place], STANDS_AT), SIZES[size]
     if extra < 0.25:
         balloon = _pick(rng, [name for name in COLOURS if name != colour])
         _balloon(Pen(picture, (-0.1 * side, -0.3) if place else (-0.55, -0.3), 0.3, light), COLOURS[balloon])
@@ -294,9 +293,9 @@ def draw(rng):
             _pine(Pen(picture, (PLACES[place] + offset * scale, STANDS_AT - 0.06), 0.42, light))
         words += ["between pines"]
     if land == "on the sea" and thing != "boat":
-        island = Pen(picture, (PLACES[place], STANDS_AT), scale, light)
+        island = Pen(picture, at, scale, light)
         island.fill(np.hypot(island.x, 4 * (island.y - 0.02)) / 1.6 - 0.56, (232, 206, 148))
-    THINGS[thing](Pen(picture, (PLACES[place], STANDS_AT), scale, light), COLOURS[colour], glow)
+    THINGS[thing](Pen(picture, at, scale, light), COLOURS[colour], glow)
     caption = " ".join(word for word in words if word).replace("a orange", "an orange")
     small = picture.reshape(SIZE, SUPERSAMPLE, SIZE, SUPERSAMPLE, 3).mean((1, 3))
     return (np.clip(small, 0, 1) * 255 + 0.5).astype(np.uint8), caption

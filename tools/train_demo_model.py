@@ -44,6 +44,7 @@ from demo_networks import CAPTION_DIM, make_text_encoder, make_tokenizer, make_t
 
 PICTURES = 10240
 VAE_STEPS, VAE_DECAY_STEPS = 5200, 2000
+CELL = demo_pictures.SIZE // 8
 TEXT_STEPS = 1000
 NOISE_SHIFT = 3.0
 COARSE_WEIGHT = 1.0
@@ -89,28 +90,24 @@ def vae_loss(vae, images):
 @torch.no_grad()
 def edges_in_cells(pixels):
     """How much there is to draw in each of 8 x 8 cells of every picture, and a little everywhere: [N, 64]."""
-    cell = demo_pictures.SIZE // 8
     found = []
     for part in pixels.split(64):
-        strength = sum(
-            F.pad(e.abs(), (0, part.shape[2] - e.shape[3], 0, part.shape[1] - e.shape[2]))
-            for e in edges(to_input(part, "cpu"))
-        )
-        found.append(F.avg_pool2d(strength.mean(1, keepdim=True), cell).flatten(1))
+        below, beside = edges(to_input(part, "cpu"))
+        strength = F.pad(below.abs(), (0, 0, 0, 1)) + F.pad(beside.abs(), (0, 1))
+        found.append(F.avg_pool2d(strength.mean(1, keepdim=True), CELL).flatten(1))
     strengths = torch.cat(found)
     return strengths + strengths.mean() / 2
 
 
 def crops(pixels, strengths, side, count):
     """Squares around cells that are chosen by `strengths`: most of a picture is flat, and soon learnt."""
-    cell, last = demo_pictures.SIZE // 8, demo_pictures.SIZE - side
+    last = demo_pictures.SIZE - side
     result = []
     for index in torch.randint(0, len(pixels), (count,)).tolist():
         row, column = divmod(int(torch.multinomial(strengths[index], 1)), 8)
-        shifts = torch.randint(0, cell, (2,)).tolist()
-        top, left = (
-            min(max(at * cell + shift - side // 2, 0), last) for at, shift in zip((row, column), shifts, strict=True)
-        )
+        down, right = torch.randint(0, CELL, (2,)).tolist()
+        top = min(max(row * CELL + down - side // 2, 0), last)
+        left = min(max(column * CELL + right - side // 2, 0), last)
         result.append(pixels[index, top : top + side, left : left + side])
     return torch.stack(result)
 
@@ -219,8 +216,8 @@ def flow_loss(transformer, captions, latents):
 def make_optimizers(module, learning_rate):
     """Muon for the blocks' matrices, AdamW for embedders, modulation, norms and output.
 
-    Both get updates of the same size from a rate; Muon bears a four times higher one, and with it
-    the loss falls about three times faster than with AdamW alone.
+    Both get updates of the same size from a rate; Muon bears a four times higher one, and with it the loss falls about
+    three times faster than with AdamW alone.
     """
     named = list(module.named_parameters())
     blocks = [p for name, p in named if p.ndim == 2 and ("attention." in name or "feed_forward." in name)]

@@ -110,11 +110,8 @@ class Training:
 
 def train(training: Training, latents, hidden, pooled, args) -> None:
     """Until there are `args.steps` of them or `args.seconds` are over."""
-    side = demo_pictures.SIZE
-    noise_schedule, sizes = (
-        DDPMScheduler(**SCHEDULE),
-        torch.tensor([[side, side, 0, 0, side, side]]).float().repeat(BATCH, 1),
-    )
+    side, noise_schedule = float(demo_pictures.SIZE), DDPMScheduler(**SCHEDULE)
+    sizes = torch.tensor([[side, side, 0, 0, side, side]]).repeat(BATCH, 1)
     start, losses = time.time(), []
     while training.step < args.steps and time.time() - start < args.seconds:
         for group in training.optimizer.param_groups:
