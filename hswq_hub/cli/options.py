@@ -315,7 +315,7 @@ FORMATS = OptionGroup(
         type=click.Choice([*(f.value for f in Format), *FORMAT_GROUPS]),
         default="both",
         show_default=True,
-        help="v1: plain FP8, for any loader. v2: FP8 with a scale, closer to the original. both: v1 and v2. int8: INT8 "
+        help="v1: plain FP8, for any loader. v2: FP8 with a scale for each weight. both: v1 and v2. int8: INT8 "
         "with rotated inputs, in ComfyUI's format, which GPUs from the RTX 20 on multiply in INT8. best: that, but FP8 "
         "in layers that lose less by it. all: v1, v2 and int8.",
     ),
