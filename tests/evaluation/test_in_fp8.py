@@ -50,9 +50,9 @@ def test_only_what_the_file_allows_is_multiplied_in_fp8(evaluation, plan):
     likes, exact, scaled = (evaluation.variant(name) for name in ("as it likes", "exact", "scaled"))
     assert likes.rounded_layers == scaled.rounded_layers == sum(map(linear, plan.decisions))
     assert exact.rounded_layers == 0 and exact.multiplied is None and evaluation.variant(ORIGINAL).multiplied is None
-    for one in (likes, scaled):
+    for one, least in ((likes, 2), (scaled, 1.5)):
         assert [(p.prompt, p.seed) for p in one.rounded_pairs] == [(p.prompt, p.seed) for p in one.pairs]
-        assert one.multiplied.latent_mse_mean > 1.5 * one.latent_mse_mean
+        assert one.multiplied.latent_mse_mean > least * one.latent_mse_mean
     errors = [[pair.latent_mse for pair in one.pairs] for one in (likes, exact, scaled)]
     assert errors[0] == errors[1] == errors[2], "the weights are the same, and so are exact products"
     assert scaled.multiplied.latent_mse_mean < likes.multiplied.latent_mse_mean, "its inputs reach beyond 448"

@@ -106,9 +106,9 @@ def test_at_most_two_blocks_are_there_with_streams(meter, offload_with_streams):
     assert meter.together == 3
 
 
-WIDE = {
-    "in_channels": 16, "dim": 3840, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 30, "n_kv_heads": 30,
-    "cap_feat_dim": 128, "axes_dims": [32, 48, 48], "axes_lens": [1024, 512, 512],
+WIDE = tiny.FITS_DEMO | {
+    "dim": 3840, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 30, "n_kv_heads": 30,
+    "axes_dims": [32, 48, 48], "axes_lens": [1024, 512, 512],
 }  # fmt: skip
 
 

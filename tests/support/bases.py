@@ -9,17 +9,19 @@ import transformers
 from hswq_hub.sources.find import resolve
 
 
-def _clip(kind) -> torch.nn.Module:
+def _clip(kind, tokenizer) -> torch.nn.Module:
     return kind(
         transformers.CLIPTextConfig(
-            vocab_size=512, hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2,
-            num_attention_heads=2, bos_token_id=388, eos_token_id=389, pad_token_id=387,
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, projection_dim=32, num_hidden_layers=2,
+            num_attention_heads=2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
 
 
-def _t5(width: int) -> torch.nn.Module:
-    config = transformers.T5Config(vocab_size=512, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+def _t5(width: int, tokenizer) -> torch.nn.Module:
+    size = len(tokenizer)
+    config = transformers.T5Config(vocab_size=size, d_model=width, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
     return transformers.T5EncoderModel(config)
 
 
@@ -39,20 +41,25 @@ def write_base(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo / "tokenizer")
     short = transformers.AutoTokenizer.from_pretrained(demo / "tokenizer", model_max_length=77)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    size, scheduler = len(tokenizer), diffusers.FlowMatchEulerDiscreteScheduler()
     shifted = {"scaling_factor": 1.0, "shift_factor": 0.0}
     if name == "flux":
-        clip = _clip(transformers.CLIPTextModel)
-        found = {"text_encoder": clip, "tokenizer": short, "text_encoder_2": _t5(32), "tokenizer_2": tokenizer}
+        clip = _clip(transformers.CLIPTextModel, short)
+        found = {
+            "text_encoder": clip,
+            "tokenizer": short,
+            "text_encoder_2": _t5(32, tokenizer),
+            "tokenizer_2": tokenizer,
+        }
         pipeline, vae = diffusers.FluxPipeline, _vae(**shifted)
     elif name == "sd3":
-        clips = [_clip(transformers.CLIPTextModelWithProjection) for _ in range(2)]
+        clips = [_clip(transformers.CLIPTextModelWithProjection, short) for _ in range(2)]
         found = {
             "text_encoder": clips[0],
             "tokenizer": short,
             "text_encoder_2": clips[1],
             "tokenizer_2": short,
-            "text_encoder_3": _t5(64),
+            "text_encoder_3": _t5(64, tokenizer),
             "tokenizer_3": tokenizer,
         }
         pipeline, vae = diffusers.StableDiffusion3Pipeline, _vae(**shifted)
@@ -60,21 +67,21 @@ def write_base(folder: Path, name: str) -> Path:
         pipeline, vae, found = (
             diffusers.ChromaPipeline,
             _vae(**shifted),
-            {"text_encoder": _t5(32), "tokenizer": tokenizer},
+            {"text_encoder": _t5(32, tokenizer), "tokenizer": tokenizer},
         )
     elif name == "aura_flow":
-        config = transformers.UMT5Config(vocab_size=512, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        config = transformers.UMT5Config(vocab_size=size, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
         found = {"text_encoder": transformers.UMT5EncoderModel(config), "tokenizer": tokenizer}
         pipeline, vae = diffusers.AuraFlowPipeline, _vae(**shifted)
     elif name == "flux2":
         config = transformers.Qwen3Config(
-            vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+            vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
             num_key_value_heads=1, head_dim=8,
         )  # fmt: skip
         found = {"text_encoder": transformers.Qwen3ForCausalLM(config), "tokenizer": tokenizer, "is_distilled": True}
         pipeline, vae = diffusers.Flux2KleinPipeline, _vae(diffusers.AutoencoderKLFlux2)
     elif name == "qwen_image":
-        text = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
+        text = {"vocab_size": size, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
                 "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
         vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 16}
         rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}

@@ -29,7 +29,7 @@ from hswq_runtime import load_model
 from support import tiny
 from support.stopping import KILLS, count_calls, end_at
 
-tiny.CONFIG |= {"in_channels": 16, "cap_feat_dim": 128}  # what goes with the demo model's other components
+tiny.CONFIG |= tiny.FITS_DEMO
 NAMES = ("calibrate", "search", "round", "measure", "write v1", "write v2", "naive", "evaluate")
 SETTINGS = PublishSettings(
     recipe=replace(recipe(budget=0.8), measurement=ErrorSettings(calls=2)),

@@ -25,6 +25,8 @@ CONFIG = {
     "axes_dims": [12, 18, 18],
     "axes_lens": [1024, 512, 512],
 }
+FITS_DEMO = {"in_channels": 16, "cap_feat_dim": 128}
+"""What goes with the demo model's other components."""
 
 
 def model(seed: int = 0, **changes) -> diffusers.ZImageTransformer2DModel:

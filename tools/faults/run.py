@@ -54,7 +54,7 @@ def _parsed() -> argparse.Namespace:
 def _rows(place: Path, only: list[str] | None, steps: list[str] | None) -> list[Row]:
     from hswq_hub.sources.find import resolve
 
-    tiny.CONFIG |= {"in_channels": 16, "cap_feat_dim": 128}  # what goes with the demo model's other components
+    tiny.CONFIG |= tiny.FITS_DEMO
     os.environ["HSWQ_HOME"] = str(place / "own")
     model, base = tiny.checkpoint(place), Path(resolve("demo").base)
     for name, text in PROMPTS.items():
